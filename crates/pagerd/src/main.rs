@@ -1,0 +1,2 @@
+//! Placeholder.
+fn main() { println!("hi {:?}", std::thread::current().id()); }

@@ -1,0 +1,190 @@
+//! The waist: [`PageStore`].
+//!
+//! A store is an engine with a non-blocking driver folded in: `submit` queues a request and
+//! returns at once, `advance` moves bytes as far as they go without waiting and reports what
+//! finished. The caller waits on [`Readiness`]. Page contents never pass through the trait:
+//! requests name frames, and the store reads or writes the frames' bytes through [`Frames`].
+
+use std::io::IoSliceMut;
+use std::os::fd::RawFd;
+
+use crate::{FrameId, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange, Version};
+
+/// Local memory that holds pages on their way in or out.
+///
+/// A frame named in a request belongs to the store until that request's completion: the caller
+/// may read it meanwhile, and must not change, move or reuse it.
+pub trait Frames {
+    /// The bytes of a frame.
+    fn bytes(&self, frame: FrameId) -> &[u8; PAGE_SIZE];
+
+    /// The bytes of a frame, to fill.
+    fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE];
+
+    /// Appends to `slices` buffers that together cover `frames` in their order; frames that lie
+    /// side by side in memory share one slice. Panics if a frame is named twice.
+    fn gather_mut<'a>(&'a mut self, frames: &[FrameId], slices: &mut Vec<IoSliceMut<'a>>);
+
+    /// Appends to `slices` buffers that together cover `frames` in their order, to send.
+    fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<std::io::IoSlice<'a>>);
+}
+
+/// Names a request in its completion. Chosen by the caller; the store only repeats it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// One page to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchPage {
+    /// Which page of the region.
+    pub page: PageIndex,
+    /// The version that the caller stored last; any other one is an error.
+    pub version: Version,
+    /// Where the content goes.
+    pub frame: FrameId,
+}
+
+/// One page to store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StorePage {
+    /// Which page of the region.
+    pub page: PageIndex,
+    /// Greater than the page's version so far.
+    pub version: Version,
+    /// Where the content is.
+    pub frame: FrameId,
+}
+
+/// What a caller asks of a store.
+#[derive(Debug, Clone, Copy)]
+pub enum Request<'a> {
+    /// Bring pages into frames. On success every frame holds exactly the version asked for,
+    /// checked against its checksum.
+    Fetch(&'a [FetchPage]),
+    /// Keep pages. On success every current member of each page's resiliency set has acknowledged
+    /// it: only now may the local copy be dropped (the commit point).
+    Store(&'a [StorePage]),
+    /// Forget pages; reading them later is an error. Ranges that hold nothing are fine.
+    Release(&'a [PageRange]),
+    /// Make the region this many pages larger. Completes with [`Outcome::Grown`].
+    Grow(PageCount),
+}
+
+/// How a request that succeeded ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The frames hold the pages. `server_nanos` is the time the server itself reports for the
+    /// request, 0 if it does not.
+    Fetched {
+        /// Time spent in the server, as it reports it.
+        server_nanos: u64,
+    },
+    /// The pages are kept.
+    Stored,
+    /// The pages are forgotten.
+    Released,
+    /// The region has now this many pages.
+    Grown {
+        /// Pages of the region that may be used: indices `0..pages`.
+        pages: PageCount,
+    },
+}
+
+/// The end of one request.
+#[derive(Debug)]
+pub struct Completion {
+    /// The request.
+    pub ticket: Ticket,
+    /// How it ended. After an error the contents of the request's frames are undefined for a
+    /// fetch, and unchanged for a store.
+    pub result: Result<Outcome, StoreError>,
+}
+
+/// What a store waits for, to be given to poll or epoll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// Descriptor whose readiness calls for `advance`; `None` while there is none (reconnecting).
+    pub descriptor: Option<RawFd>,
+    /// Whether the store has bytes that did not fit in the descriptor: wait for writable too.
+    pub wants_write: bool,
+    /// When `advance` must be called even if nothing became ready (heartbeats, time-outs).
+    pub deadline: Option<Nanos>,
+}
+
+/// Keeps the pages of one region.
+pub trait PageStore {
+    /// Queues a request. Requests on the same page take effect in the order of their submission.
+    /// Fails if the store is closed (see [`StoreError`]) or a named limit of it is reached
+    /// ([`StoreError::Busy`]: advance, then try again).
+    fn submit(&mut self, ticket: Ticket, request: Request<'_>) -> Result<(), StoreError>;
+
+    /// Sends and receives as much as goes without waiting, and appends what finished to `done`.
+    /// An error here is final: the store has failed closed and every later call repeats it.
+    fn advance(
+        &mut self,
+        now: Nanos,
+        frames: &mut dyn Frames,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), StoreError>;
+
+    /// What to wait for before the next `advance`.
+    fn readiness(&self) -> Readiness;
+}
+
+/// Why a store cannot do what was asked. Every message says what happened and where; the ones a
+/// person must act on say what to do.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// The named limit on queued requests is reached.
+    #[error("the store's queue is full ({limit} requests)")]
+    Busy {
+        /// The limit.
+        limit: usize,
+    },
+    /// The server has no room for what was asked.
+    #[error(
+        "memory server {server} is full: asked for {asked} bytes, {free} bytes are free; start it \
+         with more --memory, name another server, or give --spill DIR"
+    )]
+    Full {
+        /// The server, as the user named it.
+        server: String,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that the server could still grant.
+        free: u64,
+    },
+    /// The server is gone (closed, silent or restarted) and with it the region.
+    #[error("lost memory server {server} and with it {region}: {reason}")]
+    Lost {
+        /// The server, as the user named it.
+        server: String,
+        /// What was lost, for example `region 7 (262144 pages)`.
+        region: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The server returned a page that is not the one that was stored.
+    #[error(
+        "memory server {server} returned a wrong page: page {page} version {version}: {reason}; \
+         it was not used"
+    )]
+    WrongPage {
+        /// The server, as the user named it.
+        server: String,
+        /// Page of the region.
+        page: u64,
+        /// Version that was expected.
+        version: u64,
+        /// What did not match.
+        reason: String,
+    },
+    /// The server refused the request.
+    #[error("memory server {server} refused: {reason}")]
+    Refused {
+        /// The server, as the user named it.
+        server: String,
+        /// The refusal's code and text.
+        reason: String,
+    },
+}
