@@ -141,7 +141,7 @@ mod tests {
                 BlockId::new(u32::try_from(mask(block)).unwrap()),
                 mask(offset),
             );
-            for (s, b, o) in [(ServerId::new(0), BlockId::new(1), 4096), last] {
+            for (s, b, o) in [(ServerId::new(0), BlockId::new(1), 4095), last] {
                 let address = widths.join(s, b, o).unwrap();
                 assert_eq!(widths.split(address), (s, b, o));
             }
