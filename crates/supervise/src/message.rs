@@ -1,0 +1,111 @@
+//! The messages of the control socket, as JSON: they are few, and a person can read them in a
+//! trace. Both ends come from one build; the version is checked all the same, because a daemon
+//! may outlive an upgrade.
+
+use serde::{Deserialize, Serialize};
+
+/// The version of these messages. Both sides must have the same one.
+///
+/// * 1: the first.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// From a pager to its supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PagerMessage {
+    /// The first message; carries the descriptor of the pager's stats page.
+    Hello(Hello),
+    /// Pages may leave the program from now on. Carries the main and the scratch userfaultfd, which
+    /// the supervisor holds until the program has ended: while any duplicate is open a fault
+    /// waits, and the kernel never hands out zero pages.
+    Armed,
+    /// The session that the pager opened, so that the supervisor can end it should the pager not.
+    Session(SessionReport),
+    /// The program forked. Carries the child's userfaultfd, held until [`Self::ForkChildGone`] with
+    /// the same `key` or until the run has ended.
+    ForkChild {
+        /// Chosen by the pager.
+        key: u64,
+    },
+    /// The child's pages are all where they belong, or the child has ended.
+    ForkChildGone {
+        /// The key of the [`Self::ForkChild`].
+        key: u64,
+    },
+    /// The pager cannot go on: the supervisor stops the program and says why.
+    Fatal {
+        /// For a person: what was lost and where.
+        message: String,
+        /// What `farmem run` exits with.
+        exit_code: u8,
+    },
+    /// The pager has ended its session and leaves; its program needs it no more.
+    Bye,
+}
+
+/// Who a pager is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// The process whose memory it pages.
+    pub program_pid: u32,
+    /// The pager itself.
+    pub pager_pid: u32,
+    /// The program's name, for people.
+    pub name: String,
+}
+
+/// A session on a memory server, with all that ending it from outside takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// The server's address as the supervisor gave it.
+    pub server: String,
+    /// The session's number.
+    pub session: u64,
+    /// The session's secret.
+    pub token: u64,
+    /// The epoch of the region.
+    pub epoch: u64,
+    /// The server's incarnation.
+    pub incarnation: u64,
+    /// The region.
+    pub region: u64,
+    /// Bytes that the server has granted.
+    pub granted: u64,
+}
+
+/// From the supervisor to a pager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum SupervisorMessage {
+    /// The answer to a hello.
+    Welcome(Welcome),
+    /// The answer to a hello that the supervisor cannot serve. The program goes on unpaged.
+    Refuse {
+        /// For a person.
+        message: String,
+    },
+    /// The program's share of the local limit from now on.
+    Limit {
+        /// Bytes, the pager's own memory included.
+        bytes: u64,
+    },
+}
+
+/// What a pager works with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The program's share of the local limit: bytes, the pager's own memory included.
+    pub limit_bytes: u64,
+    /// The memory server: `host:port` or `unix:PATH`.
+    pub server: String,
+    /// Where pages go that the server has no room for.
+    pub spill: Option<String>,
+    /// What to ask of the server at setup; more is asked for as the region grows.
+    pub reservation_bytes: u64,
+    /// Whether the server's arena may be mapped: it is on this machine and belongs to this user.
+    pub share_arena: bool,
+    /// The longest run that read-ahead fetches.
+    pub readahead_pages_max: u32,
+}

@@ -1,0 +1,204 @@
+//! What the supervisor needs of the kernel and the standard library has no safe call for: signals
+//! as events, starting a program that dies with the supervisor, and what the children used.
+
+#![expect(
+    unsafe_code,
+    reason = "signal masks, pre_exec and getrusage have no safe interface"
+)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rustix::process::Signal;
+
+/// Signals that wait to be read instead of interrupting.
+///
+/// The signals stay blocked in this process from [`Self::block`] on, and their dispositions are
+/// not touched: a program started by `nohup` still ignores SIGHUP.
+#[derive(Debug)]
+pub struct SignalQueue {
+    descriptor: OwnedFd,
+    /// The mask before, which programs get back.
+    before: libc::sigset_t,
+}
+
+/// A signal that was sent to this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuedSignal {
+    /// Its number.
+    pub number: i32,
+    /// Whether a process sent it to this one with kill, and not the kernel (a terminal's keys reach the
+    /// whole process group).
+    pub sent_by_process: bool,
+}
+
+impl SignalQueue {
+    /// Blocks the signals in this thread and those it will start, and queues them. Call it before
+    /// any other thread exists.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn block(signals: &[Signal]) -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `set` is writable; sigemptyset initialises it whole.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        for signal in signals {
+            // SAFETY: `set` was initialised just above and is not shared.
+            if unsafe { libc::sigaddset(set.as_mut_ptr(), signal.as_raw()) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: sigemptyset initialised it.
+        let set = unsafe { set.assume_init() };
+        let before = set_mask(libc::SIG_BLOCK, &set)?;
+        // SAFETY: `set` is a valid set; -1 asks for a new descriptor.
+        let raw =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: signalfd has just returned this descriptor to us alone.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Self { descriptor, before })
+    }
+
+    /// The next signal, if one waits.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[expect(
+        clippy::host_endian_bytes,
+        reason = "the kernel of this machine wrote it"
+    )]
+    pub fn next(&self) -> io::Result<Option<QueuedSignal>> {
+        let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.descriptor, &mut info)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        // ssi_signo, ssi_errno and ssi_code are the first three words.
+        let (words, _) = info.as_chunks::<4>();
+        let (number, code) = (i32::from_ne_bytes(words[0]), i32::from_ne_bytes(words[2]));
+        // SI_USER and all codes below it (kill, sigqueue, tkill) come from a process.
+        Ok(Some(QueuedSignal {
+            number,
+            sent_by_process: code <= 0,
+        }))
+    }
+
+    /// Unblocks the signals: from here on they do what they would have done to this process.
+    pub fn restore(self) {
+        // The mask came from the kernel, so it cannot be refused.
+        let _ = set_mask(libc::SIG_SETMASK, &self.before);
+    }
+}
+
+impl AsFd for SignalQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+fn set_mask(how: i32, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: both sets are valid for the call.
+    let errno = unsafe { libc::pthread_sigmask(how, set, before.as_mut_ptr()) };
+    if errno != 0 {
+        return Err(io::Error::from_raw_os_error(errno));
+    }
+    // SAFETY: on success pthread_sigmask has written the mask of before.
+    Ok(unsafe { before.assume_init() })
+}
+
+/// Starts a program with the signal mask of before `signals` blocked any, that the kernel kills
+/// should this process die.
+///
+/// # Errors
+/// Why the program cannot be started; the kinds `NotFound` and `PermissionDenied` have their usual
+/// meaning.
+pub fn start_program(command: &mut Command, signals: &SignalQueue) -> io::Result<Child> {
+    let mask = signals.before;
+    let supervisor = rustix::process::getpid();
+    let prepare = move || -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The supervisor may have died just before the line above.
+        if rustix::process::getppid() != Some(supervisor) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        set_mask(libc::SIG_SETMASK, &mask).map(|_| ())
+    };
+    // SAFETY: between fork and exec only async-signal-safe things may be done: `prepare` makes
+    // three system calls, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn()
+}
+
+/// What this process's children, and theirs, have used, as far as they have been waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChildrenUsage {
+    /// The largest resident size that any one of them had.
+    pub resident_peak_bytes: u64,
+    /// Processor time, user and system.
+    pub processor_time: std::time::Duration,
+}
+
+/// Asks the kernel.
+#[must_use]
+pub fn children_usage() -> ChildrenUsage {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is writable for the call. It cannot fail with these arguments.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) };
+    // SAFETY: it was zeroed, and all zeros is a valid rusage.
+    let usage = unsafe { usage.assume_init() };
+    let time = |time: libc::timeval| {
+        std::time::Duration::from_secs(time.tv_sec.unsigned_abs())
+            + std::time::Duration::from_micros(time.tv_usec.unsigned_abs())
+    };
+    ChildrenUsage {
+        resident_peak_bytes: usage.ru_maxrss.unsigned_abs() * 1024,
+        processor_time: time(usage.ru_utime) + time(usage.ru_stime),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_queued_and_not_inherited_as_blocked() {
+        let queue = SignalQueue::block(&[Signal::USR1]).unwrap();
+        assert_eq!(queue.next().unwrap(), None);
+        // SAFETY: raise takes any number; the signal goes to this thread, which blocks it.
+        assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+        let expected = QueuedSignal {
+            number: libc::SIGUSR1,
+            sent_by_process: true,
+        };
+        assert_eq!(queue.next().unwrap(), Some(expected));
+        assert_eq!(queue.next().unwrap(), None);
+
+        let blocked = |mut command: Command| {
+            let child = start_program(command.stdout(std::process::Stdio::piped()), &queue);
+            let output = child.unwrap().wait_with_output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let mut grep = Command::new("grep");
+        grep.args(["SigBlk", "/proc/self/status"]);
+        assert_eq!(blocked(grep), "SigBlk:\t0000000000000000\n");
+        queue.restore();
+    }
+
+    #[test]
+    fn what_children_used_is_counted_once_they_were_waited_for() {
+        let signals = SignalQueue::block(&[]).unwrap();
+        start_program(&mut Command::new("true"), &signals)
+            .unwrap()
+            .wait()
+            .unwrap();
+        assert!(children_usage().resident_peak_bytes > 64 * 1024);
+    }
+}
