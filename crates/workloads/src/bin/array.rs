@@ -1,0 +1,223 @@
+//! A large array of incompressible words: filled, passed over once, then read or written in one
+//! pattern against the clock, every word checked. One line of JSON says what it cost.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+use farmem_workloads::content::{Dice, sum_of_pages};
+use farmem_workloads::{Content, Cost, EXIT_WRONG_BYTE, Mismatch, PAGE_WORDS, Stopwatch};
+use serde::Serialize;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Size of the array in MiB.
+    #[arg(long, default_value_t = 1024)]
+    mebibytes: usize,
+    /// Names the content.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A file that counts processor time in nanoseconds (cpuacct.usage), read before and after.
+    #[arg(long)]
+    group_cpu_file: Option<PathBuf>,
+    #[command(subcommand)]
+    case: Case,
+}
+
+#[derive(Subcommand, Clone, Copy)]
+enum Case {
+    /// Read words at random places.
+    Random {
+        /// For so long.
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// So many threads share the work.
+        #[arg(long, default_value_t = 1)]
+        threads: u64,
+    },
+    /// Read the whole array in order.
+    Sequential {
+        /// So many times.
+        #[arg(long, default_value_t = 3)]
+        passes: u64,
+    },
+    /// Write the whole array in order.
+    Write {
+        /// So many times.
+        #[arg(long, default_value_t = 3)]
+        passes: u64,
+    },
+    /// Read one word of every so many pages, then the same one page further, until all were read.
+    Stride {
+        /// The distance in pages.
+        #[arg(long, default_value_t = 5)]
+        pages: usize,
+        /// So many times over the whole array.
+        #[arg(long, default_value_t = 1)]
+        passes: u64,
+    },
+    /// Fill the array, pass over it, and end.
+    Fill,
+}
+
+impl Case {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Random { .. } => "random",
+            Self::Sequential { .. } => "sequential",
+            Self::Write { .. } => "write",
+            Self::Stride { .. } => "stride",
+            Self::Fill => "fill",
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    case: &'static str,
+    array_bytes: usize,
+    /// Places looked at: words for random and stride, pages for the others.
+    accesses: u64,
+    ns_per_access: f64,
+    /// Of the bytes that the pattern passes over; none where it picks single words.
+    gigabytes_per_second: Option<f64>,
+    #[serde(flatten)]
+    cost: Cost,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(report) => {
+            report_on_standard_output(&report);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("array: {error:#}");
+            let wrong = error.downcast_ref::<Mismatch>().is_some();
+            ExitCode::from(if wrong { EXIT_WRONG_BYTE } else { 1 })
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result is this program's output")]
+fn report_on_standard_output(report: &Report) {
+    println!("{}", serde_json::to_string(report).expect("a report is plain data"));
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<Report> {
+    let Arguments { mebibytes, seed, case, .. } = *arguments;
+    ensure!(mebibytes > 0, "--mebibytes must be at least 1");
+    let mut words = vec![0u64; mebibytes * (1 << 20) / size_of::<u64>()];
+    let content = Content::new(seed);
+    content.fill(0, &mut words);
+    check_all(content, &words)?;
+
+    let cpu_file = arguments.group_cpu_file.as_deref();
+    let watch = || Stopwatch::start(cpu_file).context("start the clock");
+    let array_bytes = size_of_val(words.as_slice());
+    let (accesses, passed_bytes, cost) = match case {
+        Case::Random { seconds, threads } => {
+            ensure!(threads > 0, "--threads must be at least 1");
+            let watch = watch()?;
+            let accesses = random(content, &words, Duration::from_secs_f64(seconds), threads)?;
+            (accesses, None, watch.stop()?)
+        }
+        Case::Sequential { passes } => {
+            let expected = content.sum_of_pages(words.len() as u64);
+            let watch = watch()?;
+            let sums: Vec<u64> = (0..passes).map(|_| sum_of_pages(&words)).collect();
+            let cost = watch.stop()?;
+            if sums.iter().any(|sum| *sum != expected) {
+                check_all(content, &words)?;
+                anyhow::bail!(Mismatch { index: 0, expected, found: sums[0] });
+            }
+            (passes * pages_of(&words), Some(passes * array_bytes as u64), cost)
+        }
+        Case::Write { passes } => {
+            let watch = watch()?;
+            let contents = (1..=passes).map(|pass| Content::new(seed + pass));
+            contents.for_each(|content| content.fill(0, &mut words));
+            let cost = watch.stop()?;
+            check_all(Content::new(seed + passes), &words)?;
+            (passes * pages_of(&words), Some(passes * array_bytes as u64), cost)
+        }
+        Case::Stride { pages, passes } => {
+            ensure!(pages > 0, "--pages must be at least 1");
+            let watch = watch()?;
+            let accesses = (0..passes).map(|_| stride(content, &words, pages)).sum::<Result<_, _>>()?;
+            (accesses, None, watch.stop()?)
+        }
+        Case::Fill => {
+            let watch = watch()?;
+            check_all(content, &words)?;
+            (pages_of(&words), Some(array_bytes as u64), watch.stop()?)
+        }
+    };
+    Ok(Report {
+        case: case.name(),
+        array_bytes,
+        accesses,
+        ns_per_access: cost.wall_seconds * 1e9 / accesses.max(1) as f64,
+        gigabytes_per_second: passed_bytes.map(|bytes| bytes as f64 / 1e9 / cost.wall_seconds),
+        cost,
+    })
+}
+
+const fn pages_of(words: &[u64]) -> u64 {
+    (words.len() / PAGE_WORDS) as u64
+}
+
+fn check_all(content: Content, words: &[u64]) -> Result<(), Mismatch> {
+    (0..).zip(words).try_for_each(|(index, word)| content.check(index, *word))
+}
+
+/// Reads random words on `threads` threads for `duration`; returns how many.
+fn random(
+    content: Content,
+    words: &[u64],
+    duration: Duration,
+    threads: u64,
+) -> Result<u64, Mismatch> {
+    let until = Instant::now() + duration;
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || random_reader(content, words, thread, until)))
+            .collect();
+        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).sum()
+    })
+}
+
+fn random_reader(
+    content: Content,
+    words: &[u64],
+    thread: u64,
+    until: Instant,
+) -> Result<u64, Mismatch> {
+    /// Reads between two looks at the clock: some 100 us of page faults, 1 us without.
+    const READS_PER_LOOK: u64 = 16;
+    let mut dice = Dice::new(thread);
+    let mut reads = 0;
+    while Instant::now() < until {
+        for _ in 0..READS_PER_LOOK {
+            let index = dice.below(words.len() as u64);
+            content.check(index, words[index as usize])?;
+        }
+        reads += READS_PER_LOOK;
+    }
+    Ok(reads)
+}
+
+/// Passes once over the array in steps of `pages`; returns how many words it read.
+fn stride(content: Content, words: &[u64], pages: usize) -> Result<u64, Mismatch> {
+    let step = pages * PAGE_WORDS;
+    let mut reads = 0;
+    for start in (0..step).step_by(PAGE_WORDS) {
+        for index in (start..words.len()).step_by(step) {
+            content.check(index as u64, words[index])?;
+            reads += 1;
+        }
+    }
+    Ok(reads)
+}
