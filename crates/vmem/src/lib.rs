@@ -1,1 +1,25 @@
-//! Placeholder.
+//! userfaultfd, memory maps and the process plumbing that paging needs, as a safe interface.
+//!
+//! This crate is the only one that changes an address space. It decides nothing: which pages move
+//! where is the pager's business. What it promises is that whatever the kernel answers is turned
+//! into one of few outcomes in one place (see [`Stop`]), and that pager memory is reached only
+//! while it is really there: touching a hole in memory that the toucher itself pages would make
+//! it wait for itself.
+
+#![expect(unsafe_code, reason = "system calls that change or map memory are this crate's job")]
+
+mod maps;
+mod pagemap;
+mod process;
+mod range;
+mod scratch;
+mod shared;
+mod uffd;
+
+pub use maps::{Mapping, MappingKind, ProcessMaps};
+pub use pagemap::{Pagemap, PresentRun};
+pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, pull_thread_here};
+pub use range::AddressRange;
+pub use scratch::Scratch;
+pub use shared::SharedWords;
+pub use uffd::{Event, Features, Progress, Stop, Uffd, UffdError};

@@ -1,0 +1,154 @@
+//! What is mapped: /proc/self/maps, read without allocating per line.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::AddressRange;
+
+/// What kind of memory a mapping is, as far as paging cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingKind {
+    /// Private anonymous memory that may be read and written but not executed: can be paged.
+    PrivateAnonymous,
+    /// The main thread's stack.
+    MainStack,
+    /// Memory shared with other processes or backed by a writable shared file.
+    Shared,
+    /// Private memory that is not readable and writable (guards, read-only data, code), or backed
+    /// by a file.
+    Other,
+}
+
+/// One line of the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    /// Where.
+    pub range: AddressRange,
+    /// What.
+    pub kind: MappingKind,
+}
+
+/// /proc/self/maps, opened once.
+#[derive(Debug)]
+pub struct ProcessMaps {
+    file: OwnedFd,
+    buffer: Box<[u8]>,
+}
+
+/// Bytes read at once; the kernel gives whole lines up to a page at a time anyway.
+const BUFFER_BYTES: usize = 16 << 10;
+
+impl ProcessMaps {
+    /// Opens the map of the calling process's address space.
+    ///
+    /// # Errors
+    /// If /proc is not mounted or not readable.
+    pub fn open() -> io::Result<Self> {
+        use rustix::fs::{Mode, OFlags};
+        let file = rustix::fs::open(
+            "/proc/self/maps",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self { file, buffer: vec![0; BUFFER_BYTES].into_boxed_slice() })
+    }
+
+    /// Calls `each` for every mapping in the order of addresses. The map is read in several
+    /// steps: a mapping that changes meanwhile may be seen in its old or its new form.
+    ///
+    /// # Errors
+    /// If reading fails.
+    pub fn for_each(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {
+        rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(0))?;
+        let mut filled = 0;
+        loop {
+            let count = rustix::io::read(&self.file, &mut self.buffer[filled..])?;
+            if count == 0 {
+                return Ok(());
+            }
+            filled += count;
+            let Some(end) = self.buffer[..filled].iter().rposition(|&b| b == b'\n') else {
+                // A line longer than the buffer: a path of several KiB. Not anonymous memory.
+                filled = 0;
+                continue;
+            };
+            for line in self.buffer[..end].split(|&b| b == b'\n') {
+                if let Some(mapping) = parse(line) {
+                    each(mapping);
+                }
+            }
+            self.buffer.copy_within(end + 1..filled, 0);
+            filled -= end + 1;
+        }
+    }
+}
+
+/// `start-end perms offset major:minor inode [path]`
+fn parse(line: &[u8]) -> Option<Mapping> {
+    let mut fields = line.split(|&b| b == b' ').filter(|field| !field.is_empty());
+    let addresses = fields.next()?;
+    let dash = addresses.iter().position(|&b| b == b'-')?;
+    let range = AddressRange::new(hex(&addresses[..dash])?, hex(&addresses[dash + 1..])?);
+    let permissions = fields.next()?;
+    let inode = fields.nth(2)?;
+    let name = fields.next().unwrap_or(b"");
+    let kind = if permissions.get(3) == Some(&b's') {
+        MappingKind::Shared
+    } else if name == b"[stack]" {
+        MappingKind::MainStack
+    } else if permissions.starts_with(b"rw-") && inode == b"0" && pageable_name(name) {
+        MappingKind::PrivateAnonymous
+    } else {
+        MappingKind::Other
+    };
+    Some(Mapping { range, kind })
+}
+
+/// Names that the kernel gives to memory which is anonymous and ordinary.
+fn pageable_name(name: &[u8]) -> bool {
+    name.is_empty() || name == b"[heap]" || name.starts_with(b"[anon:")
+}
+
+fn hex(digits: &[u8]) -> Option<usize> {
+    if digits.is_empty() || digits.len() > 16 {
+        return None;
+    }
+    digits.iter().try_fold(0usize, |value, &digit| {
+        let digit = char::from(digit).to_digit(16)?;
+        Some(value << 4 | digit as usize)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_classified() {
+        let check = |line: &str, kind: MappingKind| {
+            assert_eq!(parse(line.as_bytes()).map(|m| m.kind), Some(kind), "{line}");
+        };
+        use MappingKind::{MainStack, Other, PrivateAnonymous, Shared};
+        check("7f00a000-7f00c000 rw-p 00000000 00:00 0 ", PrivateAnonymous);
+        check("7f00a000-7f00c000 rw-p 00000000 00:00 0 [heap]", PrivateAnonymous);
+        check("7f00a000-7f00c000 rw-p 00000000 00:00 0 [anon: go heap]", PrivateAnonymous);
+        check("7ffc0000-7ffc2000 rw-p 00000000 00:00 0 [stack]", MainStack);
+        check("7f00a000-7f00c000 rw-s 00000000 00:01 77 /memfd:x (deleted)", Shared);
+        check("7f00a000-7f00c000 rw-p 00001000 fe:00 77 /usr/lib/libc.so.6", Other);
+        check("7f00a000-7f00c000 ---p 00000000 00:00 0 ", Other);
+        check("7f00a000-7f00c000 rwxp 00000000 00:00 0 ", Other);
+    }
+
+    #[test]
+    fn own_map_has_this_stack_and_a_heap_block() {
+        let mut maps = ProcessMaps::open().unwrap();
+        let block = vec![1u8; 1 << 20];
+        let mut found = false;
+        maps.for_each(&mut |mapping| {
+            found |= mapping.kind == MappingKind::PrivateAnonymous
+                && mapping.range.contains(block.as_ptr() as usize);
+        })
+        .unwrap();
+        assert!(found);
+    }
+}
