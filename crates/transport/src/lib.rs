@@ -1,1 +1,17 @@
-//! Placeholder.
+//! Moves bytes between a client and a memory server: TCP and Unix sockets behind the one trait
+//! [`Connection`]. Knows no messages; what the bytes mean is `farmem-wire`'s business.
+//!
+//! Only this crate opens sockets. Its client side also runs in the pager, inside foreign address
+//! spaces: no thread, no global state, no signal (`MSG_NOSIGNAL`), system calls made directly.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod listener;
+mod slices;
+mod socket;
+
+pub use address::{AddressError, Endpoint, ServerAddress};
+pub use listener::Listener;
+pub use slices::{SLICES_MAX, recycle, recycle_mut, skip_bytes, skip_bytes_mut};
+pub use socket::{Connection, Moved, Socket};

@@ -1,1 +1,53 @@
-//! Placeholder.
+//! MSMP, the memory sharing messaging protocol: every byte that crosses between a client and a
+//! memory server is declared here, and nowhere else. `docs/wire-format.md` draws it.
+//!
+//! ```text
+//! +------------------+----------------------+---------------------------+
+//! | header, 80 bytes | entries, 32 B a page | payload: pages, or a body |
+//! +------------------+----------------------+---------------------------+
+//! ```
+//!
+//! A message is decoded in that order, and each part is checked before the next one is believed:
+//! the header by its own CRC (so that a flipped length is never used), entries and body by a
+//! second one, pages by the checksum that the writing client made of them.
+//!
+//! This crate is pure: no sockets, no clock, no allocation except for text.
+
+#![forbid(unsafe_code)]
+
+mod body;
+mod checksum;
+mod entry;
+mod header;
+mod refusal;
+mod stat;
+
+pub use body::{
+    Attach, AttachMode, BodyError, FullBody, GrantedSetup, HELLO_BYTES, Hello, HelloReply, Malloc,
+    MallocReply, NAME_BYTES_MAX, SETUP_BYTES_MAX, Setup,
+};
+pub use checksum::{crc32c, page_checksum};
+pub use entry::{PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
+pub use header::{
+    Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
+};
+pub use refusal::{Advice, RefusalCode};
+pub use stat::{STAT_BYTES_MAX, ServerStat};
+
+use farmem_region::PAGE_SIZE;
+
+/// Pages that one message may carry: 1 MiB. More gains no throughput (64 pages already cost less
+/// in system calls than in copying), and would make one client's message delay the others longer.
+pub const PAGES_PER_MESSAGE_MAX: usize = 256;
+
+/// Ranges that one free may carry.
+pub const RANGES_PER_MESSAGE_MAX: usize = PAGES_PER_MESSAGE_MAX;
+
+/// Bytes of header and entries in the largest message.
+pub const HEAD_BYTES_MAX: usize = HEADER_BYTES + PAGES_PER_MESSAGE_MAX * PAGE_ENTRY_BYTES;
+
+/// Bytes of the largest payload: as many pages as a message may carry.
+pub const PAYLOAD_BYTES_MAX: usize = PAGES_PER_MESSAGE_MAX * PAGE_SIZE;
+
+/// Bytes of the largest payload that is not pages: a body. Bounds what a receiver must buffer.
+pub const BODY_BYTES_MAX: usize = 1024;

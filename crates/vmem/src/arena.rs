@@ -1,0 +1,578 @@
+//! The arena: memory of a memory server in slots of one page, over a memfd that a client on the
+//! same machine can map and a device can register.
+//!
+//! A [`Slot`] is a token for one page of the arena, as a `Box` is for one page of the heap: who
+//! has the only token may change the page, who has one of several may read it. Tokens are 8
+//! bytes, have no destructor, and go back by [`Arena::release`].
+//!
+//! ```text
+//! chunks (2 MiB)   |  chunk 0  |  chunk 1  |  chunk 2  |  chunk 3  | ...
+//!                    some free   returned    all free    untouched
+//! ```
+//!
+//! Free slots are tracked in chunks, so that memory goes back to the system in large pieces and
+//! slots taken together lie side by side (one buffer for many pages).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use farmem_region::PAGE_SIZE;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// Slots of a chunk: 2 MiB, what the system gives and takes back cheaply.
+const CHUNK_SLOTS: u32 = 512;
+const CHUNK_WORDS: usize = (CHUNK_SLOTS / u64::BITS) as usize;
+const CHUNK_BYTES: u64 = CHUNK_SLOTS as u64 * PAGE_SIZE as u64;
+
+/// Free memory that is kept for the next writes, 32 MiB: giving it back and touching it anew
+/// costs more than the write itself.
+const KEPT_FREE_SLOTS: u32 = 16 * CHUNK_SLOTS;
+
+/// Tells the slots of one arena from those of another one in the same process.
+static NEXT_TAG: AtomicU32 = AtomicU32::new(0);
+
+/// One page of an arena, as a token.
+#[derive(Debug)]
+#[must_use = "a slot that is dropped is never free again"]
+pub struct Slot {
+    number: u32,
+    tag: u32,
+}
+
+impl Slot {
+    /// The slot's position in the arena, in pages.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+/// Memory in slots of one page.
+#[derive(Debug)]
+pub struct Arena {
+    base: NonNull<u8>,
+    slots: u32,
+    tag: u32,
+    file: OwnedFd,
+    /// Tokens of each slot beyond the first one.
+    sharers: Box<[AtomicU32]>,
+    free: Mutex<FreeSlots>,
+}
+
+// SAFETY: the mapping belongs to the arena and is not bound to a thread; `&Arena` gives a page's
+// bytes only in exchange for borrows of its token, see `bytes` and `bytes_mut`.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+#[derive(Debug)]
+struct FreeSlots {
+    chunks: Vec<Chunk>,
+    /// Chunks with free slots that have memory; the last one is used first.
+    open: Vec<u32>,
+    /// Chunks without memory that had some.
+    returned: Vec<u32>,
+    /// The first chunk that was never used.
+    untouched: u32,
+    /// Slots that have a token.
+    taken: u32,
+    /// Free slots of chunks that have memory.
+    kept: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Chunk {
+    free: [u64; CHUNK_WORDS],
+    free_count: u32,
+    /// Whether the chunk is in `FreeSlots::open`.
+    open: bool,
+}
+
+impl Arena {
+    /// Reserves room for `slots` pages. Costs memory only as they are written.
+    ///
+    /// # Errors
+    /// If the memfd cannot be made, sized, sealed or mapped.
+    pub fn new(slots: u32) -> io::Result<Self> {
+        let chunks = slots.div_ceil(CHUNK_SLOTS);
+        let bytes = u64::from(chunks) * CHUNK_BYTES;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("farmem-arena", flags)?;
+        rustix::fs::ftruncate(&file, bytes)?;
+        // Who maps it relies on its never becoming shorter.
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let base = map_shared(&file, bytes)?;
+        let full = Chunk {
+            free: [u64::MAX; CHUNK_WORDS],
+            free_count: CHUNK_SLOTS,
+            open: false,
+        };
+        let free = FreeSlots {
+            chunks: vec![full; chunks as usize],
+            open: Vec::new(),
+            returned: Vec::new(),
+            untouched: 0,
+            taken: 0,
+            kept: 0,
+        };
+        Ok(Self {
+            base,
+            slots: chunks * CHUNK_SLOTS,
+            tag: NEXT_TAG.fetch_add(1, Ordering::Relaxed),
+            file,
+            // SAFETY: all bytes zero is a valid AtomicU32. Zeroed memory costs nothing yet.
+            sharers: unsafe {
+                Box::new_zeroed_slice((chunks * CHUNK_SLOTS) as usize).assume_init()
+            },
+            free: Mutex::new(free),
+        })
+    }
+
+    /// The memfd, to pass to a client on the same machine.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Slots there are.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Slots that have a token.
+    #[must_use]
+    pub fn taken(&self) -> u32 {
+        self.free().taken
+    }
+
+    /// Takes `count` slots, of undefined content: all of them, or none and returns false.
+    pub fn take(&self, count: u32, slots: &mut Vec<Slot>) -> bool {
+        let mut free = self.free();
+        if self.slots - free.taken < count {
+            return false;
+        }
+        free.taken += count;
+        slots.extend((0..count).map(|_| Slot {
+            number: free.pop(),
+            tag: self.tag,
+        }));
+        true
+    }
+
+    /// A second token for the same slot: until one of them is released the page cannot change.
+    pub fn share(&self, slot: &Slot) -> Slot {
+        self.check(slot);
+        self.sharers[slot.number as usize].fetch_add(1, Ordering::Relaxed);
+        Slot { ..*slot }
+    }
+
+    /// Gives tokens back. A slot whose last token this is becomes free.
+    pub fn release(&self, slots: impl IntoIterator<Item = Slot>) {
+        let mut free = None;
+        for slot in slots {
+            self.check(&slot);
+            if self.drop_token(&slot) {
+                free.get_or_insert_with(|| self.free()).push(slot.number);
+            }
+        }
+    }
+
+    /// Whether the token was the slot's last one.
+    fn drop_token(&self, slot: &Slot) -> bool {
+        let sharers = &self.sharers[slot.number as usize];
+        // Acquire and release order all uses through other tokens before the slot's next use.
+        sharers
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                count.checked_sub(1)
+            })
+            .is_err()
+    }
+
+    /// The page's bytes. If a client has been given the arena to map, it may change them
+    /// meanwhile: then copy them before believing them.
+    #[must_use]
+    pub fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8; PAGE_SIZE] {
+        self.check(slot);
+        // SAFETY: the page lies in the mapping (checked), which lives as long as `self`. While the
+        // token is borrowed nobody in this process changes the page: that takes `&mut` of the
+        // only token.
+        unsafe { &*self.page(slot.number).as_ptr() }
+    }
+
+    /// The page's bytes, to fill.
+    ///
+    /// # Panics
+    /// If there is another token for the slot.
+    #[must_use]
+    pub fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> &'a mut [u8; PAGE_SIZE] {
+        self.check_unshared(slot);
+        // SAFETY: the page lies in the mapping (checked), which lives as long as `self`; its only
+        // token is mutably borrowed.
+        unsafe { &mut *self.page(slot.number).as_ptr() }
+    }
+
+    /// Appends buffers that together cover the slots in their order; neighbours share one.
+    pub fn gather<'a>(&'a self, slots: &'a [Slot], slices: &mut Vec<IoSlice<'a>>) {
+        for run in slots.chunk_by(|slot, next| next.number == slot.number + 1) {
+            run.iter().for_each(|slot| self.check(slot));
+            let first = self.page(run[0].number).cast::<u8>();
+            // SAFETY: as in `bytes`, for pages that lie side by side.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(first.as_ptr(), run.len() * PAGE_SIZE) };
+            slices.push(IoSlice::new(bytes));
+        }
+    }
+
+    /// As [`Arena::gather`], to fill.
+    ///
+    /// # Panics
+    /// If there is another token for one of the slots.
+    pub fn gather_mut<'a>(&'a self, slots: &'a mut [Slot], slices: &mut Vec<IoSliceMut<'a>>) {
+        for run in slots.chunk_by_mut(|slot, next| next.number == slot.number + 1) {
+            run.iter().for_each(|slot| self.check_unshared(slot));
+            let first = self.page(run[0].number).cast::<u8>();
+            // SAFETY: as in `bytes_mut`, for pages that lie side by side; each page has one token
+            // only, so no two runs overlap.
+            let bytes =
+                unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), run.len() * PAGE_SIZE) };
+            slices.push(IoSliceMut::new(bytes));
+        }
+    }
+
+    /// Copies a page out. Sound and meaningful even while a client that maps the arena changes
+    /// the page: what was copied is what is then looked at.
+    pub fn copy_out(&self, slot: &Slot, page: &mut [u8; PAGE_SIZE]) {
+        self.check(slot);
+        let from = self.page(slot.number).as_ptr();
+        // SAFETY: both are whole pages, one in the mapping and one on our side, and never the
+        // same. No reference to the shared page is made.
+        unsafe { std::ptr::copy_nonoverlapping(from, page, 1) };
+    }
+
+    /// Gives one chunk that is free, and not worth keeping, back to the system. Returns whether
+    /// there may be more.
+    ///
+    /// # Errors
+    /// If the kernel does not punch the hole; the chunk stays as it was.
+    pub fn give_back_chunk(&self) -> io::Result<bool> {
+        let Some(chunk) = self.free().withdraw_free_chunk() else {
+            return Ok(false);
+        };
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let at = u64::from(chunk) * CHUNK_BYTES;
+        let punched = rustix::fs::fallocate(&self.file, mode, at, CHUNK_BYTES);
+        let mut free = self.free();
+        match punched {
+            Ok(()) => free.returned.push(chunk),
+            Err(_) => free.open(chunk),
+        }
+        drop(free);
+        Ok(punched.map(|()| true)?)
+    }
+
+    fn free(&self) -> MutexGuard<'_, FreeSlots> {
+        // Each change under the lock is whole before anything can panic.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    const fn page(&self, number: u32) -> NonNull<[u8; PAGE_SIZE]> {
+        // SAFETY: `check` has found the slot to be in the mapping.
+        unsafe { self.base.add(number as usize * PAGE_SIZE).cast() }
+    }
+
+    fn check(&self, slot: &Slot) {
+        assert!(slot.tag == self.tag, "the slot is of another arena");
+        debug_assert!(slot.number < self.slots);
+    }
+
+    fn check_unshared(&self, slot: &Slot) {
+        self.check(slot);
+        let sharers = self.sharers[slot.number as usize].load(Ordering::Acquire);
+        assert!(sharers == 0, "a shared slot must not change");
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        let bytes = self.slots as usize * PAGE_SIZE;
+        // SAFETY: the mapping is ours, and no borrow of a page outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+impl FreeSlots {
+    /// Takes a free slot. The caller has seen that there is one.
+    fn pop(&mut self) -> u32 {
+        let id = match self.open.last() {
+            Some(id) => *id,
+            None => self.open_another(),
+        };
+        let chunk = &mut self.chunks[id as usize];
+        let word = chunk
+            .free
+            .iter()
+            .position(|word| *word != 0)
+            .expect("an open chunk has room");
+        let bit = chunk.free[word].trailing_zeros();
+        chunk.free[word] &= chunk.free[word] - 1;
+        chunk.free_count -= 1;
+        self.kept -= 1;
+        if chunk.free_count == 0 {
+            chunk.open = false;
+            self.open.pop();
+        }
+        id * CHUNK_SLOTS + word as u32 * u64::BITS + bit
+    }
+
+    fn open_another(&mut self) -> u32 {
+        let id = self.returned.pop().unwrap_or_else(|| {
+            self.untouched += 1;
+            self.untouched - 1
+        });
+        self.open(id);
+        id
+    }
+
+    /// A chunk that is all free becomes one to take slots from.
+    fn open(&mut self, id: u32) {
+        self.chunks[id as usize].open = true;
+        self.open.push(id);
+        self.kept += CHUNK_SLOTS;
+    }
+
+    fn push(&mut self, number: u32) {
+        let (id, at) = (number / CHUNK_SLOTS, number % CHUNK_SLOTS);
+        let chunk = &mut self.chunks[id as usize];
+        let bit = 1 << (at % u64::BITS);
+        let word = &mut chunk.free[(at / u64::BITS) as usize];
+        assert!(*word & bit == 0, "slot {number} is released twice");
+        *word |= bit;
+        chunk.free_count += 1;
+        self.taken -= 1;
+        self.kept += 1;
+        if !chunk.open {
+            chunk.open = true;
+            self.open.push(id);
+        }
+    }
+
+    /// Takes a chunk that is all free out of use, unless little is kept.
+    fn withdraw_free_chunk(&mut self) -> Option<u32> {
+        if self.kept < KEPT_FREE_SLOTS + CHUNK_SLOTS {
+            return None;
+        }
+        let is_free = |id: &u32| self.chunks[*id as usize].free_count == CHUNK_SLOTS;
+        let at = self.open.iter().position(is_free)?;
+        let id = self.open.swap_remove(at);
+        self.chunks[id as usize].open = false;
+        self.kept -= CHUNK_SLOTS;
+        Some(id)
+    }
+}
+
+/// The arena of a server on the same machine, as a client maps it. Pages are only ever copied:
+/// the server may change any of them at any time, so a copy must be checked before it is
+/// believed.
+#[derive(Debug)]
+pub struct ArenaView {
+    base: NonNull<u8>,
+    slots: u32,
+}
+
+// SAFETY: the mapping is not bound to a thread.
+unsafe impl Send for ArenaView {}
+
+impl ArenaView {
+    /// Maps the arena behind a memfd.
+    ///
+    /// # Errors
+    /// If it is not a memfd that is sealed against shrinking and has that many slots, or cannot
+    /// be mapped.
+    pub fn map(file: &OwnedFd, slots: u32) -> io::Result<Self> {
+        let bytes = u64::from(slots) * PAGE_SIZE as u64;
+        let sealed = rustix::fs::fcntl_get_seals(file)?.contains(SealFlags::SHRINK);
+        let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
+        if !sealed || size < bytes || slots == 0 {
+            let what = format!("the server's arena has {size} bytes, sealed: {sealed}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(Self {
+            base: map_shared(file, bytes)?,
+            slots,
+        })
+    }
+
+    /// Slots there are.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Copies a slot's page to `page`; false if there is no such slot.
+    #[must_use]
+    pub fn copy_out(&self, slot: u32, page: &mut [u8; PAGE_SIZE]) -> bool {
+        let Some(from) = self.page(slot) else {
+            return false;
+        };
+        // SAFETY: both are whole pages, one in the mapping, one of the caller's, and never the
+        // same. No reference to the shared page is made. The seal keeps the mapping backed.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), page, 1) };
+        true
+    }
+
+    /// Copies `page` to a slot; false if there is no such slot.
+    #[must_use]
+    pub fn copy_in(&mut self, slot: u32, page: &[u8; PAGE_SIZE]) -> bool {
+        let Some(to) = self.page(slot) else {
+            return false;
+        };
+        // SAFETY: as in `copy_out`.
+        unsafe { std::ptr::copy_nonoverlapping(page, to.as_ptr(), 1) };
+        true
+    }
+
+    fn page(&self, slot: u32) -> Option<NonNull<[u8; PAGE_SIZE]>> {
+        // SAFETY: the slot lies in the mapping.
+        (slot < self.slots).then(|| unsafe { self.base.add(slot as usize * PAGE_SIZE).cast() })
+    }
+}
+
+impl Drop for ArenaView {
+    fn drop(&mut self) {
+        let bytes = self.slots as usize * PAGE_SIZE;
+        // SAFETY: the mapping is ours, and pages of it are only ever copied.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+/// Maps a memfd, kept out of forked children and core dumps.
+fn map_shared(file: &OwnedFd, bytes: u64) -> io::Result<NonNull<u8>> {
+    let length = usize::try_from(bytes).map_err(io::Error::other)?;
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let base =
+        unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, flags, file, 0) }?;
+    for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
+        // SAFETY: the range is the mapping just made; neither advice changes what it holds.
+        unsafe { rustix::mm::madvise(base, length, advice) }?;
+    }
+    NonNull::new(base.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(arena: &Arena, count: u32) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        assert!(arena.take(count, &mut slots));
+        slots
+    }
+
+    #[test]
+    fn slots_are_unique_and_come_back() {
+        let arena = Arena::new(2 * CHUNK_SLOTS).unwrap();
+        let slots = take(&arena, 2 * CHUNK_SLOTS);
+        let mut numbers: Vec<_> = slots.iter().map(Slot::number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 2 * CHUNK_SLOTS as usize);
+        assert!(!arena.take(1, &mut Vec::new()));
+        arena.release(slots);
+        assert_eq!(arena.taken(), 0);
+        arena.release(take(&arena, 2 * CHUNK_SLOTS));
+    }
+
+    #[test]
+    fn neighbours_share_a_buffer() {
+        let arena = Arena::new(CHUNK_SLOTS).unwrap();
+        let mut slots = take(&arena, 64);
+        let mut slices = Vec::new();
+        arena.gather_mut(&mut slots, &mut slices);
+        assert_eq!(
+            slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(),
+            [64 * PAGE_SIZE]
+        );
+        arena.release(slots);
+    }
+
+    #[test]
+    fn a_shared_slot_is_free_only_after_its_last_token() {
+        let arena = Arena::new(CHUNK_SLOTS).unwrap();
+        let mut slots = take(&arena, 1);
+        arena.bytes_mut(&mut slots[0]).fill(7);
+        let second = arena.share(&slots[0]);
+        arena.release(slots);
+        assert_eq!(arena.taken(), 1);
+        assert_eq!(arena.bytes(&second)[4095], 7);
+        arena.release([second]);
+        assert_eq!(arena.taken(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a shared slot must not change")]
+    fn a_shared_slot_cannot_be_changed() {
+        let arena = Arena::new(CHUNK_SLOTS).unwrap();
+        let mut slots = take(&arena, 1);
+        let _second = arena.share(&slots[0]);
+        let _ = arena.bytes_mut(&mut slots[0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "of another arena")]
+    fn a_slot_of_another_arena_is_not_accepted() {
+        let (one, other) = (Arena::new(1).unwrap(), Arena::new(1).unwrap());
+        let slots = take(&one, 1);
+        let _ = other.bytes(&slots[0]);
+    }
+
+    #[test]
+    fn free_memory_goes_back_to_the_system() {
+        let arena = Arena::new(40 * CHUNK_SLOTS).unwrap();
+        let mut slots = take(&arena, 40 * CHUNK_SLOTS);
+        for slot in &mut slots {
+            arena.bytes_mut(slot)[0] = 1;
+        }
+        arena.release(slots);
+        let blocks = || rustix::fs::fstat(&arena.file).unwrap().st_blocks as u64 * 512;
+        assert_eq!(blocks(), 40 * CHUNK_BYTES);
+        while arena.give_back_chunk().unwrap() {}
+        assert_eq!(blocks(), u64::from(KEPT_FREE_SLOTS) * PAGE_SIZE as u64);
+        let slots = take(&arena, 40 * CHUNK_SLOTS);
+        assert!(
+            slots
+                .iter()
+                .any(|slot| *arena.bytes(slot) == [0; PAGE_SIZE])
+        );
+        arena.release(slots);
+    }
+
+    #[test]
+    fn a_client_sees_what_the_server_stores() {
+        let arena = Arena::new(CHUNK_SLOTS).unwrap();
+        let mut slots = take(&arena, 1);
+        arena.bytes_mut(&mut slots[0]).fill(9);
+        let mut view = ArenaView::map(&arena.file, arena.slots()).unwrap();
+        let mut page = [0; PAGE_SIZE];
+        assert!(view.copy_out(slots[0].number(), &mut page));
+        assert_eq!(page, [9; PAGE_SIZE]);
+        assert!(view.copy_in(slots[0].number(), &[3; PAGE_SIZE]));
+        assert!(!view.copy_out(arena.slots(), &mut page));
+        arena.copy_out(&slots[0], &mut page);
+        assert_eq!(page, [3; PAGE_SIZE]);
+        arena.release(slots);
+    }
+
+    #[test]
+    fn a_file_that_could_shrink_is_not_mapped() {
+        let file = rustix::fs::memfd_create("unsealed", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, CHUNK_BYTES).unwrap();
+        assert!(ArenaView::map(&file, 1).is_err());
+    }
+}

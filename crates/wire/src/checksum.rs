@@ -1,0 +1,70 @@
+//! The two checksums of the protocol.
+
+use crc_fast::{CrcAlgorithm, Digest};
+use farmem_region::{Checksum, PAGE_SIZE, PageIndex, RegionId, Version};
+
+/// CRC-32/ISCSI, for headers, entries and bodies.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::crc32_iscsi(bytes)
+}
+
+/// CRC-64/NVME over region, page, version (each as 8 little-endian bytes) and content: a wrong,
+/// stale or misplaced page does not match.
+///
+/// Made by the client that writes the page, checked by the server that keeps it and by the client
+/// that reads it.
+#[must_use]
+pub fn page_checksum(
+    region: RegionId,
+    page: PageIndex,
+    version: Version,
+    content: &[u8; PAGE_SIZE],
+) -> Checksum {
+    let mut place = [0; 24];
+    place[..8].copy_from_slice(&region.get().to_le_bytes());
+    place[8..16].copy_from_slice(&page.get().to_le_bytes());
+    place[16..].copy_from_slice(&version.get().to_le_bytes());
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    digest.update(&place);
+    digest.update(content);
+    Checksum::new(digest.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn catalogue_check_values() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+        digest.update(b"123456789");
+        assert_eq!(digest.finalize(), 0xae8b_1486_0a79_9888);
+    }
+
+    #[test]
+    fn every_part_of_the_place_counts() {
+        let content = [7; PAGE_SIZE];
+        let of = |region, page, version, content| {
+            page_checksum(
+                RegionId::new(region),
+                PageIndex::new(page),
+                Version::new(version),
+                content,
+            )
+        };
+        let right = of(1, 2, 3, &content);
+        let mut flipped = content;
+        flipped[4095] ^= 1;
+        for wrong in [
+            of(2, 2, 3, &content),
+            of(1, 3, 3, &content),
+            of(1, 2, 4, &content),
+        ] {
+            assert_ne!(right, wrong);
+        }
+        assert_ne!(right, of(1, 2, 3, &flipped));
+        assert_ne!(of(1, 2, 3, &content), of(2, 1, 3, &content));
+    }
+}

@@ -1,0 +1,94 @@
+//! Entries: one for every page (or range of pages) that a message is about.
+//!
+//! ```text
+//!  0        8         16         24     28     32
+//! +--------+---------+----------+------+------+
+//! |  page  | version | checksum | slot |   0  |   page entry
+//! +--------+---------+----------+------+------+
+//! |  page  |  count  |         0            0  |   range entry
+//! +--------+---------+-------------------------+
+//! ```
+
+use farmem_region::{Checksum, PageCount, PageIndex, PageRange, Version};
+
+/// Bytes of one entry of either kind.
+pub const PAGE_ENTRY_BYTES: usize = 32;
+
+/// What a message says about one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageEntry {
+    /// Which page of the region.
+    pub page: PageIndex,
+    /// In a write the version to store; in a read the version wanted, 0 for whichever there is;
+    /// in a reply the version stored.
+    pub version: Version,
+    /// The writing client's checksum over region, page, version and content; 0 in a read.
+    pub checksum: Checksum,
+    /// Slot of the server's arena, for a client that maps the arena; 0 otherwise.
+    pub slot: u32,
+}
+
+impl PageEntry {
+    /// Appends the entry's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.page.get().to_le_bytes());
+        out.extend_from_slice(&self.version.get().to_le_bytes());
+        out.extend_from_slice(&self.checksum.get().to_le_bytes());
+        out.extend_from_slice(&self.slot.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+    }
+
+    /// Reads an entry.
+    #[must_use]
+    pub fn decode(bytes: &[u8; PAGE_ENTRY_BYTES]) -> Self {
+        let [word0, word1, word2, word3] = words(bytes);
+        Self {
+            page: PageIndex::new(word0),
+            version: Version::new(word1),
+            checksum: Checksum::new(word2),
+            // The low half; the high half is reserved.
+            slot: (word3 & u64::from(u32::MAX)) as u32,
+        }
+    }
+
+    /// Reads the entries of a message; bytes that make no whole entry are left out.
+    pub fn decode_all(bytes: &[u8]) -> impl ExactSizeIterator<Item = Self> + Clone + '_ {
+        bytes.as_chunks().0.iter().map(Self::decode)
+    }
+}
+
+/// A run of pages, as a free names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeEntry(pub PageRange);
+
+impl RangeEntry {
+    /// Appends the entry's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0.start.get().to_le_bytes());
+        out.extend_from_slice(&self.0.count.get().to_le_bytes());
+        out.extend_from_slice(&[0; 16]);
+    }
+
+    /// Reads an entry.
+    #[must_use]
+    pub fn decode(bytes: &[u8; PAGE_ENTRY_BYTES]) -> Self {
+        let [start, count, ..] = words(bytes);
+        Self(PageRange {
+            start: PageIndex::new(start),
+            count: PageCount::new(count),
+        })
+    }
+
+    /// Reads the entries of a message; bytes that make no whole entry are left out.
+    pub fn decode_all(bytes: &[u8]) -> impl ExactSizeIterator<Item = Self> + Clone + '_ {
+        bytes.as_chunks().0.iter().map(Self::decode)
+    }
+}
+
+fn words(bytes: &[u8; PAGE_ENTRY_BYTES]) -> [u64; 4] {
+    let mut words = [0; 4];
+    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u64::from_le_bytes(*chunk);
+    }
+    words
+}

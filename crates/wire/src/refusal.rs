@@ -1,0 +1,123 @@
+//! Why a server refuses, and what the client is to do about it.
+
+/// What a refused client does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advice {
+    /// The same request may succeed a little later.
+    Retry,
+    /// The client's knowledge (layout, epoch, session) is out of date: get it anew first.
+    Refresh,
+    /// It will never succeed.
+    GiveUp,
+}
+
+macro_rules! refusals {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $advice:ident, $text:literal;)*) => {
+        /// Status of a refusing reply. Numbers are permanent.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum RefusalCode {
+            $($(#[$doc])* $name,)*
+            /// A code that this version of the program does not know.
+            Unknown(u16),
+        }
+
+        impl RefusalCode {
+            /// Every code that this version knows.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// From the number in a header, which is not 0 (0 is success).
+            #[must_use]
+            pub const fn from_number(number: u16) -> Self {
+                match number {
+                    $($number => Self::$name,)*
+                    other => Self::Unknown(other),
+                }
+            }
+
+            /// The number in a header.
+            #[must_use]
+            pub const fn number(self) -> u16 {
+                match self {
+                    $(Self::$name => $number,)*
+                    Self::Unknown(number) => number,
+                }
+            }
+
+            /// What the client does next.
+            #[must_use]
+            pub const fn advice(self) -> Advice {
+                match self {
+                    $(Self::$name => Advice::$advice,)*
+                    Self::Unknown(_) => Advice::GiveUp,
+                }
+            }
+
+            /// What happened, for people.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                    Self::Unknown(_) => "a reason that this version does not know",
+                }
+            }
+        }
+    };
+}
+
+refusals! {
+    /// The server does not know the action; the connection stays.
+    Unsupported = 1, GiveUp, "the server does not know this action";
+    /// The hello offers no version that the server speaks.
+    WrongVersion = 2, GiveUp, "no protocol version in common";
+    /// The first message of a connection must be a hello.
+    HelloFirst = 3, GiveUp, "the connection has not said hello";
+    /// Fields contradict each other or a limit.
+    Malformed = 4, GiveUp, "the request makes no sense";
+    /// A named limit of the server is reached for now.
+    Busy = 5, Retry, "a limit of the server is reached for now";
+    /// No room for what was asked. The body gives bytes asked and free.
+    Full = 6, GiveUp, "the server has no room";
+    /// No such session: disconnected, timed out, or never there.
+    NoSession = 7, GiveUp, "no such session";
+    /// The token does not belong to the session.
+    WrongToken = 8, GiveUp, "the token does not belong to the session";
+    /// The session is not attached to this connection, or another connection took its place.
+    NotAttached = 9, Refresh, "the session is not attached to this connection";
+    /// A newer writer has attached; this epoch may not be used any more.
+    StaleEpoch = 10, Refresh, "the epoch is over: another client has attached for writing";
+    /// The request is meant for a server process that is no more.
+    WrongIncarnation = 11, GiveUp, "the server has restarted since";
+    /// No such region in the session.
+    NoRegion = 12, GiveUp, "no such region";
+    /// A page lies outside of the region.
+    OutOfBounds = 13, GiveUp, "a page lies outside of the region";
+    /// The page was never written, or was freed. Never to be taken for a page of zeros.
+    NoPage = 14, GiveUp, "no such page";
+    /// The stored page has another version than the one asked for.
+    WrongVersionOfPage = 15, GiveUp, "the page has another version";
+    /// A write's version is not greater than the stored one.
+    OldVersion = 16, GiveUp, "a newer version of the page is stored";
+    /// What was stored does not match the client's checksum: it was damaged on the way.
+    WrongChecksum = 17, Retry, "the page was damaged on its way";
+    /// Credentials are needed, or those given are wrong.
+    Unauthorised = 18, GiveUp, "the credentials were not accepted";
+    /// A slot that is not assigned to this connection.
+    NoSlot = 19, GiveUp, "the slot is not assigned to this connection";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_round_trip_and_are_not_reused() {
+        let mut seen = std::collections::HashSet::new();
+        for code in RefusalCode::ALL {
+            assert_eq!(RefusalCode::from_number(code.number()), *code);
+            assert!(code.number() != 0 && seen.insert(code.number()));
+        }
+        assert_eq!(RefusalCode::from_number(9999), RefusalCode::Unknown(9999));
+        assert_eq!(RefusalCode::Unknown(9999).number(), 9999);
+    }
+}
