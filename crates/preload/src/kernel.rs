@@ -1,0 +1,412 @@
+//! The system calls that this crate makes, straight to the kernel, and the numbers they need.
+//! Nothing here touches `errno` or the thread pointer.
+
+use core::arch::asm;
+use core::ffi::{CStr, c_void};
+
+/// An error number of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Errno(pub(crate) i32);
+
+pub(crate) const EINTR: Errno = Errno(4);
+
+pub(crate) const PAGE_BYTES: usize = 4096;
+
+pub(crate) const PROT_NONE: usize = 0;
+pub(crate) const PROT_READ: usize = 1;
+pub(crate) const PROT_WRITE: usize = 2;
+pub(crate) const PROT_EXEC: usize = 4;
+pub(crate) const MAP_PRIVATE: usize = 0x02;
+pub(crate) const MAP_FIXED: usize = 0x10;
+pub(crate) const MAP_ANONYMOUS: usize = 0x20;
+pub(crate) const MAP_NORESERVE: usize = 0x4000;
+pub(crate) const MADV_DONTFORK: usize = 10;
+pub(crate) const MADV_DONTDUMP: usize = 16;
+pub(crate) const CLONE_VM: usize = 0x100;
+pub(crate) const CLONE_VFORK: usize = 0x4000;
+pub(crate) const SIGKILL: usize = 9;
+pub(crate) const SIGPIPE: usize = 13;
+pub(crate) const SIGNAL_MAX: usize = 64;
+pub(crate) const POLLIN: i16 = 1;
+
+const SYS_WRITE: usize = 1;
+const SYS_CLOSE: usize = 3;
+const SYS_MMAP: usize = 9;
+const SYS_MPROTECT: usize = 10;
+const SYS_MUNMAP: usize = 11;
+const SYS_RT_SIGACTION: usize = 13;
+const SYS_RT_SIGPROCMASK: usize = 14;
+const SYS_PREAD64: usize = 17;
+const SYS_MADVISE: usize = 28;
+const SYS_GETPID: usize = 39;
+const SYS_SOCKET: usize = 41;
+const SYS_CONNECT: usize = 42;
+const SYS_SENDTO: usize = 44;
+const SYS_CLONE: usize = 56;
+const SYS_WAIT4: usize = 61;
+const SYS_SETPGID: usize = 109;
+const SYS_GETPPID: usize = 110;
+const SYS_PRCTL: usize = 157;
+const SYS_EXIT_GROUP: usize = 231;
+const SYS_OPENAT: usize = 257;
+const SYS_PPOLL: usize = 271;
+const SYS_PRLIMIT64: usize = 302;
+const SYS_KCMP: usize = 312;
+const SYS_GETRANDOM: usize = 318;
+const SYS_PIDFD_SEND_SIGNAL: usize = 424;
+const SYS_PIDFD_OPEN: usize = 434;
+const SYS_CLOSE_RANGE: usize = 436;
+
+/// A process id, a descriptor: plain numbers of the kernel, `i32` as it has them.
+pub(crate) type ProcessId = i32;
+pub(crate) type Descriptor = i32;
+
+/// # Safety
+/// The arguments must be what the numbered call takes, and every pointer among them valid for it.
+#[inline]
+unsafe fn call(number: usize, arguments: [usize; 6]) -> Result<usize, Errno> {
+    let result: isize;
+    // SAFETY: the kernel keeps all registers but rax, rcx and r11; memory is the caller's promise.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number.cast_signed() => result,
+            in("rdi") arguments[0],
+            in("rsi") arguments[1],
+            in("rdx") arguments[2],
+            in("r10") arguments[3],
+            in("r8") arguments[4],
+            in("r9") arguments[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    if (-4095..0).contains(&result) {
+        return Err(Errno(-result as i32));
+    }
+    Ok(result.cast_unsigned())
+}
+
+/// Makes a process that shares this one's memory, has the calling thread's signal mask, and runs
+/// `entry(argument)` on its own stack.
+///
+/// # Safety
+/// `stack_top` ends writable memory that nobody else uses while the process lives; `entry` keeps
+/// to the rules of this crate; `flags` hold CLONE_VM and no flag that takes a further pointer.
+pub(crate) unsafe fn clone_onto<T>(
+    flags: usize,
+    stack_top: *mut u8,
+    entry: extern "C" fn(*mut T) -> !,
+    argument: *mut T,
+) -> Result<ProcessId, Errno> {
+    let result: isize;
+    // SAFETY: in the new process (rax = 0) execution goes on with the stack given and never comes
+    // back to this frame; in the caller the call behaves as any other.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r13",
+            "call r12",
+            "ud2",
+            "2:",
+            inlateout("rax") SYS_CLONE.cast_signed() => result,
+            in("rdi") flags,
+            in("rsi") stack_top.addr() & !15,
+            in("rdx") 0,
+            in("r10") 0,
+            in("r8") 0,
+            in("r12") entry,
+            in("r13") argument,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    if result < 0 {
+        Err(Errno(-result as i32))
+    } else {
+        Ok(result as ProcessId)
+    }
+}
+
+/// # Safety
+/// With MAP_FIXED the range must be the caller's to replace.
+pub(crate) unsafe fn mmap(
+    address: usize,
+    bytes: usize,
+    protection: usize,
+    flags: usize,
+    file: Descriptor,
+    offset: usize,
+) -> Result<usize, Errno> {
+    // SAFETY: no pointer is read; what is replaced is the caller's promise.
+    unsafe {
+        call(
+            SYS_MMAP,
+            [address, bytes, protection, flags, file as usize, offset],
+        )
+    }
+}
+
+/// # Safety
+/// The range must be the caller's own.
+pub(crate) unsafe fn mprotect(start: usize, bytes: usize, protection: usize) -> Result<(), Errno> {
+    // SAFETY: the caller owns the range.
+    unsafe { call(SYS_MPROTECT, [start, bytes, protection, 0, 0, 0]) }.map(drop)
+}
+
+/// # Safety
+/// The range must be the caller's own, and unused from now on.
+pub(crate) unsafe fn munmap(start: usize, bytes: usize) {
+    // SAFETY: the caller owns the range; an own, mapped range cannot be refused.
+    let _ = unsafe { call(SYS_MUNMAP, [start, bytes, 0, 0, 0, 0]) };
+}
+
+/// Keeps a range of ours out of forked children and core dumps.
+pub(crate) fn keep_private(start: usize, bytes: usize) -> Result<(), Errno> {
+    for advice in [MADV_DONTFORK, MADV_DONTDUMP] {
+        // SAFETY: neither advice changes what this process sees in the range.
+        unsafe { call(SYS_MADVISE, [start, bytes, advice, 0, 0, 0])? };
+    }
+    Ok(())
+}
+
+/// Blocks every signal in the calling thread; the result is for `restore_signals`.
+pub(crate) fn block_signals() -> u64 {
+    let all = u64::MAX;
+    let mut before = 0u64;
+    let pointers = [
+        2,
+        (&raw const all).addr(),
+        (&raw mut before).expose_provenance(),
+        8,
+        0,
+        0,
+    ];
+    // SAFETY: both pointers are to live u64, the size of the kernel's set. It cannot fail.
+    let _ = unsafe { call(SYS_RT_SIGPROCMASK, pointers) };
+    before
+}
+
+pub(crate) fn restore_signals(before: u64) {
+    let before = (&raw const before).expose_provenance();
+    // SAFETY: the pointer is to a live u64; the old set is not asked for. It cannot fail.
+    let _ = unsafe { call(SYS_RT_SIGPROCMASK, [2, before, 0, 8, 0, 0]) };
+}
+
+/// Puts every signal of this process to its default action, and ignores SIGPIPE.
+pub(crate) fn reset_signals() {
+    for signal in 1..=SIGNAL_MAX {
+        // The kernel's sigaction: handler, flags, restorer, mask. 0 is the default, 1 to ignore.
+        let action = [usize::from(signal == SIGPIPE), 0, 0, 0];
+        let action = (&raw const action).expose_provenance();
+        // SAFETY: the pointer is to four live words. SIGKILL and SIGSTOP are refused, rightly.
+        let _ = unsafe { call(SYS_RT_SIGACTION, [signal, action, 0, 8, 0, 0]) };
+    }
+}
+
+pub(crate) fn getpid() -> ProcessId {
+    // SAFETY: takes nothing.
+    unsafe { call(SYS_GETPID, [0; 6]) }.map_or(0, |id| id as ProcessId)
+}
+
+pub(crate) fn getppid() -> ProcessId {
+    // SAFETY: takes nothing.
+    unsafe { call(SYS_GETPPID, [0; 6]) }.map_or(0, |id| id as ProcessId)
+}
+
+/// Waits for a child that sends no signal at its end.
+pub(crate) fn wait_for_clone(child: ProcessId) {
+    const WCLONE: usize = 0x8000_0000;
+    // SAFETY: no status and no usage are asked for.
+    while unsafe { call(SYS_WAIT4, [child as usize, 0, WCLONE, 0, 0, 0]) } == Err(EINTR) {}
+}
+
+pub(crate) fn exit(status: usize) -> ! {
+    loop {
+        // SAFETY: ends the process.
+        let _ = unsafe { call(SYS_EXIT_GROUP, [status, 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// Leaves the process group of the program: signals of its terminal are not for us.
+pub(crate) fn leave_process_group() {
+    // SAFETY: takes no pointers. Refused only to a session leader, which a fresh process is not.
+    let _ = unsafe { call(SYS_SETPGID, [0; 6]) };
+}
+
+pub(crate) fn set_name(name: &CStr) {
+    const PR_SET_NAME: usize = 15;
+    // SAFETY: the name ends with a zero byte.
+    let _ = unsafe { call(SYS_PRCTL, [PR_SET_NAME, name.as_ptr().addr(), 0, 0, 0, 0]) };
+}
+
+/// Raises this process's own limits to what it may have; those of the program are other ones.
+pub(crate) fn raise_limits() {
+    const RLIMIT_DATA: usize = 2;
+    const RLIMIT_NOFILE: usize = 7;
+    const RLIMIT_MEMLOCK: usize = 8;
+    const RLIMIT_AS: usize = 9;
+    for resource in [RLIMIT_DATA, RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS] {
+        let mut limit = [0u64; 2];
+        let pointer = (&raw mut limit).expose_provenance();
+        // SAFETY: the pointer is to a live pair of u64, the kernel's rlimit64, to be written.
+        if unsafe { call(SYS_PRLIMIT64, [0, resource, 0, pointer, 0, 0]) }.is_ok() {
+            limit[0] = limit[1];
+            let pointer = (&raw const limit).expose_provenance();
+            // SAFETY: as above, to be read. Up to the hard limit it is never refused.
+            let _ = unsafe { call(SYS_PRLIMIT64, [0, resource, pointer, 0, 0, 0]) };
+        }
+    }
+}
+
+pub(crate) fn open(path: &CStr) -> Result<Descriptor, Errno> {
+    const AT_FDCWD: usize = -100isize as usize;
+    const O_CLOEXEC: usize = 0o2_000_000;
+    // SAFETY: the path ends with a zero byte; read-only.
+    unsafe {
+        call(
+            SYS_OPENAT,
+            [
+                AT_FDCWD,
+                path.as_ptr().expose_provenance(),
+                O_CLOEXEC,
+                0,
+                0,
+                0,
+            ],
+        )
+    }
+    .map(|file| file as Descriptor)
+}
+
+/// # Safety
+/// Nobody uses the descriptor any more.
+pub(crate) unsafe fn close(file: Descriptor) {
+    // SAFETY: the caller owns the descriptor.
+    let _ = unsafe { call(SYS_CLOSE, [file as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// # Safety
+/// Nothing of this process uses any descriptor.
+pub(crate) unsafe fn close_all() {
+    // SAFETY: the caller needs none of them.
+    let _ = unsafe { call(SYS_CLOSE_RANGE, [0, u32::MAX as usize, 0, 0, 0, 0]) };
+}
+
+pub(crate) fn pread(file: Descriptor, buffer: &mut [u8], offset: usize) -> Result<usize, Errno> {
+    let start = buffer.as_mut_ptr().expose_provenance();
+    // SAFETY: the buffer is ours to write for its whole length.
+    unsafe {
+        call(
+            SYS_PREAD64,
+            [file as usize, start, buffer.len(), offset, 0, 0],
+        )
+    }
+}
+
+pub(crate) fn write(file: Descriptor, bytes: &[u8]) {
+    // SAFETY: the bytes are live. Who cannot be told is not told.
+    let _ = unsafe {
+        call(
+            SYS_WRITE,
+            [
+                file as usize,
+                bytes.as_ptr().expose_provenance(),
+                bytes.len(),
+                0,
+                0,
+                0,
+            ],
+        )
+    };
+}
+
+pub(crate) fn fill_random(buffer: &mut [u8; 16]) -> Result<(), Errno> {
+    let start = buffer.as_mut_ptr().expose_provenance();
+    // SAFETY: the buffer is ours to write for its whole length.
+    unsafe { call(SYS_GETRANDOM, [start, buffer.len(), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// One descriptor that `wait_readable` waits for, as the kernel has it.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Poll {
+    pub(crate) file: Descriptor,
+    pub(crate) events: i16,
+    pub(crate) found: i16,
+}
+
+/// Waits until one of `polls` has an event, or the time is over.
+pub(crate) fn wait_readable(polls: &mut [Poll], nanoseconds: u64) {
+    let time = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
+    let start = polls.as_mut_ptr().expose_provenance();
+    let time = (&raw const time).expose_provenance();
+    // SAFETY: `polls` and the timespec are live; no signal mask is given. A failure is a short
+    // wait, and every caller waits in a loop.
+    let _ = unsafe { call(SYS_PPOLL, [start, polls.len(), time, 0, 0, 0]) };
+}
+
+pub(crate) fn pidfd_open(process: ProcessId) -> Result<Descriptor, Errno> {
+    // SAFETY: takes no pointers.
+    unsafe { call(SYS_PIDFD_OPEN, [process as usize, 0, 0, 0, 0, 0]) }.map(|fd| fd as Descriptor)
+}
+
+pub(crate) fn kill(process: Descriptor) {
+    // SAFETY: no signal information is given. A process that is gone needs no signal.
+    let _ = unsafe {
+        call(
+            SYS_PIDFD_SEND_SIGNAL,
+            [process as usize, SIGKILL, 0, 0, 0, 0],
+        )
+    };
+}
+
+/// Whether two processes have the same memory, if the kernel tells.
+pub(crate) fn same_memory(one: ProcessId, other: ProcessId) -> Result<bool, Errno> {
+    const KCMP_VM: usize = 1;
+    // SAFETY: takes no pointers.
+    unsafe { call(SYS_KCMP, [one as usize, other as usize, KCMP_VM, 0, 0, 0]) }
+        .map(|order| order == 0)
+}
+
+/// Sends one packet to the abstract Unix socket `name`.
+pub(crate) fn send_packet(name: &[u8], packet: &[u8]) -> Result<(), Errno> {
+    const AF_UNIX: u16 = 1;
+    const SOCK_SEQPACKET_CLOEXEC: usize = 5 | 0o2_000_000;
+    const MSG_NOSIGNAL: usize = 0x4000;
+    #[repr(C)]
+    struct Address {
+        family: u16,
+        path: [u8; 108],
+    }
+    let mut address = Address {
+        family: AF_UNIX,
+        path: [0; 108],
+    };
+    let Some(place) = address.path.get_mut(1..=name.len()) else {
+        return Err(Errno(36));
+    };
+    place.copy_from_slice(name);
+    let pointer = (&raw const address).cast::<c_void>().expose_provenance();
+    // SAFETY: takes no pointers.
+    let socket = unsafe { call(SYS_SOCKET, [1, SOCK_SEQPACKET_CLOEXEC, 0, 0, 0, 0])? };
+    // SAFETY: the address is live and as long as said: family, a zero byte, the name.
+    let sent =
+        unsafe { call(SYS_CONNECT, [socket, pointer, 3 + name.len(), 0, 0, 0]) }.and_then(|_| {
+            let start = packet.as_ptr().expose_provenance();
+            // SAFETY: the packet is live; no address is given.
+            unsafe {
+                call(
+                    SYS_SENDTO,
+                    [socket, start, packet.len(), MSG_NOSIGNAL, 0, 0],
+                )
+            }
+        });
+    // SAFETY: the socket was made here.
+    unsafe { close(socket as Descriptor) };
+    sent.map(drop)
+}

@@ -1,0 +1,201 @@
+//! The watcher: waits beside the program until its resident memory comes near the limit, then
+//! becomes the pager. It ends with the program, and when the program has left this memory by exec;
+//! when the supervisor dies it kills the program, which nobody would hold to its limit.
+
+use crate::image::{self, Kept};
+use crate::kernel::{self, Descriptor, Errno, PAGE_BYTES, POLLIN, Poll, ProcessId};
+use crate::settings::settings;
+use crate::spawn::Start;
+use crate::tell::{self, Failure};
+
+/// No program dirties memory faster than this; so soon can the rest of a share be full.
+const GROWTH_BYTES_PER_NANOSECOND: u64 = 8;
+
+/// A poll costs 3 us; at this period that is half a hundredth of one processor.
+const PERIOD_MIN_NANOSECONDS: u64 = 500_000;
+
+/// Bounds how long the memory of a program that has called exec is kept.
+const PERIOD_MAX_NANOSECONDS: u64 = 50_000_000;
+
+/// The intermediate has only its exit before it.
+const REPARENT_NANOSECONDS: u64 = 20_000;
+
+/// The first function of the watcher process.
+pub(crate) extern "C" fn main(start: *mut Start) -> ! {
+    // SAFETY: the program and the intermediate wrote it before this process was made; from now on
+    // it is only read, but for `refused`, which this process never looks at.
+    let (program, intermediate, mapping) =
+        unsafe { ((*start).program, (*start).intermediate, (*start).mapping) };
+    let Err(failure) = Watcher::open(program, intermediate).and_then(|watcher| {
+        watcher.watch()?;
+        image::become_pager(&watcher.kept(mapping))
+    });
+    tell::unpaged(program, failure);
+    kernel::exit(1)
+}
+
+struct Watcher {
+    program: ProcessId,
+    itself: ProcessId,
+    program_descriptor: Descriptor,
+    supervisor_descriptor: Descriptor,
+    statm: Descriptor,
+}
+
+/// What one look at the program says.
+enum Look {
+    /// This many bytes of anonymous memory are resident.
+    Resident(u64),
+    /// The program does not use this memory any more.
+    Left,
+}
+
+impl Watcher {
+    fn open(program: ProcessId, intermediate: ProcessId) -> Result<Self, Failure> {
+        kernel::leave_process_group();
+        kernel::set_name(c"farmem-watcher");
+        // The program's pipes must reach their end when the program closes them. What is opened
+        // now becomes 0, 1 and 2: none of these can be written, so no stray print does harm.
+        // SAFETY: this process uses none of the program's descriptors.
+        unsafe { kernel::close_all() };
+        let program_descriptor =
+            kernel::pidfd_open(program).map_err(Failure::at("open the program's pidfd"))?;
+        let statm =
+            kernel::open(c"/proc/self/statm").map_err(Failure::at("open /proc/self/statm"))?;
+        while kernel::getppid() == intermediate {
+            kernel::wait_readable(&mut [], REPARENT_NANOSECONDS);
+        }
+        let supervisor = kernel::getppid();
+        let supervisor_descriptor =
+            kernel::pidfd_open(supervisor).map_err(Failure::at("open the supervisor's pidfd"))?;
+        Ok(Self {
+            program,
+            itself: kernel::getpid(),
+            program_descriptor,
+            supervisor_descriptor,
+            statm,
+        })
+    }
+
+    /// Returns when the program has come near its limit.
+    fn watch(&self) -> Result<(), Failure> {
+        let near = settings().limit_bytes / 4 * 3;
+        let mut lived = PERIOD_MIN_NANOSECONDS;
+        loop {
+            let resident = match self.look()? {
+                Look::Resident(resident) if resident < near => resident,
+                Look::Resident(_) => return Ok(()),
+                Look::Left => kernel::exit(0),
+            };
+            // Not longer than it has lived so far: most who call exec do so soon, and the memory
+            // that they have left should not outlive them by much.
+            let period = ((near - resident) / GROWTH_BYTES_PER_NANOSECOND)
+                .clamp(PERIOD_MIN_NANOSECONDS, PERIOD_MAX_NANOSECONDS)
+                .min(lived);
+            lived += period;
+            self.wait(period);
+        }
+    }
+
+    /// Waits, or ends this process with the program or with the supervisor.
+    fn wait(&self, nanoseconds: u64) {
+        let watch = |file| Poll {
+            file,
+            events: POLLIN,
+            found: 0,
+        };
+        let mut ends = [
+            watch(self.program_descriptor),
+            watch(self.supervisor_descriptor),
+        ];
+        kernel::wait_readable(&mut ends, nanoseconds);
+        let [program, supervisor] = ends;
+        if program.found != 0 {
+            kernel::exit(0);
+        }
+        if supervisor.found != 0 {
+            kernel::kill(self.program_descriptor);
+            kernel::exit(0);
+        }
+    }
+
+    fn look(&self) -> Result<Look, Failure> {
+        let shared = match kernel::same_memory(self.itself, self.program) {
+            Ok(same) => same,
+            Err(NO_SUCH_PROCESS) => false,
+            // Not permitted (the program has changed its user) or not built into this kernel.
+            Err(_) => self.has_same_sizes()?,
+        };
+        if !shared {
+            return Ok(Look::Left);
+        }
+        Ok(Look::Resident(anonymous_bytes(&read_statm(self.statm)?)))
+    }
+
+    /// Whether the sizes of the program's memory are those of this one, which they always are if
+    /// it is the same: they come from the same counters. Those may change between two reads, so
+    /// a difference counts only if they were the same before and after.
+    fn has_same_sizes(&self) -> Result<bool, Failure> {
+        let mut path = crate::text::Text::<32>::new();
+        let _ =
+            core::fmt::Write::write_fmt(&mut path, format_args!("/proc/{}/statm", self.program));
+        let file = match kernel::open(path.as_c_str()) {
+            Ok(file) => file,
+            Err(NO_SUCH_FILE) => return Ok(false),
+            Err(errno) => {
+                return Err(Failure {
+                    step: "open the program's statm",
+                    errno,
+                });
+            }
+        };
+        let same = loop {
+            let before = read_statm(self.statm)?;
+            let Ok(theirs) = read_statm(file) else {
+                break false;
+            };
+            if theirs == before {
+                break true;
+            }
+            if read_statm(self.statm)? == before {
+                break false;
+            }
+        };
+        // SAFETY: opened above, used by nobody else.
+        unsafe { kernel::close(file) };
+        Ok(same)
+    }
+
+    fn kept(&self, stacks: (usize, usize)) -> Kept {
+        Kept {
+            program: self.program,
+            program_descriptor: self.program_descriptor,
+            supervisor_descriptor: self.supervisor_descriptor,
+            stacks,
+        }
+    }
+}
+
+const NO_SUCH_FILE: Errno = Errno(2);
+const NO_SUCH_PROCESS: Errno = Errno(3);
+
+/// The first three numbers of a statm: pages mapped, resident, and resident in files.
+type Statm = [u64; 3];
+
+fn read_statm(file: Descriptor) -> Result<Statm, Failure> {
+    let mut buffer = [0; 128];
+    let read = kernel::pread(file, &mut buffer, 0).map_err(Failure::at("read statm"))?;
+    let mut numbers = buffer[..read].split(|byte| !byte.is_ascii_digit());
+    let mut statm = [0; 3];
+    for number in &mut statm {
+        let digits = numbers.next().unwrap_or_default();
+        *number = digits
+            .iter()
+            .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    }
+    Ok(statm)
+}
+
+fn anonymous_bytes([_mapped, resident, of_files]: &Statm) -> u64 {
+    resident.saturating_sub(*of_files) * PAGE_BYTES as u64
+}
