@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "system calls that change or map memory are this crate's job")]
 
+mod arena;
 mod maps;
 mod pagemap;
 mod process;
@@ -16,6 +17,7 @@ mod scratch;
 mod shared;
 mod uffd;
 
+pub use arena::{Arena, ArenaView, Slot};
 pub use maps::{Mapping, MappingKind, ProcessMaps};
 pub use pagemap::{Pagemap, PresentRun};
 pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, pull_thread_here};
