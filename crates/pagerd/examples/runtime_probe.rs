@@ -39,6 +39,7 @@ fn run(arguments: Arguments) -> ! {
         program,
         program_pidfd,
         supervisor_pidfd,
+        ..
     } = arguments;
     let link = dial(&socket);
     let start = Instant::now();

@@ -20,12 +20,14 @@ use crate::tell::Failure;
 use crate::text::Text;
 
 /// What the pager needs to know, and gets as arguments in this order behind its name, the socket and
-/// the limit: `program`, `program_descriptor`, `supervisor_descriptor`, and then
-/// every range of memory that is not the program's (this library, these stacks, the image).
+/// the limit: its fields, and then every range of memory that is not the program's (this library,
+/// these stacks, the image).
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) program: ProcessId,
     pub(crate) program_descriptor: Descriptor,
+    /// The sizes of this memory.
+    pub(crate) statm: Descriptor,
     pub(crate) supervisor_descriptor: Descriptor,
     /// The mapping that the watcher's own stack is in.
     pub(crate) stacks: (usize, usize),
@@ -310,6 +312,7 @@ impl Image {
             i64::try_from(settings().limit_bytes).ok()?,
             i64::from(kept.program),
             i64::from(kept.program_descriptor),
+            i64::from(kept.statm),
             i64::from(kept.supervisor_descriptor),
         ];
         let ranges = [

@@ -2,7 +2,7 @@
 //! Nothing here touches `errno` or the thread pointer.
 
 use core::arch::asm;
-use core::ffi::{CStr, c_void};
+use core::ffi::CStr;
 
 /// An error number of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub(crate) const MADV_DONTFORK: usize = 10;
 pub(crate) const MADV_DONTDUMP: usize = 16;
 pub(crate) const CLONE_VM: usize = 0x100;
 pub(crate) const CLONE_VFORK: usize = 0x4000;
+pub(crate) const CLONE_UNTRACED: usize = 0x80_0000;
 pub(crate) const SIGKILL: usize = 9;
 pub(crate) const SIGPIPE: usize = 13;
 pub(crate) const SIGNAL_MAX: usize = 64;
@@ -44,6 +45,7 @@ const SYS_CONNECT: usize = 42;
 const SYS_SENDTO: usize = 44;
 const SYS_CLONE: usize = 56;
 const SYS_WAIT4: usize = 61;
+const SYS_CHDIR: usize = 80;
 const SYS_SETPGID: usize = 109;
 const SYS_GETPPID: usize = 110;
 const SYS_PRCTL: usize = 157;
@@ -238,6 +240,17 @@ pub(crate) fn leave_process_group() {
     let _ = unsafe { call(SYS_SETPGID, [0; 6]) };
 }
 
+/// Leaves the working directory of the program, so that its file system can be unmounted.
+pub(crate) fn leave_directory() {
+    // SAFETY: the path ends with a zero byte. If it is refused, nothing is lost but that.
+    let _ = unsafe {
+        call(
+            SYS_CHDIR,
+            [c"/".as_ptr().expose_provenance(), 0, 0, 0, 0, 0],
+        )
+    };
+}
+
 pub(crate) fn set_name(name: &CStr) {
     const PR_SET_NAME: usize = 15;
     // SAFETY: the name ends with a zero byte.
@@ -246,11 +259,21 @@ pub(crate) fn set_name(name: &CStr) {
 
 /// Raises this process's own limits to what it may have; those of the program are other ones.
 pub(crate) fn raise_limits() {
+    const RLIMIT_CPU: usize = 0;
     const RLIMIT_DATA: usize = 2;
+    const RLIMIT_NPROC: usize = 6;
     const RLIMIT_NOFILE: usize = 7;
     const RLIMIT_MEMLOCK: usize = 8;
     const RLIMIT_AS: usize = 9;
-    for resource in [RLIMIT_DATA, RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS] {
+    let resources = [
+        RLIMIT_CPU,
+        RLIMIT_DATA,
+        RLIMIT_NPROC,
+        RLIMIT_NOFILE,
+        RLIMIT_MEMLOCK,
+        RLIMIT_AS,
+    ];
+    for resource in resources {
         let mut limit = [0u64; 2];
         let pointer = (&raw mut limit).expose_provenance();
         // SAFETY: the pointer is to a live pair of u64, the kernel's rlimit64, to be written.
@@ -373,11 +396,14 @@ pub(crate) fn same_memory(one: ProcessId, other: ProcessId) -> Result<bool, Errn
         .map(|order| order == 0)
 }
 
-/// Sends one packet to the abstract Unix socket `name`.
-pub(crate) fn send_packet(name: &[u8], packet: &[u8]) -> Result<(), Errno> {
+/// A connection to the abstract Unix socket `name`, which keeps the borders of packets.
+///
+/// # Safety
+/// The caller closes it.
+pub(crate) unsafe fn connect(name: &[u8]) -> Result<Descriptor, Errno> {
     const AF_UNIX: u16 = 1;
     const SOCK_SEQPACKET_CLOEXEC: usize = 5 | 0o2_000_000;
-    const MSG_NOSIGNAL: usize = 0x4000;
+    const NAME_TOO_LONG: Errno = Errno(36);
     #[repr(C)]
     struct Address {
         family: u16,
@@ -387,26 +413,36 @@ pub(crate) fn send_packet(name: &[u8], packet: &[u8]) -> Result<(), Errno> {
         family: AF_UNIX,
         path: [0; 108],
     };
-    let Some(place) = address.path.get_mut(1..=name.len()) else {
-        return Err(Errno(36));
-    };
-    place.copy_from_slice(name);
-    let pointer = (&raw const address).cast::<c_void>().expose_provenance();
+    address
+        .path
+        .get_mut(1..=name.len())
+        .ok_or(NAME_TOO_LONG)?
+        .copy_from_slice(name);
+    let pointer = (&raw const address).expose_provenance();
+    let length = size_of::<u16>() + 1 + name.len();
+    let domain = usize::from(AF_UNIX);
     // SAFETY: takes no pointers.
-    let socket = unsafe { call(SYS_SOCKET, [1, SOCK_SEQPACKET_CLOEXEC, 0, 0, 0, 0])? };
+    let socket = unsafe { call(SYS_SOCKET, [domain, SOCK_SEQPACKET_CLOEXEC, 0, 0, 0, 0])? };
     // SAFETY: the address is live and as long as said: family, a zero byte, the name.
-    let sent =
-        unsafe { call(SYS_CONNECT, [socket, pointer, 3 + name.len(), 0, 0, 0]) }.and_then(|_| {
-            let start = packet.as_ptr().expose_provenance();
-            // SAFETY: the packet is live; no address is given.
-            unsafe {
-                call(
-                    SYS_SENDTO,
-                    [socket, start, packet.len(), MSG_NOSIGNAL, 0, 0],
-                )
-            }
-        });
-    // SAFETY: the socket was made here.
-    unsafe { close(socket as Descriptor) };
-    sent.map(drop)
+    match unsafe { call(SYS_CONNECT, [socket, pointer, length, 0, 0, 0]) } {
+        Ok(_) => Ok(socket as Descriptor),
+        Err(errno) => {
+            // SAFETY: made above.
+            unsafe { close(socket as Descriptor) };
+            Err(errno)
+        }
+    }
+}
+
+/// Sends one packet. Who does not listen is not told.
+pub(crate) fn send(socket: Descriptor, packet: &[u8]) {
+    const MSG_NOSIGNAL: usize = 0x4000;
+    let start = packet.as_ptr().expose_provenance();
+    // SAFETY: the packet is live; no address is given.
+    let _ = unsafe {
+        call(
+            SYS_SENDTO,
+            [socket as usize, start, packet.len(), MSG_NOSIGNAL, 0, 0],
+        )
+    };
 }

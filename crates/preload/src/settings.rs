@@ -108,6 +108,9 @@ fn parse(value: &[u8], settings: &mut Settings) -> Result<(), &'static str> {
         .and_then(|limit| limit.parse().ok())
         .ok_or("its limit is not a number of bytes")?;
     let pager = part().ok_or("it has no path of farmem-pagerd")?;
+    if !pager.starts_with(b"/") {
+        return Err("its path of farmem-pagerd does not begin with /");
+    }
     if !settings.pager.push(pager) {
         return Err("its path of farmem-pagerd is too long");
     }

@@ -8,9 +8,13 @@
 
 use core::arch::global_asm;
 
-use crate::kernel::{self, CLONE_VFORK, CLONE_VM, Errno, PAGE_BYTES, ProcessId};
+use crate::kernel::{self, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM, Errno, PAGE_BYTES, ProcessId};
 use crate::tell::{self, Failure};
 use crate::watcher;
+
+/// Memory is all that the processes share. A debugger of the program is not told of them: it would
+/// take them for threads.
+const SHARING: usize = CLONE_VM | CLONE_UNTRACED;
 
 /// The intermediate makes two system calls.
 const INTERMEDIATE_STACK_BYTES: usize = 4 * PAGE_BYTES;
@@ -59,7 +63,7 @@ fn make_watcher(program: ProcessId) -> Result<(), Failure> {
     // SAFETY: the stack is fresh; the intermediate only makes system calls. `start` is used by
     // this process again only when the intermediate is gone, and by the watcher only to read.
     let outcome = unsafe {
-        match kernel::clone_onto(CLONE_VM | CLONE_VFORK, stack_top, intermediate, start) {
+        match kernel::clone_onto(SHARING | CLONE_VFORK, stack_top, intermediate, start) {
             Ok(child) => {
                 kernel::wait_for_clone(child);
                 (*start).refused.map_or(Ok(()), Err)
@@ -107,7 +111,7 @@ extern "C" fn intermediate(start: *mut Start) -> ! {
     // ends where `start` begins. The watcher reads what was written before it was made.
     unsafe {
         (*start).intermediate = kernel::getpid();
-        let made = kernel::clone_onto(CLONE_VM, start.cast(), watcher::main, start);
+        let made = kernel::clone_onto(SHARING, start.cast(), watcher::main, start);
         (*start).refused = made.err();
     }
     kernel::exit(0)

@@ -8,6 +8,17 @@ use crate::kernel::{self, Errno, ProcessId};
 use crate::settings::settings;
 use crate::text::Text;
 
+/// Whether the supervisor still listens.
+pub(crate) fn supervisor_lives() -> bool {
+    // SAFETY: closed at once.
+    let connected = unsafe { kernel::connect(settings().socket.as_bytes()) };
+    if let Ok(supervisor) = connected {
+        // SAFETY: connected above, used by nobody else.
+        unsafe { kernel::close(supervisor) };
+    }
+    connected.is_ok()
+}
+
 /// What could not be done.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Failure {
@@ -39,8 +50,12 @@ pub(crate) fn unpaged(program: ProcessId, failure: Failure) {
         packet,
         r#"{{"type":"unpaged","program_pid":{program},"message":"cannot {step} (error {number})"}}"#
     );
-    if written.is_ok() {
-        let _ = kernel::send_packet(settings().socket.as_bytes(), packet.as_bytes());
+    // SAFETY: closed below.
+    let connected = unsafe { kernel::connect(settings().socket.as_bytes()) };
+    if let (Ok(()), Ok(supervisor)) = (written, connected) {
+        kernel::send(supervisor, packet.as_bytes());
+        // SAFETY: connected above, used by nobody else.
+        unsafe { kernel::close(supervisor) };
     }
 }
 

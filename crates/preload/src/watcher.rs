@@ -2,11 +2,14 @@
 //! becomes the pager. It ends with the program, and when the program has left this memory by exec;
 //! when the supervisor dies it kills the program, which nobody would hold to its limit.
 
+use core::fmt::Write;
+
 use crate::image::{self, Kept};
-use crate::kernel::{self, Descriptor, Errno, PAGE_BYTES, POLLIN, Poll, ProcessId};
+use crate::kernel::{self, Descriptor, PAGE_BYTES, POLLIN, Poll, ProcessId};
 use crate::settings::settings;
 use crate::spawn::Start;
 use crate::tell::{self, Failure};
+use crate::text::Text;
 
 /// No program dirties memory faster than this; so soon can the rest of a share be full.
 const GROWTH_BYTES_PER_NANOSECOND: u64 = 8;
@@ -26,7 +29,7 @@ pub(crate) extern "C" fn main(start: *mut Start) -> ! {
     // it is only read, but for `refused`, which this process never looks at.
     let (program, intermediate, mapping) =
         unsafe { ((*start).program, (*start).intermediate, (*start).mapping) };
-    let Err(failure) = Watcher::open(program, intermediate).and_then(|watcher| {
+    let Err(failure) = Watcher::open(program, intermediate).and_then(|mut watcher| {
         watcher.watch()?;
         image::become_pager(&watcher.kept(mapping))
     });
@@ -53,6 +56,7 @@ enum Look {
 impl Watcher {
     fn open(program: ProcessId, intermediate: ProcessId) -> Result<Self, Failure> {
         kernel::leave_process_group();
+        kernel::leave_directory();
         kernel::set_name(c"farmem-watcher");
         // The program's pipes must reach their end when the program closes them. What is opened
         // now becomes 0, 1 and 2: none of these can be written, so no stray print does harm.
@@ -65,9 +69,7 @@ impl Watcher {
         while kernel::getppid() == intermediate {
             kernel::wait_readable(&mut [], REPARENT_NANOSECONDS);
         }
-        let supervisor = kernel::getppid();
-        let supervisor_descriptor =
-            kernel::pidfd_open(supervisor).map_err(Failure::at("open the supervisor's pidfd"))?;
+        let supervisor_descriptor = open_parent()?;
         Ok(Self {
             program,
             itself: kernel::getpid(),
@@ -78,7 +80,7 @@ impl Watcher {
     }
 
     /// Returns when the program has come near its limit.
-    fn watch(&self) -> Result<(), Failure> {
+    fn watch(&mut self) -> Result<(), Failure> {
         let near = settings().limit_bytes / 4 * 3;
         let mut lived = PERIOD_MIN_NANOSECONDS;
         loop {
@@ -93,12 +95,12 @@ impl Watcher {
                 .clamp(PERIOD_MIN_NANOSECONDS, PERIOD_MAX_NANOSECONDS)
                 .min(lived);
             lived += period;
-            self.wait(period);
+            self.wait(period)?;
         }
     }
 
     /// Waits, or ends this process with the program or with the supervisor.
-    fn wait(&self, nanoseconds: u64) {
+    fn wait(&mut self, nanoseconds: u64) -> Result<(), Failure> {
         let watch = |file| Poll {
             file,
             events: POLLIN,
@@ -109,75 +111,79 @@ impl Watcher {
             watch(self.supervisor_descriptor),
         ];
         kernel::wait_readable(&mut ends, nanoseconds);
-        let [program, supervisor] = ends;
+        let [program, parent] = ends;
         if program.found != 0 {
             kernel::exit(0);
         }
-        if supervisor.found != 0 {
-            kernel::kill(self.program_descriptor);
-            kernel::exit(0);
+        if parent.found != 0 {
+            if !tell::supervisor_lives() {
+                kernel::kill(self.program_descriptor);
+                kernel::exit(0);
+            }
+            // The parent was a subreaper below the supervisor.
+            // SAFETY: used by nobody else; the next one gets the same number.
+            unsafe { kernel::close(self.supervisor_descriptor) };
+            self.supervisor_descriptor = open_parent()?;
         }
+        Ok(())
     }
 
     fn look(&self) -> Result<Look, Failure> {
-        let shared = match kernel::same_memory(self.itself, self.program) {
-            Ok(same) => same,
-            Err(NO_SUCH_PROCESS) => false,
+        let left = match kernel::same_memory(self.itself, self.program) {
+            Ok(true) => false,
+            Ok(false) => !has_no_memory(&self.read_program_statm()?),
             // Not permitted (the program has changed its user) or not built into this kernel.
-            Err(_) => self.has_same_sizes()?,
+            Err(_) => self.has_other_sizes()?,
         };
-        if !shared {
+        if left {
             return Ok(Look::Left);
         }
         Ok(Look::Resident(anonymous_bytes(&read_statm(self.statm)?)))
     }
 
-    /// Whether the sizes of the program's memory are those of this one, which they always are if
-    /// it is the same: they come from the same counters. Those may change between two reads, so
-    /// a difference counts only if they were the same before and after.
-    fn has_same_sizes(&self) -> Result<bool, Failure> {
-        let mut path = crate::text::Text::<32>::new();
-        let _ =
-            core::fmt::Write::write_fmt(&mut path, format_args!("/proc/{}/statm", self.program));
-        let file = match kernel::open(path.as_c_str()) {
-            Ok(file) => file,
-            Err(NO_SUCH_FILE) => return Ok(false),
-            Err(errno) => {
-                return Err(Failure {
-                    step: "open the program's statm",
-                    errno,
-                });
-            }
-        };
-        let same = loop {
+    /// Whether the sizes of the program's memory are not those of this one. They come from the same
+    /// counters if it is the same memory, but may change between two reads, so that a difference
+    /// counts only if ours were the same before and after.
+    fn has_other_sizes(&self) -> Result<bool, Failure> {
+        loop {
             let before = read_statm(self.statm)?;
-            let Ok(theirs) = read_statm(file) else {
-                break false;
-            };
-            if theirs == before {
-                break true;
+            let theirs = self.read_program_statm()?;
+            if theirs == before || has_no_memory(&theirs) {
+                return Ok(false);
             }
             if read_statm(self.statm)? == before {
-                break false;
+                return Ok(true);
             }
+        }
+    }
+
+    /// Zeros if the program has ended: its pidfd, which is looked at next, says so too.
+    fn read_program_statm(&self) -> Result<Statm, Failure> {
+        let mut path = Text::<32>::new();
+        let _ = write!(path, "/proc/{}/statm", self.program);
+        let Ok(file) = kernel::open(path.as_c_str()) else {
+            return Ok(Statm::default());
         };
+        let statm = read_statm(file);
         // SAFETY: opened above, used by nobody else.
         unsafe { kernel::close(file) };
-        Ok(same)
+        Ok(statm.unwrap_or_default())
     }
 
     fn kept(&self, stacks: (usize, usize)) -> Kept {
         Kept {
             program: self.program,
             program_descriptor: self.program_descriptor,
+            statm: self.statm,
             supervisor_descriptor: self.supervisor_descriptor,
             stacks,
         }
     }
 }
 
-const NO_SUCH_FILE: Errno = Errno(2);
-const NO_SUCH_PROCESS: Errno = Errno(3);
+fn open_parent() -> Result<Descriptor, Failure> {
+    kernel::pidfd_open(kernel::getppid()).map_err(Failure::at("open the supervisor's pidfd"))
+}
 
 /// The first three numbers of a statm: pages mapped, resident, and resident in files.
 type Statm = [u64; 3];
@@ -198,4 +204,9 @@ fn read_statm(file: Descriptor) -> Result<Statm, Failure> {
 
 fn anonymous_bytes([_mapped, resident, of_files]: &Statm) -> u64 {
     resident.saturating_sub(*of_files) * PAGE_BYTES as u64
+}
+
+/// So it is when the program's first thread has ended while others go on in the same memory.
+fn has_no_memory([mapped, ..]: &Statm) -> bool {
+    *mapped == 0
 }

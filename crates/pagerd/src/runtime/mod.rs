@@ -16,6 +16,7 @@
 
 mod heap;
 mod memory;
+mod program;
 mod thread;
 
 use std::ffi::{CStr, c_char, c_int};
@@ -27,6 +28,7 @@ use rustix::process::Pid;
 
 pub(crate) use heap::heap_bytes;
 pub(crate) use memory::{Presence, map, own, owned_ranges};
+pub(crate) use program::{Sizes, has_this_memory};
 pub(crate) use thread::spawn;
 
 /// What the watcher passes on.
@@ -40,6 +42,8 @@ pub(crate) struct Arguments {
     pub(crate) program: Pid,
     /// Readable when the program has ended.
     pub(crate) program_pidfd: BorrowedFd<'static>,
+    /// `/proc/self/statm`: the sizes of this memory, read from offset 0.
+    pub(crate) statm: BorrowedFd<'static>,
     /// Readable when the supervisor has ended: the program must not go on without it.
     pub(crate) supervisor_pidfd: BorrowedFd<'static>,
 }
@@ -53,8 +57,8 @@ pub(crate) struct Arguments {
 pub(crate) struct ArgumentsError;
 
 impl Arguments {
-    /// Takes arguments apart: name, socket, limit, program, its pidfd, the supervisor's pidfd, and
-    /// the ranges (`begin-end`, hexadecimal) that the loader has used, which are returned beside.
+    /// Takes arguments apart: name, socket, limit, program, its pidfd, statm, the
+    /// supervisor's pidfd, and the ranges (`begin-end`, hexadecimal) that the loader has used, which are returned beside.
     fn parse<'a>(
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Result<(Self, Vec<Range<usize>>), ArgumentsError> {
@@ -69,6 +73,7 @@ impl Arguments {
                 .and_then(Pid::from_raw)
                 .ok_or(ArgumentsError)?,
             program_pidfd: descriptor(next()?)?,
+            statm: descriptor(next()?)?,
             supervisor_pidfd: descriptor(next()?)?,
         };
         let ranges = arguments.map(range).collect::<Result<_, _>>()?;
@@ -135,12 +140,13 @@ mod tests {
 
     use super::*;
 
-    const GOOD: [&str; 8] = [
+    const GOOD: [&str; 9] = [
         "farmem-pagerd",
         "farmem-1",
         "4096",
         "77",
         "0",
+        "1",
         "2",
         "1000-3000",
         "7f00-8000",
@@ -152,8 +158,12 @@ mod tests {
         assert_eq!(arguments.socket, "farmem-1");
         assert_eq!(arguments.limit_bytes, 4096);
         assert_eq!(arguments.program.as_raw_nonzero().get(), 77);
-        let descriptors = [arguments.program_pidfd, arguments.supervisor_pidfd];
-        assert_eq!(descriptors.map(|fd| fd.as_raw_fd()), [0, 2]);
+        let descriptors = [
+            arguments.program_pidfd,
+            arguments.statm,
+            arguments.supervisor_pidfd,
+        ];
+        assert_eq!(descriptors.map(|fd| fd.as_raw_fd()), [0, 1, 2]);
         assert_eq!(ranges, [0x1000..0x3000, 0x7f00..0x8000]);
     }
 
@@ -163,7 +173,7 @@ mod tests {
             Arguments::parse(["farmem-pagerd"]).unwrap_err(),
             ArgumentsError
         );
-        for (place, wrong) in [(2, "much"), (3, "0"), (4, "-1"), (6, "1000"), (7, "x-y")] {
+        for (place, wrong) in [(2, "much"), (3, "0"), (4, "-1"), (7, "1000"), (8, "x-y")] {
             let mut arguments = GOOD;
             arguments[place] = wrong;
             assert_eq!(
