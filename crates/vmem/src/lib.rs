@@ -11,6 +11,7 @@
 mod arena;
 mod maps;
 mod pagemap;
+mod probe;
 mod process;
 mod range;
 mod scratch;
@@ -20,6 +21,7 @@ mod uffd;
 pub use arena::{Arena, ArenaView, Slot};
 pub use maps::{Mapping, MappingKind, ProcessMaps};
 pub use pagemap::{Pagemap, PresentRun};
+pub use probe::{Probe, probe};
 pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, pull_thread_here};
 pub use range::AddressRange;
 pub use scratch::Scratch;
