@@ -23,10 +23,9 @@ impl<Member: Copy + Ord> Budget<Member> {
         }
     }
 
-    /// Takes in a member and returns its share.
-    pub fn join(&mut self, member: Member) -> u64 {
+    /// Takes in a member.
+    pub fn join(&mut self, member: Member) {
         self.shares.insert(member, 0);
-        self.share()
     }
 
     /// Lets a member go.
@@ -72,9 +71,9 @@ mod tests {
     #[test]
     fn the_first_loses_before_the_second_gains() {
         let mut budget = Budget::new(100);
-        assert_eq!(budget.join('a'), 100);
+        budget.join('a');
         assert_eq!(budget.changes(), [('a', 100)]);
-        assert_eq!(budget.join('b'), 50);
+        budget.join('b');
         assert_eq!(budget.changes(), [('a', 50), ('b', 50)]);
         assert_eq!(budget.changes(), []);
         budget.leave('a');

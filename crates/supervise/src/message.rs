@@ -15,6 +15,14 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub enum PagerMessage {
     /// The first message; carries the descriptor of the pager's stats page.
     Hello(Hello),
+    /// The only message of a preload library that could not watch its program, which therefore
+    /// goes on without a pager. Written there by hand: the form is part of the version.
+    Unpaged {
+        /// The process that goes on.
+        program_pid: u32,
+        /// For a person.
+        message: String,
+    },
     /// Pages may leave the program from now on. Carries the main and the scratch userfaultfd, which
     /// the supervisor holds until the program has ended: while any duplicate is open a fault
     /// waits, and the kernel never hands out zero pages.
@@ -98,7 +106,7 @@ pub enum SupervisorMessage {
 pub struct Welcome {
     /// The program's share of the local limit: bytes, the pager's own memory included.
     pub limit_bytes: u64,
-    /// The memory server: `host:port` or `unix:PATH`.
+    /// The memory server: `number:port` or `unix:PATH`, with no name left to resolve.
     pub server: String,
     /// Where pages go that the server has no room for.
     pub spill: Option<String>,
@@ -108,4 +116,17 @@ pub struct Welcome {
     pub share_arena: bool,
     /// The longest run that read-ahead fetches.
     pub readahead_pages_max: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_preload_library_writes_by_hand_is_understood() {
+        let text = r#"{"type":"unpaged","program_pid":7,"message":"cannot map (error 12)"}"#;
+        let message: PagerMessage = serde_json::from_str(text).unwrap();
+        let expected = "cannot map (error 12)".to_owned();
+        assert_eq!(message, PagerMessage::Unpaged { program_pid: 7, message: expected });
+    }
 }
