@@ -1,2 +1,29 @@
-//! Build tasks. 
-fn main() {}
+//! `cargo xtask`: everything that is done to this workspace besides editing it.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod stage;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Build farmem, its preload library and its pager side by side.
+    Build(build::BuildOptions),
+    /// Build them optimised and install them.
+    Install(build::InstallOptions),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Build(options) => build::build(&options),
+        Task::Install(options) => build::install(&options),
+        Task::Bench(command) => bench::bench(&command),
+    }
+}

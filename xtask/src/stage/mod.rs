@@ -1,0 +1,456 @@
+//! Runs one program in one of the ways that are compared: natively, under farmem, or with its
+//! memory limited and the kernel swapping. Everything that a run starts or switches on ends with
+//! it, also when it fails or is interrupted.
+
+mod group;
+mod kernel_swap;
+mod peaks;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::build::Built;
+use group::{Group, command_inside};
+use kernel_swap::{SwapPlace, SwitchedOn};
+pub(crate) use peaks::Peak;
+use peaks::Watch;
+
+/// How a program is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Variant {
+    /// As it is, with all the memory that it wants.
+    Native,
+    /// `farmem run` with its private server over a Unix socket.
+    Unix,
+    /// `farmem run` with a server over TCP loopback.
+    Tcp,
+    /// Limited by a control group, the kernel swapping to compressed memory.
+    Zram,
+    /// Limited by a control group, the kernel swapping to a file.
+    SwapFile,
+}
+
+impl Variant {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Native,
+        Self::Unix,
+        Self::Tcp,
+        Self::Zram,
+        Self::SwapFile,
+    ];
+
+    pub(crate) const fn is_farmem(self) -> bool {
+        matches!(self, Self::Unix | Self::Tcp)
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Unix => "farmem unix",
+            Self::Tcp => "farmem tcp",
+            Self::Zram => "zram",
+            Self::SwapFile => "swap file",
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A program to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// The command.
+    pub(crate) command: Vec<String>,
+    /// What the process that is watched for its memory is called.
+    pub(crate) watched: &'static str,
+    /// Standard input; nothing if none.
+    pub(crate) input: Option<PathBuf>,
+    /// How long it may take at most.
+    pub(crate) patience: Duration,
+}
+
+impl Program {
+    pub(crate) fn new(watched: &'static str, command: impl IntoIterator<Item = String>) -> Self {
+        let patience = Duration::from_secs(600);
+        Self {
+            command: command.into_iter().collect(),
+            watched,
+            input: None,
+            patience,
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn reading(mut self, input: &Path) -> Self {
+        self.input = Some(input.to_owned());
+        self
+    }
+}
+
+/// Where programs are run.
+pub(crate) struct Stage {
+    built: Built,
+    scratch: tempfile::TempDir,
+    zram: Result<SwapPlace, String>,
+    swap_file: Result<SwapPlace, String>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Stage {
+    /// Prepares to run programs in the ways of `variants`, with scratch files in `folder`, which
+    /// must lie on a disk. What this machine does not permit is skipped later, with the reason.
+    pub(crate) fn prepare(
+        built: Built,
+        folder: &Path,
+        variants: &[Variant],
+    ) -> anyhow::Result<Self> {
+        /// Holds the largest program of the benchmark, GNU sort of 1.5 GiB, twice.
+        const SWAP_BYTES: u64 = 5 << 30;
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted))
+                .context("catch interrupts, to clean up")?;
+        }
+        let wanted = |variant, place: &dyn Fn() -> anyhow::Result<SwapPlace>| {
+            if variants.contains(&variant) {
+                place().map_err(|error| format!("{error:#}"))
+            } else {
+                Err("not asked for".to_owned())
+            }
+        };
+        let scratch = tempfile::Builder::new()
+            .prefix("farmem-xtask-")
+            .tempdir_in(folder);
+        Ok(Self {
+            built,
+            scratch: scratch.with_context(|| format!("make a folder in {}", folder.display()))?,
+            zram: wanted(Variant::Zram, &|| SwapPlace::zram(SWAP_BYTES)),
+            swap_file: wanted(Variant::SwapFile, &|| SwapPlace::file(folder, SWAP_BYTES)),
+            interrupted,
+        })
+    }
+
+    /// A path for a scratch file.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    pub(crate) fn built(&self, name: &str) -> String {
+        self.built.path(name).display().to_string()
+    }
+
+    /// Why programs cannot be run in this way here, if they cannot.
+    pub(crate) fn obstacle(&self, variant: Variant) -> Option<&str> {
+        match variant {
+            Variant::Native | Variant::Unix | Variant::Tcp => None,
+            Variant::Zram => self.zram.as_ref().err().map(String::as_str),
+            Variant::SwapFile => self.swap_file.as_ref().err().map(String::as_str),
+        }
+    }
+
+    /// Starts `program` with `limit_bytes` of local memory.
+    pub(crate) fn start(
+        &self,
+        variant: Variant,
+        limit_bytes: u64,
+        program: &Program,
+    ) -> anyhow::Result<Running<'_>> {
+        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+        let counting = Group::counting()?;
+        let mut limiting = None;
+        let mut swap = None;
+        let mut server = None;
+        let stats_file = self.scratch("stats.json");
+        let _ = fs::remove_file(&stats_file);
+        let mut command = Vec::new();
+        if variant.is_farmem() {
+            let stats = stats_file.display().to_string();
+            let local = limit_bytes.to_string();
+            let farmem = [&self.built("farmem"), "run", "--quiet", "--local", &local];
+            command.extend(
+                farmem
+                    .into_iter()
+                    .chain(["--stats", &stats])
+                    .map(str::to_owned),
+            );
+            if variant == Variant::Tcp {
+                let started = Server::start(self, &counting)?;
+                command.extend(["--server".to_owned(), started.address.clone()]);
+                server = Some(started);
+            }
+            command.push("--".to_owned());
+        }
+        let place = match variant {
+            Variant::Zram => Some(&self.zram),
+            Variant::SwapFile => Some(&self.swap_file),
+            Variant::Native | Variant::Unix | Variant::Tcp => None,
+        };
+        if let Some(place) = place {
+            let place = place
+                .as_ref()
+                .map_err(|reason| anyhow::anyhow!("{reason}"))?;
+            limiting = Some(Group::limited(limit_bytes)?);
+            swap = Some(place.switch_on()?);
+        }
+        let cpu_file = counting.cpu_file().display().to_string();
+        command.extend(
+            program
+                .command
+                .iter()
+                .map(|word| word.replace("{cpu_file}", &cpu_file)),
+        );
+        let groups: Vec<&Group> = [&counting].into_iter().chain(&limiting).collect();
+        let (output, errors) = (self.scratch("output"), self.scratch("errors"));
+        let input = program
+            .input
+            .as_ref()
+            .map_or_else(|| File::open("/dev/null"), File::open);
+        let mut command = command_inside(&groups, &command)?;
+        command
+            .stdin(input.context("open the program's input")?)
+            .stdout(File::create(&output).context("create the output file")?)
+            .stderr(File::create(&errors).context("create the error file")?);
+        let counting = Arc::new(counting);
+        let watch = Watch::start(
+            Arc::clone(&counting),
+            program.watched,
+            Instant::now() + program.patience,
+            Arc::clone(&self.interrupted),
+        );
+        let started = Instant::now();
+        let child = command.spawn().context("start the program")?;
+        Ok(Running {
+            child,
+            started,
+            watch,
+            server,
+            counting,
+            limiting,
+            swap,
+            output,
+            errors,
+            stats_file: variant.is_farmem().then_some(stats_file),
+            stage: self,
+        })
+    }
+
+    /// Runs `program` to its end.
+    pub(crate) fn run(
+        &self,
+        variant: Variant,
+        limit_bytes: u64,
+        program: &Program,
+    ) -> anyhow::Result<Outcome> {
+        self.start(variant, limit_bytes, program)?.finish()
+    }
+}
+
+/// A program that runs. Fields are dropped in this order: the processes go before the groups
+/// and the swap.
+pub(crate) struct Running<'a> {
+    child: Child,
+    started: Instant,
+    watch: Watch,
+    server: Option<Server>,
+    counting: Arc<Group>,
+    limiting: Option<Group>,
+    swap: Option<SwitchedOn>,
+    output: PathBuf,
+    errors: PathBuf,
+    stats_file: Option<PathBuf>,
+    stage: &'a Stage,
+}
+
+impl Running<'_> {
+    /// Processor time so far of the program and everybody who works for it.
+    pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        self.counting.cpu_seconds()
+    }
+
+    /// Whether it still runs; what it said is in the error if not.
+    pub(crate) fn ensure_running(&mut self) -> anyhow::Result<()> {
+        ensure!(
+            !self.stage.interrupted.load(Ordering::Relaxed),
+            "interrupted"
+        );
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("the program ended: {status}: {}", self.complaints()),
+        }
+    }
+
+    /// Waits for its end, which must be a success.
+    pub(crate) fn finish(mut self) -> anyhow::Result<Outcome> {
+        let status = self.child.wait().context("wait for the program")?;
+        let wall_seconds = self.started.elapsed().as_secs_f64();
+        let cpu_seconds = self.counting.cpu_seconds()?;
+        ensure!(
+            !self.stage.interrupted.load(Ordering::Relaxed),
+            "interrupted"
+        );
+        self.watch.ensure_in_time()?;
+        ensure!(
+            status.success(),
+            "{}: {}",
+            describe(status),
+            self.complaints()
+        );
+        let stats = self
+            .stats_file
+            .as_ref()
+            .map(|file| read_stats(file))
+            .transpose()?;
+        Ok(Outcome {
+            wall_seconds,
+            cpu_seconds,
+            peak: self.watch.peak(),
+            stats,
+            output: self.output.clone(),
+        })
+    }
+
+    fn complaints(&self) -> String {
+        let text = fs::read(&self.errors).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        lines[lines.len().saturating_sub(3)..].join("; ")
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.counting.kill();
+        // The child is dead or a zombie by now.
+        let _ = self.child.wait();
+        drop(self.server.take());
+        drop(self.limiting.take());
+        drop(self.swap.take());
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(3), _) => "WRONG BYTE (status 3)".to_owned(),
+        (_, Some(9)) | (Some(137), _) => "killed (out of memory?)".to_owned(),
+        _ => status.to_string(),
+    }
+}
+
+fn read_stats(file: &Path) -> anyhow::Result<serde_json::Value> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("parse {}", file.display()))
+}
+
+/// How a run went.
+pub(crate) struct Outcome {
+    pub(crate) wall_seconds: f64,
+    /// Of the program and everybody who worked for it.
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak: Peak,
+    /// What `farmem run --stats` wrote.
+    pub(crate) stats: Option<serde_json::Value>,
+    /// The file with its standard output.
+    pub(crate) output: PathBuf,
+}
+
+impl Outcome {
+    /// One number of the stats.
+    pub(crate) fn stat(&self, name: &str) -> Option<f64> {
+        self.stats.as_ref()?.get(name)?.as_f64()
+    }
+
+    /// The JSON that a program of ours printed.
+    pub(crate) fn report(&self) -> anyhow::Result<serde_json::Value> {
+        let text = fs::read_to_string(&self.output).context("read the output")?;
+        serde_json::from_str(&text).with_context(|| format!("parse the output {text:?}"))
+    }
+}
+
+/// A memory server for one run.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    /// Starts it in `group`, so that its processor time counts, and waits until it listens.
+    fn start(stage: &Stage, group: &Group) -> anyhow::Result<Self> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let free = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+        let address = free.local_addr()?.to_string();
+        drop(free);
+        let serve = [
+            &stage.built("farmem"),
+            "serve",
+            "--listen",
+            &address,
+            "--memory",
+            "6GiB",
+        ];
+        let mut command = command_inside(&[group], &serve.map(str::to_owned))?;
+        let errors = stage.scratch("server-errors");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command
+            .stderr(File::create(&errors)?)
+            .spawn()
+            .context("start the server")?;
+        let mut server = Self { child, address };
+        let started = Instant::now();
+        while TcpStream::connect(&server.address).is_err() {
+            if let Some(status) = server.child.try_wait()? {
+                let said = fs::read_to_string(&errors).unwrap_or_default();
+                bail!("farmem serve ended: {status}: {}", said.trim());
+            }
+            ensure!(started.elapsed() < PATIENCE, "farmem serve does not listen");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The group kills what is left of it; this reaps the one that we started.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The digest of a file's content.
+pub(crate) fn digest(file: &Path) -> anyhow::Result<String> {
+    let output = Command::new("sha256sum")
+        .arg(file)
+        .output()
+        .context("run sha256sum")?;
+    ensure!(
+        output.status.success(),
+        "sha256sum {} failed",
+        file.display()
+    );
+    let text = String::from_utf8(output.stdout).context("output of sha256sum")?;
+    Ok(text
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
+}

@@ -1,0 +1,114 @@
+//! Looks at the memory of a running program from outside, and ends it when its time is over or
+//! we are interrupted.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use serde::Serialize;
+
+use super::group::Group;
+
+/// Between two looks: long enough to cost less than a thousandth of a processor.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// The most memory that was seen in one process of the watched name.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Peak {
+    /// VmHWM, which the kernel itself keeps.
+    pub(crate) resident_bytes: u64,
+    /// RssAnon, as seen every 20 ms.
+    pub(crate) anonymous_bytes: u64,
+}
+
+/// A thread that looks.
+pub(crate) struct Watch {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    late: AtomicBool,
+    resident_bytes: AtomicU64,
+    anonymous_bytes: AtomicU64,
+}
+
+impl Watch {
+    /// Starts to watch the processes called `watched` in `group`.
+    pub(crate) fn start(
+        group: Arc<Group>,
+        watched: &'static str,
+        deadline: Instant,
+        interrupted: Arc<AtomicBool>,
+    ) -> Self {
+        let shared = Arc::new(Shared::default());
+        let looks = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            while !looks.over.load(Ordering::Relaxed) {
+                looks.look(&group, watched);
+                if Instant::now() > deadline {
+                    looks.late.store(true, Ordering::Relaxed);
+                    group.kill();
+                }
+                if interrupted.load(Ordering::Relaxed) {
+                    group.kill();
+                }
+                thread::sleep(INTERVAL);
+            }
+        });
+        Self {
+            shared,
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn ensure_in_time(&self) -> anyhow::Result<()> {
+        ensure!(
+            !self.shared.late.load(Ordering::Relaxed),
+            "it took too long and was killed"
+        );
+        Ok(())
+    }
+
+    pub(crate) fn peak(&self) -> Peak {
+        Peak {
+            resident_bytes: self.shared.resident_bytes.load(Ordering::Relaxed),
+            anonymous_bytes: self.shared.anonymous_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    fn look(&self, group: &Group, watched: &str) {
+        for process in group.processes() {
+            // A process that just ended has no status any more.
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            let field = |name: &str| {
+                let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+                value.split_whitespace().next()
+            };
+            if field("Name:") != Some(watched) {
+                continue;
+            }
+            let bytes = |name| field(name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024;
+            self.resident_bytes
+                .fetch_max(bytes("VmHWM:"), Ordering::Relaxed);
+            self.anonymous_bytes
+                .fetch_max(bytes("RssAnon:"), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
