@@ -1,2 +1,66 @@
-//! Placeholder.
-fn main() {}
+//! `farmem`: lends the memory of other processes and machines to programs.
+//!
+//! This is the only crate that reads arguments and the environment. Each command has its module;
+//! what it says to people goes to standard error, what it lists to standard output.
+
+#![forbid(unsafe_code)]
+
+mod artefacts;
+mod cli;
+mod doctor;
+mod elf;
+mod machine;
+mod run;
+mod serve;
+mod size;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+/// What commands other than `run` exit with when they failed.
+const FAILURE: u8 = 1;
+/// What they exit with when they were called wrongly.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command {
+        Command::Run(options) => run::run(&options),
+        Command::Serve(options) => ending(serve::serve(&options)),
+        Command::Doctor(options) => ending(doctor::doctor(&options)),
+    }
+}
+
+/// Prints the usage error, help or version that clap made.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to be done where nothing can be printed.
+    let _ = error.print();
+    let runs = std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "run");
+    match (error.use_stderr(), runs) {
+        (false, _) => ExitCode::SUCCESS,
+        // Any other status would be taken for the program's.
+        (true, true) => ExitCode::from(run::OWN_FAILURE),
+        (true, false) => ExitCode::from(USAGE),
+    }
+}
+
+fn ending(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        say(&error);
+        ExitCode::from(FAILURE)
+    })
+}
+
+/// Tells a person what failed and why, in one line.
+fn say(error: &anyhow::Error) {
+    eprintln!("farmem: {error:#}");
+}

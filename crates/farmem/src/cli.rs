@@ -1,0 +1,152 @@
+//! The command line: every flag once, with its environment variable.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::Size;
+
+/// Lends the memory of other processes and machines to programs that need more than they have.
+#[derive(Debug, Parser)]
+#[command(name = "farmem", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a program whose memory above a local limit lives in a memory server
+    #[command(after_help = RUN_HELP)]
+    Run(RunOptions),
+    /// Lend this machine's memory
+    Serve(ServeOptions),
+    /// Check whether this machine can run programs under farmem, and say what to change
+    Doctor(DoctorOptions),
+}
+
+const RUN_HELP: &str = "\
+Without --server, farmem starts a private memory server on this machine for the time of the run.
+
+The exit status is the program's. 125 means that farmem itself failed, or had to stop the program \
+because memory was lost; 126 that the program cannot be executed; 127 that it was not found.";
+
+/// `farmem run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunOptions {
+    /// Memory that the program and its children may have on this machine, at least 16MiB
+    /// [default: four fifths of what the machine or the control group has available]
+    #[arg(long, value_name = "SIZE", env = "FARMEM_LOCAL")]
+    pub(crate) local: Option<Size>,
+    /// The memory server: HOST:PORT or unix:PATH [default: a private one]
+    #[arg(long, value_name = "ADDR", env = "FARMEM_SERVER")]
+    pub(crate) server: Option<String>,
+    /// Write counts and latencies to FILE as JSON when the program has ended
+    #[arg(long, value_name = "FILE", env = "FARMEM_STATS")]
+    pub(crate) stats: Option<PathBuf>,
+    /// Say nothing but errors
+    #[arg(long, short, env = "FARMEM_QUIET", value_parser = FalseyValueParser::new())]
+    pub(crate) quiet: bool,
+    /// Show a live line while the program runs, if standard error is a terminal
+    #[arg(long, env = "FARMEM_PROGRESS", value_parser = FalseyValueParser::new())]
+    pub(crate) progress: bool,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// `farmem serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// Where to listen: HOST:PORT or unix:PATH
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:7070",
+        env = "FARMEM_LISTEN"
+    )]
+    pub(crate) listen: String,
+    /// Memory to lend [default: half of what the machine or the control group has available]
+    #[arg(long, value_name = "SIZE", env = "FARMEM_MEMORY")]
+    pub(crate) memory: Option<Size>,
+    /// Listen on an address that other machines reach, although nothing is encrypted and nobody is
+    /// asked who they are
+    #[arg(long, env = "FARMEM_INSECURE", value_parser = FalseyValueParser::new())]
+    pub(crate) insecure: bool,
+    /// Serve the `farmem run` with this process id, which waits for a line on standard output, and
+    /// end with it
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) private: Option<i32>,
+}
+
+/// `farmem doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorOptions {
+    /// How to print
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+}
+
+/// How a listing is printed.
+#[derive(Debug, Args)]
+pub(crate) struct OutputOptions {
+    /// Form of the output
+    #[arg(long, short, value_name = "FORM", default_value = "table")]
+    pub(crate) output: OutputForm,
+    /// The same as --output json
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl OutputOptions {
+    /// The form that the two flags ask for together.
+    pub(crate) fn form(&self) -> OutputForm {
+        if self.json {
+            OutputForm::Json
+        } else {
+            self.output
+        }
+    }
+}
+
+/// The forms of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputForm {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_program_is_the_programs() {
+        for arguments in [
+            &[
+                "farmem", "run", "--local", "64MiB", "--", "sort", "--quiet", "-o",
+            ][..],
+            &["farmem", "run", "--local", "64MiB", "sort", "--quiet", "-o"][..],
+        ] {
+            let Command::Run(options) = Cli::try_parse_from(arguments).unwrap().command else {
+                panic!("not run");
+            };
+            assert_eq!(options.program, ["sort", "--quiet", "-o"]);
+            assert_eq!(options.local, Some(Size(64 << 20)));
+            assert!(!options.quiet);
+        }
+    }
+}

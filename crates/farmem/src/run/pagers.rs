@@ -1,0 +1,208 @@
+//! What the supervisor knows of each pager.
+//!
+//! A pager serves one image of one program. The rule that everything here is for: from the moment
+//! when a pager is armed, pages of its program may be out, and the program must not run on without
+//! them. The supervisor holds a duplicate of each userfaultfd until the program has ended (while one
+//! is open the kernel never hands out zero pages), and stops a program whose pager is lost.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use farmem_supervise::{Counter, Hello, PagerPeer, SessionReport, StatsError, StatsSnapshot};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::run::tally::ProcessCounts;
+use crate::size::Size;
+
+/// What a pager gets to end its session after its program has ended. Then the supervisor does it,
+/// so that a server has its memory back within a second.
+pub(crate) const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What a pager has told so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It was welcomed. All pages are in the program still.
+    Welcomed,
+    /// Pages may be out: the program needs it.
+    Armed,
+    /// It said bye: its program has ended, or runs another image.
+    Left,
+}
+
+/// One pager and its program.
+#[derive(Debug)]
+pub(crate) struct Pager {
+    /// The control connection; `None` once it has closed.
+    peer: Option<PagerPeer>,
+    hello: Hello,
+    stage: Stage,
+    process: OwnedFd,
+    program: OwnedFd,
+    stats: OwnedFd,
+    /// Duplicates of the userfaultfds of the program.
+    guards: Vec<OwnedFd>,
+    /// Duplicates of the userfaultfds of children whose pages this pager still keeps.
+    children: BTreeMap<u64, OwnedFd>,
+    session: Option<SessionReport>,
+    program_ended: Option<Instant>,
+    /// The program was stopped and the reason told.
+    stopped: bool,
+}
+
+impl Pager {
+    /// Takes in a pager that has said hello.
+    ///
+    /// # Errors
+    /// If it or its program has ended already.
+    pub(crate) fn new(
+        peer: PagerPeer,
+        pid: Pid,
+        hello: Hello,
+        program: Pid,
+        stats: OwnedFd,
+    ) -> rustix::io::Result<Self> {
+        Ok(Self {
+            peer: Some(peer),
+            stage: Stage::Welcomed,
+            process: pidfd_open(pid, PidfdFlags::empty())?,
+            program: pidfd_open(program, PidfdFlags::empty())?,
+            hello,
+            stats,
+            guards: Vec::new(),
+            children: BTreeMap::new(),
+            session: None,
+            program_ended: None,
+            stopped: false,
+        })
+    }
+
+    /// The connection, while there is one.
+    pub(crate) fn peer(&self) -> Option<&PagerPeer> {
+        self.peer.as_ref()
+    }
+
+    /// The connection, to receive.
+    pub(crate) fn peer_mut(&mut self) -> Option<&mut PagerPeer> {
+        self.peer.as_mut()
+    }
+
+    /// To wait for the program's end, while it has not been noticed.
+    pub(crate) fn program(&self) -> Option<BorrowedFd<'_>> {
+        self.program_ended.is_none().then(|| self.program.as_fd())
+    }
+
+    /// The program as people know it.
+    pub(crate) fn title(&self) -> String {
+        format!("{} (process {})", self.hello.name, self.hello.program_pid)
+    }
+
+    /// The pager is armed; pages may leave the program from now on.
+    pub(crate) fn arm(&mut self, userfaultfds: Vec<OwnedFd>) {
+        self.guards = userfaultfds;
+        self.stage = Stage::Armed;
+    }
+
+    /// The session that the pager works with now.
+    pub(crate) fn set_session(&mut self, session: SessionReport) {
+        self.session = Some(session);
+    }
+
+    /// The program forked, and this pager keeps the child's pages for now.
+    pub(crate) fn add_child(&mut self, key: u64, userfaultfds: Vec<OwnedFd>) {
+        self.children
+            .extend(userfaultfds.into_iter().map(|descriptor| (key, descriptor)));
+    }
+
+    /// The child needs this pager no more.
+    pub(crate) fn remove_child(&mut self, key: u64) {
+        self.children.remove(&key);
+    }
+
+    /// The pager leaves in order.
+    pub(crate) fn leave(&mut self) {
+        self.stage = Stage::Left;
+        self.session = None;
+        self.guards.clear();
+        self.children.clear();
+    }
+
+    /// The connection is closed. Returns what to tell people if the program was stopped for it.
+    pub(crate) fn lose_peer(&mut self) -> Option<String> {
+        self.peer = None;
+        if self.stage != Stage::Armed || self.program_ended.is_some() {
+            return None;
+        }
+        let out = StatsSnapshot::read(&self.stats).map_or(0, |now| now.get(Counter::ExternalBytes));
+        self.stop().then(|| {
+            let title = self.title();
+            format!(
+                "lost the pager of {title}, and with it {} of its memory; stopped it",
+                Size(out)
+            )
+        })
+    }
+
+    /// The server has lost everything. Returns what to tell people if the program was stopped.
+    pub(crate) fn lose_server(&mut self, server: &str) -> Option<String> {
+        let session = self
+            .session
+            .as_ref()
+            .filter(|_| self.stage == Stage::Armed)?;
+        let region = session.region;
+        self.session = None;
+        self.stop().then(|| {
+            let title = self.title();
+            format!(
+                "lost memory server {server} and with it region {region} of {title}; stopped it"
+            )
+        })
+    }
+
+    /// Kills the program. Returns whether this is news: it had neither ended nor been stopped.
+    pub(crate) fn stop(&mut self) -> bool {
+        let news = !self.stopped && self.program_ended.is_none();
+        self.stopped = true;
+        // Fails only if the program has ended, which is as well.
+        let _ = pidfd_send_signal(&self.program, Signal::KILL);
+        news
+    }
+
+    /// The program has ended; the pager is expected to leave.
+    pub(crate) fn note_program_end(&mut self, now: Instant) {
+        self.program_ended = Some(now);
+    }
+
+    /// When to lose patience with a pager whose program has ended.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let waits = self.peer.is_some() && self.children.is_empty();
+        self.program_ended
+            .filter(|_| waits)
+            .map(|ended| ended + FAREWELL)
+    }
+
+    /// Ends a pager that is stuck.
+    pub(crate) fn kill_pager(&self) {
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    /// Whether there is nothing more to wait for: the connection is closed, and the program has
+    /// ended or needs no pager.
+    pub(crate) fn is_over(&self) -> bool {
+        self.peer.is_none() && (self.program_ended.is_some() || self.stage != Stage::Armed)
+    }
+
+    /// The present counts.
+    pub(crate) fn counts(&self) -> Result<StatsSnapshot, StatsError> {
+        StatsSnapshot::read(&self.stats)
+    }
+
+    /// Lets go of everything but the last counts.
+    pub(crate) fn last_counts(self) -> Result<ProcessCounts, StatsError> {
+        self.counts().map(|counts| ProcessCounts {
+            pid: self.hello.program_pid,
+            name: self.hello.name,
+            counts,
+        })
+    }
+}

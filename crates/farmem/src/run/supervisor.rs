@@ -1,0 +1,599 @@
+//! The supervisor's loop: waits for signals, pagers and programs, and does what they call for.
+//!
+//! While no program comes near its limit it sleeps without a time-out.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use farmem_supervise::{
+    Budget, Hello, LinkError, Listener, PROTOCOL_VERSION, PagerMessage, PagerPeer, QueuedSignal,
+    Received, SignalQueue, StatsSnapshot, SupervisorMessage, Welcome,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+
+use crate::run::pagers::Pager;
+use crate::run::private_server::PrivateServer;
+use crate::run::progress::ProgressLine;
+use crate::run::tally::Tally;
+use crate::run::{Ending, OWN_FAILURE, family};
+
+/// What the supervisor reads instead of being interrupted by. TTIN and TTOU stop it with its group, as
+/// they should.
+pub(crate) const SIGNALS: [Signal; 10] = [
+    Signal::CHILD,
+    Signal::INT,
+    Signal::QUIT,
+    Signal::TERM,
+    Signal::HUP,
+    Signal::USR1,
+    Signal::USR2,
+    Signal::WINCH,
+    Signal::CONT,
+    Signal::TSTP,
+];
+
+/// How often the sums over the tree are looked at. A single process's peaks are exact anyway.
+const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+
+/// Messages read from one pager before the others get their turn.
+const MESSAGES_PER_TURN: usize = 64;
+
+/// What a session asks of the server at first: one extent of the region.
+const RESERVATION_BYTES: u64 = 64 << 20;
+
+/// The longest run that read-ahead fetches: 1 MiB, some 300 us of a plain TCP stream.
+const READAHEAD_PAGES_MAX: u32 = 256;
+
+/// After so long people are told what a run is still waiting for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a supervisor starts from.
+#[derive(Debug)]
+pub(crate) struct SupervisorParts {
+    /// The program, just started.
+    pub(crate) program: Pid,
+    /// The local limit of the run.
+    pub(crate) limit_bytes: u64,
+    /// Where pagers connect for memory.
+    pub(crate) server: String,
+    /// The process behind `server`, if it is ours.
+    pub(crate) private_server: Option<PrivateServer>,
+    /// Where pagers call.
+    pub(crate) listener: Listener,
+    /// Show a live line.
+    pub(crate) progress: bool,
+    /// Say nothing but errors.
+    pub(crate) quiet: bool,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What `farmem run` ends with.
+    pub(crate) ending: Ending,
+    /// What was counted.
+    pub(crate) tally: Tally,
+    /// Still running, so that what the run used can be told from what it used.
+    pub(crate) private_server: Option<PrivateServer>,
+}
+
+/// Names a connection for as long as the supervisor lives.
+type PagerId = u64;
+
+/// The loop's state.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    parts: SupervisorParts,
+    budget: Budget<PagerId>,
+    /// Connections that have not said hello, with the process that made them.
+    callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
+    pagers: BTreeMap<PagerId, Pager>,
+    next_id: PagerId,
+    /// The program is stopped by a signal.
+    program_stopped: bool,
+    program_ending: Option<(Ending, Instant)>,
+    /// farmem had to stop a program: what it exits with.
+    failure: Option<u8>,
+    tally: Tally,
+    told_waiting: bool,
+    line: ProgressLine,
+}
+
+/// What became ready.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Signals,
+    Listener,
+    Caller(PagerId),
+    Pager(PagerId),
+    Program(PagerId),
+}
+
+impl Supervisor {
+    /// Starts with a program that nothing is known of yet.
+    pub(crate) fn new(parts: SupervisorParts) -> Self {
+        Self {
+            budget: Budget::new(parts.limit_bytes),
+            callers: BTreeMap::new(),
+            pagers: BTreeMap::new(),
+            next_id: 0,
+            program_stopped: false,
+            program_ending: None,
+            failure: None,
+            tally: Tally::default(),
+            told_waiting: false,
+            line: ProgressLine::new(parts.progress),
+            parts,
+        }
+    }
+
+    /// Returns when the program and all that it left behind have ended.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses what the loop is made of; all programs die with the supervisor
+    /// then.
+    pub(crate) fn run(mut self, signals: &SignalQueue) -> anyhow::Result<Outcome> {
+        let ending = loop {
+            for source in self.wait(signals)? {
+                self.handle(source, signals)?;
+            }
+            self.lose_patience();
+            self.sample();
+            if let Some((ending, since)) = self.program_ending
+                && self.is_over(since)
+            {
+                break ending;
+            }
+        };
+        self.line.clear();
+        Ok(Outcome {
+            ending: self.failure.map_or(ending, Ending::Exited),
+            tally: self.tally,
+            private_server: self.parts.private_server,
+        })
+    }
+
+    fn wait(&self, signals: &SignalQueue) -> anyhow::Result<Vec<Source>> {
+        let mut sources = vec![
+            (Source::Signals, signals.as_fd()),
+            (Source::Listener, self.parts.listener.fd()),
+        ];
+        sources.extend(
+            self.callers
+                .iter()
+                .map(|(&id, (peer, _))| (Source::Caller(id), peer.fd())),
+        );
+        for (&id, pager) in &self.pagers {
+            sources.extend(pager.peer().map(|peer| (Source::Pager(id), peer.fd())));
+            sources.extend(
+                pager
+                    .program()
+                    .map(|program| (Source::Program(id), program)),
+            );
+        }
+        let mut polled: Vec<PollFd<'_>> = sources
+            .iter()
+            .map(|(_, descriptor)| PollFd::from_borrowed_fd(*descriptor, PollFlags::IN))
+            .collect();
+        let timeout = self.timeout(Instant::now());
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno).context("the supervisor cannot wait (poll)"),
+        }
+        let ready = polled.iter().map(|polled| !polled.revents().is_empty());
+        Ok(sources
+            .iter()
+            .zip(ready)
+            .filter(|(_, ready)| *ready)
+            .map(|((s, _), _)| *s)
+            .collect())
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let sample = (!self.pagers.is_empty()).then_some(SAMPLE_EVERY);
+        let deadlines = self.pagers.values().filter_map(Pager::deadline);
+        let patience = self.program_ending.filter(|_| !self.told_waiting);
+        let patience = patience.map(|(_, since)| since + PATIENCE);
+        let deadline = deadlines.chain(patience).min();
+        let until = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        sample.into_iter().chain(until).min()
+    }
+
+    fn handle(&mut self, source: Source, signals: &SignalQueue) -> anyhow::Result<()> {
+        match source {
+            Source::Signals => {
+                while let Some(signal) = signals.next().context("cannot read signals")? {
+                    self.handle_signal(signal);
+                }
+            }
+            Source::Listener => self.accept(),
+            Source::Caller(id) => self.hear_caller(id),
+            Source::Pager(id) => self.hear_pager(id),
+            Source::Program(id) => {
+                if let Some(pager) = self.pagers.get_mut(&id) {
+                    pager.note_program_end(Instant::now());
+                }
+                self.retire(id);
+            }
+        }
+        Ok(())
+    }
+
+    // Signals and processes.
+
+    fn handle_signal(&mut self, signal: QueuedSignal) {
+        // The number comes from the set that was asked for, so it has a name.
+        let Some(named) = Signal::from_named_raw(signal.number) else {
+            return;
+        };
+        if named == Signal::CHILD {
+            self.reap();
+        } else if named == Signal::CONT {
+            // The shell continues the whole group; whoever continues the supervisor alone means
+            // the program.
+            self.reap();
+            if self.program_stopped {
+                self.pass_on(named);
+            }
+        } else if signal.sent_by_process {
+            // What a terminal sends reaches the program without us.
+            self.pass_on(named);
+        }
+    }
+
+    /// Sends a signal to the program, or to what it left behind.
+    fn pass_on(&self, signal: Signal) {
+        if self.program_ending.is_none() {
+            let _ = kill_process(self.parts.program, signal);
+            return;
+        }
+        for pid in self.left_behind() {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    fn reap(&mut self) {
+        let changes = WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED;
+        while let Ok(Some((pid, status))) = waitpid(None, changes) {
+            let ended = status.exited() || status.signaled();
+            if pid == self.parts.program {
+                self.program_changed(status);
+            } else if ended && self.is_private_server(pid) {
+                self.private_server_ended(status);
+            }
+        }
+    }
+
+    fn program_changed(&mut self, status: WaitStatus) {
+        if let Some(ending) = ending(status) {
+            self.program_ending = Some((ending, Instant::now()));
+        } else if status.continued() {
+            self.program_stopped = false;
+        } else if status.stopped() {
+            self.program_stopped = true;
+            // Ctrl-Z, or reading the terminal from the background: the shell waits for this
+            // process to stop too. Whoever sends SIGSTOP means the program alone.
+            let job_control = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
+            let stopped_by = status.stopping_signal().and_then(Signal::from_named_raw);
+            if stopped_by.is_some_and(|signal| job_control.contains(&signal)) && has_terminal() {
+                self.line.clear();
+                let _ = kill_process(rustix::process::getpid(), Signal::STOP);
+            }
+        }
+    }
+
+    fn is_private_server(&self, pid: Pid) -> bool {
+        self.parts
+            .private_server
+            .as_ref()
+            .is_some_and(|server| server.pid() == pid)
+    }
+
+    /// Whatever was out is lost, and nothing more can go out.
+    fn private_server_ended(&mut self, status: WaitStatus) {
+        if let Some(mut server) = self.parts.private_server.take() {
+            server.has_ended();
+        }
+        let how = match ending(status) {
+            Some(Ending::Signalled(signal)) => format!("it was killed by signal {signal}"),
+            _ => "it ended by itself".to_owned(),
+        };
+        let server = &self.parts.server;
+        let lost: Vec<String> = self
+            .pagers
+            .values_mut()
+            .filter_map(|pager| pager.lose_server(server))
+            .collect();
+        for message in &lost {
+            self.failure = Some(OWN_FAILURE);
+            self.say(&format!("{message}: {how}"));
+        }
+        if lost.is_empty() {
+            self.remark(&format!(
+                "lost the private memory server: {how}; no memory was out"
+            ));
+        }
+    }
+
+    /// Processes that the program has left running: no pagers, and not our server.
+    fn left_behind(&self) -> Vec<Pid> {
+        let is_ours = |pid: &Pid| {
+            self.is_private_server(*pid)
+                || family::name_of(*pid).is_none_or(|name| name.starts_with("farmem-"))
+        };
+        family::children()
+            .into_iter()
+            .filter(|pid| !is_ours(pid))
+            .collect()
+    }
+
+    /// Whether nothing of the run is left. Orphans and daemons stay under the supervisor until
+    /// they end: without it nobody would hold them to the limit, or keep their memory.
+    fn is_over(&mut self, since: Instant) -> bool {
+        if !self.pagers.is_empty() {
+            return false;
+        }
+        let mut rest = family::children();
+        rest.retain(|&pid| !self.is_private_server(pid));
+        if !rest.is_empty() && !self.told_waiting && since.elapsed() >= PATIENCE {
+            self.told_waiting = true;
+            let pids: Vec<String> = rest
+                .iter()
+                .map(|pid| pid.as_raw_pid().to_string())
+                .collect();
+            self.remark(&format!(
+                "the program has ended; waiting for what it left running (process {})",
+                pids.join(", ")
+            ));
+        }
+        rest.is_empty()
+    }
+
+    // Pagers.
+
+    fn accept(&mut self) {
+        loop {
+            match self.parts.listener.accept() {
+                Ok(Some(peer)) => self.take_call(peer),
+                Ok(None) => return,
+                Err(error) => {
+                    self.say(&format!("cannot accept a pager: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Abstract names have no permissions: a connection counts only if it comes from the run.
+    fn take_call(&mut self, peer: PagerPeer) {
+        if let Ok(pid) = peer.pid()
+            && family::is_descendant(pid)
+        {
+            self.callers.insert(self.next_id, (peer, pid));
+            self.next_id += 1;
+        }
+    }
+
+    fn hear_caller(&mut self, id: PagerId) {
+        let Some((mut peer, pid)) = self.callers.remove(&id) else {
+            return;
+        };
+        match peer.receive() {
+            Ok(Received::Message(PagerMessage::Hello(hello), descriptors)) => {
+                self.greet(id, peer, pid, hello, descriptors);
+            }
+            Ok(Received::Message(
+                PagerMessage::Unpaged {
+                    program_pid,
+                    message,
+                },
+                _,
+            )) => {
+                self.remark(&format!("process {program_pid} is not paged: {message}"));
+            }
+            Ok(Received::Nothing) => {
+                self.callers.insert(id, (peer, pid));
+            }
+            // Closed before it said who it was, or is no pager.
+            Ok(Received::Message(..) | Received::Closed) | Err(_) => {}
+        }
+    }
+
+    fn greet(
+        &mut self,
+        id: PagerId,
+        peer: PagerPeer,
+        pid: Pid,
+        hello: Hello,
+        mut descriptors: Vec<OwnedFd>,
+    ) {
+        let title = format!("{} (process {})", hello.name, hello.program_pid);
+        let refusal = match self.refusal(&hello, descriptors.len()) {
+            Ok(program) => {
+                let stats = descriptors.swap_remove(0);
+                let Ok(pager) = Pager::new(peer, pid, hello, program, stats) else {
+                    return;
+                };
+                return self.welcome(id, pager);
+            }
+            Err(refusal) => refusal,
+        };
+        self.say(&format!("{title} is not paged: {refusal}"));
+        // A pager that cannot even take a refusal has ended.
+        let _ = peer.send(&SupervisorMessage::Refuse { message: refusal });
+    }
+
+    /// Why a pager cannot be served, or the program that it will be served for.
+    fn refusal(&self, hello: &Hello, descriptors: usize) -> Result<Pid, String> {
+        if hello.version != PROTOCOL_VERSION {
+            return Err(format!(
+                "farmem-pagerd speaks version {} and farmem version {PROTOCOL_VERSION}; install \
+                 both from one build",
+                hello.version
+            ));
+        }
+        if descriptors != 1 {
+            return Err("its pager shares no stats page".to_owned());
+        }
+        let program = i32::try_from(hello.program_pid)
+            .ok()
+            .and_then(Pid::from_raw);
+        program
+            .filter(|&pid| family::is_descendant(pid))
+            .ok_or_else(|| "it does not belong to this run, or has its own process ids".to_owned())
+    }
+
+    fn welcome(&mut self, id: PagerId, pager: Pager) {
+        self.pagers.insert(id, pager);
+        self.budget.join(id);
+        self.share_out(Some(id));
+    }
+
+    /// Tells pagers their new shares; those who lose come first. The newcomer gets its welcome.
+    fn share_out(&mut self, newcomer: Option<PagerId>) {
+        for (id, bytes) in self.budget.changes() {
+            let message = if newcomer == Some(id) {
+                SupervisorMessage::Welcome(Welcome {
+                    limit_bytes: bytes,
+                    server: self.parts.server.clone(),
+                    spill: None,
+                    reservation_bytes: RESERVATION_BYTES,
+                    share_arena: self.parts.private_server.is_some(),
+                    readahead_pages_max: READAHEAD_PAGES_MAX,
+                })
+            } else {
+                SupervisorMessage::Limit { bytes }
+            };
+            let peer = self.pagers.get(&id).and_then(Pager::peer);
+            // Where it has ended, its closed connection will tell.
+            if let Some(Err(error @ LinkError::Broken(_))) = peer.map(|peer| peer.send(&message)) {
+                self.say(&format!("cannot tell a pager its limit: {error}"));
+            }
+        }
+    }
+
+    fn hear_pager(&mut self, id: PagerId) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(peer) = self.pagers.get_mut(&id).and_then(Pager::peer_mut) else {
+                return;
+            };
+            match peer.receive() {
+                Ok(Received::Message(message, descriptors)) => {
+                    self.obey(id, message, descriptors);
+                }
+                Ok(Received::Nothing) => return,
+                // A pager that sends what is no message cannot be relied on.
+                Ok(Received::Closed) | Err(_) => return self.lose(id),
+            }
+        }
+    }
+
+    fn obey(&mut self, id: PagerId, message: PagerMessage, descriptors: Vec<OwnedFd>) {
+        let Some(pager) = self.pagers.get_mut(&id) else {
+            return;
+        };
+        match message {
+            PagerMessage::Armed => pager.arm(descriptors),
+            PagerMessage::Session(session) => pager.set_session(session),
+            PagerMessage::ForkChild { key } => pager.add_child(key, descriptors),
+            PagerMessage::ForkChildGone { key } => pager.remove_child(key),
+            PagerMessage::Bye => pager.leave(),
+            PagerMessage::Fatal { message, exit_code } => {
+                if pager.stop() {
+                    let title = pager.title();
+                    self.failure = Some(exit_code);
+                    self.say(&format!("{message}; stopped {title}"));
+                }
+            }
+            PagerMessage::Unpaged { message, .. } => {
+                let title = pager.title();
+                self.remark(&format!("{title} is not paged: {message}"));
+            }
+            // Once is enough.
+            PagerMessage::Hello(_) => {}
+        }
+    }
+
+    /// The connection to a pager is closed.
+    fn lose(&mut self, id: PagerId) {
+        let Some(pager) = self.pagers.get_mut(&id) else {
+            return;
+        };
+        if let Some(message) = pager.lose_peer() {
+            self.failure = Some(OWN_FAILURE);
+            self.say(&message);
+        }
+        self.retire(id);
+    }
+
+    /// Lets a pager go if there is nothing more to wait for.
+    fn retire(&mut self, id: PagerId) {
+        if !self.pagers.get(&id).is_some_and(Pager::is_over) {
+            return;
+        }
+        let Some(pager) = self.pagers.remove(&id) else {
+            return;
+        };
+        let title = pager.title();
+        match pager.last_counts() {
+            Ok(counts) => self.tally.ended(counts),
+            Err(error) => self.say(&format!("the counts of {title} are lost: {error}")),
+        }
+        self.budget.leave(id);
+        self.share_out(None);
+    }
+
+    /// Ends pagers that do not leave though their programs have ended.
+    fn lose_patience(&self) {
+        let now = Instant::now();
+        let stuck = |pager: &&Pager| pager.deadline().is_some_and(|deadline| deadline <= now);
+        self.pagers
+            .values()
+            .filter(stuck)
+            .for_each(Pager::kill_pager);
+    }
+
+    fn sample(&mut self) {
+        if self.pagers.is_empty() {
+            return;
+        }
+        let mut sum = StatsSnapshot::empty();
+        self.pagers
+            .values()
+            .flat_map(Pager::counts)
+            .for_each(|counts| sum.add(&counts));
+        self.tally.sample(&sum);
+        self.line.show(&sum, self.budget.limit_bytes());
+    }
+
+    /// Tells a person what went wrong.
+    fn say(&mut self, message: &str) {
+        self.line.clear();
+        eprintln!("farmem: {message}");
+    }
+
+    /// Tells a person what may be of interest.
+    fn remark(&mut self, message: &str) {
+        if !self.parts.quiet {
+            self.say(message);
+        }
+    }
+}
+
+fn ending(status: WaitStatus) -> Option<Ending> {
+    let exited = status
+        .exit_status()
+        .map(|status| u8::try_from(status & 0xff).unwrap_or(u8::MAX));
+    exited
+        .map(Ending::Exited)
+        .or_else(|| status.terminating_signal().map(Ending::Signalled))
+}
+
+/// Whether there is a terminal whose job control could continue this process.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}

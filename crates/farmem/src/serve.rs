@@ -1,0 +1,150 @@
+//! `farmem serve`: lends this machine's memory until it is told to stop.
+
+use std::fs;
+use std::io::Write;
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Context, bail};
+use farmem_memserver::{LogSink, MemServer, ServerConfig, StopHandle};
+use farmem_region::ByteCount;
+use farmem_supervise::SignalQueue;
+use farmem_transport::{Endpoint, ServerAddress};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
+
+use crate::cli::ServeOptions;
+use crate::machine;
+use crate::run::READY;
+use crate::size::Size;
+
+/// What stops a server in order.
+const STOPPING: [Signal; 2] = [Signal::TERM, Signal::INT];
+
+/// Beyond this many workers one more gains nothing: a worker carries several GB/s.
+const WORKERS_MAX: usize = 4;
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
+    if let Some(supervisor) = options.private {
+        die_with(supervisor)?;
+    }
+    // Before any thread starts, so that all of them leave these signals to the queue.
+    let signals = SignalQueue::block(&STOPPING).context("cannot queue signals")?;
+    let config = config(options)?;
+    let memory = Size(config.memory.get());
+    let server = MemServer::bind(config).context("cannot serve")?;
+    if options.private.is_some() {
+        std::io::stdout()
+            .write_all(READY.as_bytes())
+            .context("farmem run has gone")?;
+    } else {
+        announce(&server, memory);
+    }
+    stop_on_signal(signals, server.stop_handle());
+    server.run().context("the memory server failed")?;
+    if options.private.is_some() {
+        remove_folder(&options.listen);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
+    let address: ServerAddress = options.listen.parse()?;
+    let endpoint = address
+        .resolve()
+        .with_context(|| format!("cannot resolve {address}"))?;
+    refuse_public(&endpoint, options.insecure)?;
+    let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory(options.memory)?));
+    let private = options.private.is_some();
+    config.share_arena = private;
+    config.workers = if private { 1 } else { workers() };
+    config.log = LogSink::new(|line| eprintln!("farmem serve: {line}"));
+    Ok(config)
+}
+
+/// What is sent is not encrypted and whoever connects is served, so only this machine may.
+fn refuse_public(endpoint: &Endpoint, insecure: bool) -> anyhow::Result<()> {
+    match endpoint {
+        Endpoint::Tcp(address) if !address.ip().is_loopback() && !insecure => bail!(
+            "refusing to listen at {address}: other machines reach it, there is no TLS yet, and \
+             everybody who connects can borrow memory; listen at 127.0.0.1, or give --insecure on a \
+             network that you trust"
+        ),
+        Endpoint::Tcp(_) | Endpoint::Unix(_) => Ok(()),
+    }
+}
+
+fn memory(asked: Option<Size>) -> anyhow::Result<u64> {
+    let half = || machine::available().map(|available| Size(available.bytes / 2));
+    let Size(bytes) = asked
+        .or_else(half)
+        .context("cannot read how much memory is available; name an amount by --memory")?;
+    Ok(bytes)
+}
+
+fn workers() -> usize {
+    thread::available_parallelism().map_or(1, |count| count.get().min(WORKERS_MAX))
+}
+
+fn announce(server: &MemServer, memory: Size) {
+    let endpoints: Vec<String> = server.endpoints().map(Endpoint::to_string).collect();
+    eprintln!(
+        "farmem serve: lending {memory} at {} (incarnation {:016x})",
+        endpoints.join(", "),
+        server.incarnation().get()
+    );
+}
+
+fn stop_on_signal(signals: SignalQueue, stop: StopHandle) {
+    thread::spawn(move || {
+        // Whatever poll says: as soon as a signal is there, the server stops.
+        while !matches!(signals.next(), Ok(Some(_))) {
+            let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+        }
+        stop.stop();
+    });
+}
+
+/// A private server must not outlive its `farmem run`, however that ends.
+fn die_with(supervisor: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+        .context("cannot ask for a signal at the supervisor's death")?;
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid());
+    if parent != Some(supervisor) {
+        bail!("the farmem run that this server is for has ended");
+    }
+    Ok(())
+}
+
+/// The socket has gone with the listener; its folder is nobody's if `farmem run` was killed.
+fn remove_folder(listen: &str) {
+    let Ok(ServerAddress::Unix(path)) = listen.parse() else {
+        return;
+    };
+    if let Some(folder) = path.parent() {
+        // Fails where it is not empty, which would be somebody else's, or where it is gone already.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_unix_sockets_are_served_without_saying_so() {
+        let check = |text: &str, insecure| {
+            let address: ServerAddress = text.parse().unwrap();
+            refuse_public(&address.resolve().unwrap(), insecure)
+        };
+        for address in ["127.0.0.1:7070", "[::1]:7070", "127.1.2.3:1", "unix:/run/s"] {
+            assert!(check(address, false).is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0:7070", "[::]:7070", "192.0.2.1:7070"] {
+            let error = check(address, false).unwrap_err().to_string();
+            assert!(error.contains("TLS"), "{error}");
+            assert!(check(address, true).is_ok(), "{address}");
+        }
+    }
+}
