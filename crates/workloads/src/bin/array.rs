@@ -103,11 +103,19 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "the result is this program's output")]
 fn report_on_standard_output(report: &Report) {
-    println!("{}", serde_json::to_string(report).expect("a report is plain data"));
+    println!(
+        "{}",
+        serde_json::to_string(report).expect("a report is plain data")
+    );
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<Report> {
-    let Arguments { mebibytes, seed, case, .. } = *arguments;
+    let Arguments {
+        mebibytes,
+        seed,
+        case,
+        ..
+    } = *arguments;
     ensure!(mebibytes > 0, "--mebibytes must be at least 1");
     let mut words = vec![0u64; mebibytes * (1 << 20) / size_of::<u64>()];
     let content = Content::new(seed);
@@ -131,9 +139,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
             let cost = watch.stop()?;
             if sums.iter().any(|sum| *sum != expected) {
                 check_all(content, &words)?;
-                anyhow::bail!(Mismatch { index: 0, expected, found: sums[0] });
+                anyhow::bail!(Mismatch {
+                    index: 0,
+                    expected,
+                    found: sums[0]
+                });
             }
-            (passes * pages_of(&words), Some(passes * array_bytes as u64), cost)
+            (
+                passes * pages_of(&words),
+                Some(passes * array_bytes as u64),
+                cost,
+            )
         }
         Case::Write { passes } => {
             let watch = watch()?;
@@ -141,12 +157,18 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
             contents.for_each(|content| content.fill(0, &mut words));
             let cost = watch.stop()?;
             check_all(Content::new(seed + passes), &words)?;
-            (passes * pages_of(&words), Some(passes * array_bytes as u64), cost)
+            (
+                passes * pages_of(&words),
+                Some(passes * array_bytes as u64),
+                cost,
+            )
         }
         Case::Stride { pages, passes } => {
             ensure!(pages > 0, "--pages must be at least 1");
             let watch = watch()?;
-            let accesses = (0..passes).map(|_| stride(content, &words, pages)).sum::<Result<_, _>>()?;
+            let accesses = (0..passes)
+                .map(|_| stride(content, &words, pages))
+                .sum::<Result<_, _>>()?;
             (accesses, None, watch.stop()?)
         }
         Case::Fill => {
@@ -170,7 +192,9 @@ const fn pages_of(words: &[u64]) -> u64 {
 }
 
 fn check_all(content: Content, words: &[u64]) -> Result<(), Mismatch> {
-    (0..).zip(words).try_for_each(|(index, word)| content.check(index, *word))
+    (0..)
+        .zip(words)
+        .try_for_each(|(index, word)| content.check(index, *word))
 }
 
 /// Reads random words on `threads` threads for `duration`; returns how many.
@@ -185,7 +209,10 @@ fn random(
         let readers: Vec<_> = (0..threads)
             .map(|thread| scope.spawn(move || random_reader(content, words, thread, until)))
             .collect();
-        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).sum()
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("a reader does not panic"))
+            .sum()
     })
 }
 
