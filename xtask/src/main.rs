@@ -5,6 +5,7 @@
 mod bench;
 mod build;
 mod stage;
+mod verify;
 
 use clap::Parser;
 
@@ -18,6 +19,8 @@ enum Task {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Run real programs under farmem and compare what they compute with their native runs.
+    Verify(verify::VerifyOptions),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,5 +28,6 @@ fn main() -> anyhow::Result<()> {
         Task::Build(options) => build::build(&options),
         Task::Install(options) => build::install(&options),
         Task::Bench(command) => bench::bench(&command),
+        Task::Verify(options) => verify::verify(&options),
     }
 }

@@ -1,7 +1,6 @@
 //! The cases: which program, how much of its memory it may keep, and which figure of it counts.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -217,11 +216,16 @@ impl Case {
         ];
         let command = command.map(str::to_owned).into_iter().chain(options);
         let program = Program::new("array", command);
+        let reading = if self == Self::Fits {
+            Reading::Wall
+        } else {
+            Reading::Array
+        };
+        let kind = Kind::Program { program, reading };
         Ok(Prepared {
             case: self,
-            program,
             limit_bytes: limit,
-            kind: Kind::Array,
+            kind,
         })
     }
 }
@@ -229,44 +233,57 @@ impl Case {
 /// A case that is ready to run.
 pub(crate) struct Prepared {
     case: Case,
-    program: Program,
     limit_bytes: u64,
     kind: Kind,
 }
 
 enum Kind {
-    Array,
+    Program { program: Program, reading: Reading },
     Redis(Redis),
-    Dict,
-    Sort { expected: String },
+}
+
+/// Where the figure of a program is found.
+enum Reading {
+    /// How long it took.
+    Wall,
+    /// The same, if its output is the native one.
+    WallIfSorted { expected: String },
+    /// In what the array program printed.
+    Array,
+    /// In what the dict script printed.
+    Scan,
 }
 
 impl Prepared {
     /// Runs it once.
     pub(crate) fn measure(&self, stage: &Stage, variant: Variant) -> anyhow::Result<Vec<Run>> {
-        if let Kind::Redis(redis) = &self.kind {
-            return redis.measure(stage, variant, &self.program, self.limit_bytes);
+        let runs = match &self.kind {
+            Kind::Redis(redis) => redis.measure(stage, variant, self.limit_bytes)?,
+            Kind::Program { program, reading } => {
+                let outcome = stage.run(variant, self.limit_bytes, program)?;
+                vec![self.run_of(reading, outcome)?]
+            }
+        };
+        // A figure of a run in which nothing was paged out says nothing about paging.
+        if variant.is_farmem() && self.case != Case::Fits {
+            for run in &runs {
+                ensure!(evicted_pages(run.stats.as_ref()) > 0, "nothing was evicted");
+            }
         }
-        let outcome = stage.run(variant, self.limit_bytes, &self.program)?;
-        if let Some(limit) = variant.is_farmem().then_some(self.limit_bytes) {
-            let evicted = outcome.stat("evicted_pages").unwrap_or(0.0);
-            let larger = self.case != Case::Fits;
-            ensure!(
-                !larger || evicted > 0.0,
-                "nothing was evicted at {limit} bytes"
-            );
-        }
+        Ok(runs)
+    }
+
+    fn run_of(&self, reading: &Reading, outcome: Outcome) -> anyhow::Result<Run> {
         let what = self.case.figures()[0];
-        let (value, cpu_us) = match &self.kind {
-            Kind::Redis(_) => unreachable!("measured above"),
-            Kind::Array if what == What::Fits => (outcome.wall_seconds, outcome.cpu_seconds * 1e6),
-            Kind::Array => array_figure(what, &outcome)?,
-            Kind::Dict => {
+        let (value, cpu_us) = match reading {
+            Reading::Wall => (outcome.wall_seconds, outcome.cpu_seconds * 1e6),
+            Reading::Array => array_figure(what, &outcome)?,
+            Reading::Scan => {
                 let report = outcome.report()?;
                 let scan = report["scan_seconds"].as_f64().context("no scan_seconds")?;
                 (scan, outcome.cpu_seconds * 1e6)
             }
-            Kind::Sort { expected } => {
+            Reading::WallIfSorted { expected } => {
                 ensure!(
                     digest(&outcome.output)? == *expected,
                     "WRONG BYTE in the sorted lines"
@@ -274,15 +291,22 @@ impl Prepared {
                 (outcome.wall_seconds, outcome.cpu_seconds * 1e6)
             }
         };
-        Ok(vec![Run {
+        Ok(Run {
             what,
             value: Some(value),
             cpu_us_per_unit: Some(cpu_us),
             limit_bytes: self.limit_bytes,
             peak: outcome.peak,
             stats: outcome.stats,
-        }])
+        })
     }
+}
+
+/// How many pages were paged out, by what `farmem run --stats` wrote.
+pub(crate) fn evicted_pages(stats: Option<&serde_json::Value>) -> u64 {
+    stats
+        .and_then(|stats| stats["evicted_pages"].as_u64())
+        .unwrap_or(0)
 }
 
 /// What the array program printed: the figure, and processor time in us for one access.
@@ -318,68 +342,48 @@ fn prepare_dict(stage: &Stage, scale: &Scale) -> anyhow::Result<Prepared> {
     ];
     let program = Program::new("python3", command.map(str::to_owned));
     let (limit_bytes, _) = quarter_of_native(stage, &program)?;
+    let kind = Kind::Program {
+        program,
+        reading: Reading::Scan,
+    };
     Ok(Prepared {
         case: Case::Pydict,
-        program,
         limit_bytes,
-        kind: Kind::Dict,
+        kind,
     })
 }
 
 fn prepare_sort(stage: &Stage, scale: &Scale) -> anyhow::Result<Prepared> {
     let input = stage.scratch("lines");
-    generate_lines(stage, &input, scale.sort_mebibytes)?;
+    stage.generate(
+        &input,
+        &["lines", &format!("--mebibytes={}", scale.sort_mebibytes)],
+    )?;
     let buffer = format!("--buffer-size={}M", scale.sort_mebibytes * 2);
     let command = ["env", "LC_ALL=C", "sort", "--parallel=2", &buffer].map(str::to_owned);
     let mut program = Program::new("sort", command).reading(&input);
     program.patience = Duration::from_secs(1200);
     let (limit_bytes, native) = quarter_of_native(stage, &program)?;
     let expected = digest(&native.output)?;
+    let kind = Kind::Program {
+        program,
+        reading: Reading::WallIfSorted { expected },
+    };
     Ok(Prepared {
         case: Case::Sort,
-        program,
         limit_bytes,
-        kind: Kind::Sort { expected },
+        kind,
     })
 }
 
-/// Writes incompressible lines to `file`.
-pub(crate) fn generate_lines(stage: &Stage, file: &PathBuf, mebibytes: u64) -> anyhow::Result<()> {
-    let output = std::fs::File::create(file).context("create the input of sort")?;
-    let size = format!("--mebibytes={mebibytes}");
-    let mut command = Command::new(stage.built("generate"));
-    let status = command
-        .args(["lines", &size])
-        .stdout(output)
-        .status()
-        .context("generate")?;
-    ensure!(status.success(), "generate failed: {status}");
-    Ok(())
-}
-
 fn prepare_redis(scale: &Scale) -> anyhow::Result<Prepared> {
-    /// A value, its key and what redis keeps for both.
-    const BYTES_PER_KEY: u64 = Redis::VALUE_BYTES + 160;
     let limit_bytes = scale.redis_limit_mebibytes << 20;
-    let keys = 4 * limit_bytes / BYTES_PER_KEY;
     let redis = Redis {
-        keys,
+        keys: Redis::keys_of(4 * limit_bytes),
         requests: scale.redis_requests,
     };
-    // The port is added when it runs.
-    let command = [
-        "redis-server",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--bind",
-        "127.0.0.1",
-    ];
-    let program = Program::new("redis-server", command.map(str::to_owned));
     Ok(Prepared {
         case: Case::Redis,
-        program,
         limit_bytes,
         kind: Kind::Redis(redis),
     })
@@ -394,32 +398,45 @@ pub(crate) struct Redis {
 impl Redis {
     const VALUE_BYTES: u64 = 1024;
 
+    /// As many keys as make a redis-server hold `bytes`: of values, keys, and what it keeps
+    /// for both.
+    pub(crate) const fn keys_of(bytes: u64) -> u64 {
+        bytes / (Self::VALUE_BYTES + 160)
+    }
+
     /// Fills it, lets redis-benchmark get and set, and verifies every key.
     pub(crate) fn measure(
         &self,
         stage: &Stage,
         variant: Variant,
-        program: &Program,
         limit_bytes: u64,
     ) -> anyhow::Result<Vec<Run>> {
         let port = TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port()
             .to_string();
-        let mut program = program.clone();
-        program.command.extend(["--port".to_owned(), port.clone()]);
+        let command = [
+            "redis-server",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--port",
+            &port,
+        ];
+        let program = Program::new("redis-server", command.map(str::to_owned));
         let mut running = stage.start(variant, limit_bytes, &program)?;
         self.await_answer(&mut running, &port)?;
         self.content(stage, &port, &["fill"])?;
         self.content(stage, &port, &["verify"])?;
-        // One quiet pass brings what is resident into its steady state.
+        // One pass that does not count brings what is resident into its steady state.
         self.benchmark("get", &port)?;
-        let mut runs = Vec::new();
+        let mut rates = Vec::new();
         for (what, test) in [(What::RedisGet, "get"), (What::RedisSet, "set")] {
             let before = running.cpu_seconds()?;
             let requests_per_second = self.benchmark(test, &port)?;
             let cpu_seconds = running.cpu_seconds()? - before;
-            runs.push((
+            rates.push((
                 what,
                 requests_per_second,
                 cpu_seconds * 1e6 / self.requests as f64,
@@ -432,20 +449,15 @@ impl Redis {
             .output()
             .context("run redis-cli")?;
         let outcome = running.finish()?;
-        let evicted = outcome.stat("evicted_pages");
-        ensure!(
-            evicted.is_none_or(|pages| pages > 0.0),
-            "nothing was evicted"
-        );
-        let figure = |(what, value, cpu_us)| Run {
+        let run = |(what, rate, cpu_us)| Run {
             what,
-            value: Some(value),
+            value: Some(rate),
             cpu_us_per_unit: Some(cpu_us),
             limit_bytes,
             peak: outcome.peak,
             stats: outcome.stats.clone(),
         };
-        Ok(runs.into_iter().map(figure).collect())
+        Ok(rates.into_iter().map(run).collect())
     }
 
     fn await_answer(&self, running: &mut Running<'_>, port: &str) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@
 //! hits all alike; figures are medians, and only ratios within one run mean anything.
 
 mod bars;
-mod cases;
+pub(crate) mod cases;
 mod figures;
 mod plot;
 mod stream;

@@ -155,6 +155,19 @@ impl Stage {
         self.built.path(name).display().to_string()
     }
 
+    /// Lets the `generate` program write to `file`.
+    pub(crate) fn generate(&self, file: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = File::create(file).with_context(|| format!("create {}", file.display()))?;
+        let mut command = Command::new(self.built.path("generate"));
+        let status = command
+            .args(arguments)
+            .stdout(output)
+            .status()
+            .context("run generate")?;
+        ensure!(status.success(), "generate {arguments:?} failed: {status}");
+        Ok(())
+    }
+
     /// Why programs cannot be run in this way here, if they cannot.
     pub(crate) fn obstacle(&self, variant: Variant) -> Option<&str> {
         match variant {
@@ -374,11 +387,6 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// One number of the stats.
-    pub(crate) fn stat(&self, name: &str) -> Option<f64> {
-        self.stats.as_ref()?.get(name)?.as_f64()
-    }
-
     /// The JSON that a program of ours printed.
     pub(crate) fn report(&self) -> anyhow::Result<serde_json::Value> {
         let text = fs::read_to_string(&self.output).context("read the output")?;

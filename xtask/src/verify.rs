@@ -1,0 +1,235 @@
+//! `cargo xtask verify`: real programs, each with the whole, a half, a quarter and a tenth of the
+//! memory that it takes natively. What they print must be what they print natively, and a result
+//! counts only if pages were evicted.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::bench::cases::{Redis, evicted_pages};
+use crate::build;
+use crate::stage::{Program, Stage, Variant, digest};
+
+/// Shares of the native peak, in percent.
+const SHARES: [u64; 4] = [100, 50, 25, 10];
+
+/// No program is given less: below it little but code and locked memory is left.
+const LIMIT_MIN_BYTES: u64 = 16 << 20;
+
+#[derive(Args)]
+pub(crate) struct VerifyOptions {
+    /// Smaller inputs.
+    #[arg(long)]
+    quick: bool,
+    /// Only these programs.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    programs: Vec<Name>,
+    /// Only this share of the native peak, in percent.
+    #[arg(long)]
+    share: Option<u64>,
+    /// How farmem is run.
+    #[arg(long, value_enum, default_value = "unix")]
+    variant: Variant,
+    /// A folder on a disk for large files.
+    #[arg(long, default_value = "/var/tmp")]
+    scratch: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    Sort,
+    Dict,
+    Sqlite,
+    Gcc,
+    Redis,
+    Stamp,
+    Counter,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(
+            self.to_possible_value()
+                .expect("no program is hidden")
+                .get_name(),
+        )
+    }
+}
+
+/// How a result is compared with the native one.
+enum Trial {
+    /// All that it prints.
+    Output(Program),
+    /// One field of the JSON that it prints; the others are times.
+    Field(Program, &'static str),
+    /// By itself, key by key.
+    Redis(Redis),
+}
+
+/// What a run showed.
+struct Shown {
+    result: String,
+    wall_seconds: f64,
+    peak_anonymous_bytes: u64,
+    evicted_pages: u64,
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the result")]
+pub(crate) fn verify(options: &VerifyOptions) -> anyhow::Result<()> {
+    ensure!(
+        options.variant.is_farmem(),
+        "--variant must be a way of running farmem"
+    );
+    let built = build::with_workloads()?;
+    let stage = Stage::prepare(built, &options.scratch, &[options.variant])?;
+    let names = match options.programs.as_slice() {
+        [] => Name::value_variants(),
+        chosen => chosen,
+    };
+    println!(
+        "program   share  limit MiB  result      evicted pages  seconds  native  MiB above limit"
+    );
+    let mut wrong = 0;
+    for name in names {
+        let trial = prepare(*name, options.quick, &stage)?;
+        let native = trial.show(&stage, Variant::Native, u64::MAX);
+        let native = native.with_context(|| format!("{name}, native"))?;
+        for share in SHARES
+            .into_iter()
+            .filter(|share| options.share.is_none_or(|s| s == *share))
+        {
+            let limit = (native.peak_anonymous_bytes * share / 100).max(LIMIT_MIN_BYTES);
+            let judged = trial
+                .show(&stage, options.variant, limit)
+                .and_then(|shown| judge(&native, shown, share));
+            print!("{name:9} {share:4} %  {:9}  ", limit >> 20);
+            match judged {
+                Ok(shown) => println!(
+                    "same        {:13}  {:7.1}  {:6.1}  {:15.1}",
+                    shown.evicted_pages,
+                    shown.wall_seconds,
+                    native.wall_seconds,
+                    (shown.peak_anonymous_bytes as f64 - limit as f64) / 1048576.0,
+                ),
+                Err(error) => {
+                    wrong += 1;
+                    println!("FAILED      {error:#}");
+                }
+            }
+        }
+    }
+    ensure!(wrong == 0, "{wrong} runs failed");
+    Ok(())
+}
+
+fn judge(native: &Shown, shown: Shown, share: u64) -> anyhow::Result<Shown> {
+    ensure!(
+        shown.result == native.result,
+        "WRONG: {} natively, {} under farmem",
+        native.result,
+        shown.result
+    );
+    ensure!(
+        share == 100 || shown.evicted_pages > 0,
+        "nothing was evicted: proves nothing"
+    );
+    Ok(shown)
+}
+
+impl Trial {
+    fn show(&self, stage: &Stage, variant: Variant, limit_bytes: u64) -> anyhow::Result<Shown> {
+        if let Self::Redis(redis) = self {
+            let started = Instant::now();
+            let runs = redis.measure(stage, variant, limit_bytes)?;
+            let run = runs.first().context("redis was not measured")?;
+            return Ok(Shown {
+                result: "all keys right".to_owned(),
+                wall_seconds: started.elapsed().as_secs_f64(),
+                peak_anonymous_bytes: run.peak.anonymous_bytes,
+                evicted_pages: evicted_pages(run.stats.as_ref()),
+            });
+        }
+        let (Self::Output(program) | Self::Field(program, _)) = self else {
+            unreachable!("redis was dealt with")
+        };
+        let outcome = stage.run(variant, limit_bytes, program)?;
+        let result = match self {
+            Self::Field(_, field) => {
+                let report = outcome.report()?;
+                report
+                    .get(field)
+                    .with_context(|| format!("no {field} in {report}"))?
+                    .to_string()
+            }
+            Self::Output(_) | Self::Redis(_) => digest(&outcome.output)?,
+        };
+        Ok(Shown {
+            result,
+            wall_seconds: outcome.wall_seconds,
+            peak_anonymous_bytes: outcome.peak.anonymous_bytes,
+            evicted_pages: evicted_pages(outcome.stats.as_ref()),
+        })
+    }
+}
+
+fn prepare(name: Name, quick: bool, stage: &Stage) -> anyhow::Result<Trial> {
+    let programs = build::workspace().join("crates/workloads/programs");
+    let program = |watched, words: &[&str]| {
+        Program::new(watched, words.iter().map(|word| (*word).to_owned()))
+    };
+    let size = |small: u64, large: u64| if quick { small } else { large };
+    Ok(match name {
+        Name::Sort => {
+            let (lines, mebibytes) = (stage.scratch("lines"), size(300, 1536));
+            stage.generate(&lines, &["lines", &format!("--mebibytes={mebibytes}")])?;
+            let buffer = format!("--buffer-size={}M", 2 * mebibytes);
+            let sort = ["env", "LC_ALL=C", "sort", "--parallel=2", &buffer];
+            Trial::Output(program("sort", &sort).reading(&lines))
+        }
+        Name::Dict => {
+            let script = programs.join("dict.py").display().to_string();
+            let entries = size(1_000_000, 4_000_000).to_string();
+            let python = ["/usr/bin/python3", &script, &entries, "3", "200000"];
+            Trial::Field(program("python3", &python), "check")
+        }
+        Name::Sqlite => {
+            let sqlite = program("sqlite3", &["sqlite3", ":memory:"]);
+            Trial::Output(sqlite.reading(&programs.join("table.sql")))
+        }
+        Name::Gcc => {
+            let source = stage.scratch("large.c");
+            stage.generate(
+                &source,
+                &["c", &format!("--functions={}", size(2000, 6000))],
+            )?;
+            let gcc = ["gcc", "-O1", "-S", &source.display().to_string(), "-o", "-"];
+            Trial::Output(program("cc1", &gcc))
+        }
+        Name::Redis => {
+            let bytes = size(128, 512) << 20;
+            Trial::Redis(Redis {
+                keys: Redis::keys_of(bytes),
+                requests: size(20_000, 200_000),
+            })
+        }
+        Name::Stamp => {
+            let rounds = size(300_000, 3_000_000).to_string();
+            let stamp = [
+                &stage.built("stamp"),
+                "--mebibytes=256",
+                "--with=all",
+                "--rounds",
+                &rounds,
+            ];
+            Trial::Field(program("stamp", &stamp), "digest")
+        }
+        Name::Counter => {
+            let seconds = format!("--seconds={}", size(3, 20));
+            let counter = [&stage.built("counter"), "--mebibytes=256", &seconds];
+            Trial::Field(program("counter", &counter), "lost_increments")
+        }
+    })
+}
