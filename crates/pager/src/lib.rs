@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The pager: moves pages between a program's memory and a store.
+//!
+//! [`Engine`] owns the state and decides. It knows no network (the store is a
+//! [`farmem_region::PageStore`]) and no clock, and reaches memory only through [`Memory`].
+//! [`Pager`] is the driver: it reads events and completions, hands them to the engine in order,
+//! and says what to wait for.
+//!
+//! The life of a page, file by file: [`adopt`](Engine::adopt) finds the program's mappings,
+//! `evict.rs` moves cold pages into frames and sends what the servers do not have, `engine.rs`
+//! answers a fault, `streams.rs` guesses what comes next, `install.rs` puts fetched pages in
+//! place, `events.rs` follows what the program does to its mappings.
+
+#![forbid(unsafe_code)]
+
+mod adopt;
+mod budget;
+mod counts;
+mod driver;
+mod engine;
+mod events;
+mod evict;
+mod frames;
+mod install;
+mod memory;
+mod ranges;
+mod slots;
+mod streams;
+mod table;
+mod threads;
+
+pub use counts::{Counts, Latency, Sample};
+pub use driver::{Pager, Wait};
+pub use engine::{Config, Engine, Fatal, Io, Scope};
+pub use memory::{Memory, MemoryError, OwnMemory, SpaceId};

@@ -1,0 +1,80 @@
+//! Finding the program's memory and registering it.
+
+use farmem_region::Nanos;
+use farmem_vmem::{AddressRange, Mapping, MappingKind};
+
+use crate::engine::{Engine, Fatal, Io, Scope};
+use crate::memory::{MemoryError, SpaceId};
+use crate::streams::Plan;
+
+/// Pages of growth that the pager did not cause after which the map is read again: 1 MiB.
+const UNEXPLAINED_PAGES_MAX: usize = 256;
+/// The map is read at most this often: reading costs about 1 us a mapping.
+const SCAN_PERIOD_MICROS: u64 = 1_000;
+
+/// When the map was read, and what is left to do.
+#[derive(Debug, Default)]
+pub(crate) struct Adoption {
+    next_scan: Nanos,
+    /// Read-ahead asked for by faults on pages that are still on their way.
+    pub(crate) wanted_plans: Vec<(SpaceId, Plan)>,
+}
+
+impl Engine {
+    /// Reads the map and registers what is new, if the program is near its limit and has grown.
+    /// Returns whether it did.
+    ///
+    /// # Errors
+    /// [`Fatal`] if the map cannot be read.
+    pub fn adopt(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        if self.scope == Scope::Ranges {
+            return Ok(false);
+        }
+        let now = (io.clock)();
+        let near = self.budget.estimate() >= self.budget.adoption_mark();
+        let grown = self.adopted.is_empty() || self.budget.unexplained() >= UNEXPLAINED_PAGES_MAX;
+        if !near || !grown || now < self.adoption.next_scan {
+            return Ok(false);
+        }
+        self.adoption.next_scan = now.plus_micros(SCAN_PERIOD_MICROS);
+        self.budget.reset_unexplained();
+        let mut found = Vec::new();
+        let (adopted, owned) = (&self.adopted, &self.owned);
+        io.memory
+            .mappings(&mut |Mapping { range, kind }| {
+                if kind == MappingKind::PrivateAnonymous {
+                    for gap in adopted.gaps(range) {
+                        found.extend(owned.gaps(gap));
+                    }
+                }
+            })
+            .map_err(MemoryError::from)?;
+        for range in found {
+            // Refused: gone meanwhile, or the program pages it itself. It stays as it is.
+            if io.memory.register(range) {
+                self.adopted.insert(range);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks after a range of private anonymous memory from now on; false if the kernel refuses.
+    #[must_use]
+    pub fn adopt_range(&mut self, io: &mut Io<'_>, range: AddressRange) -> bool {
+        let registered = io.memory.register(range);
+        if registered {
+            self.adopted.insert(range);
+        }
+        registered
+    }
+
+    /// Finds the pages that must stay because the kernel writes there when a thread ends.
+    pub(crate) fn refresh_pinned(&mut self, io: &mut Io<'_>) {
+        let pinned = &mut self.pinned;
+        io.memory.control_blocks(&mut |range: AddressRange| {
+            if pinned.gaps(range).iter().any(|gap| !gap.is_empty()) {
+                pinned.insert(range);
+            }
+        });
+    }
+}

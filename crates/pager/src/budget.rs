@@ -1,0 +1,137 @@
+//! The local limit: how much memory the program uses, and how much it may.
+
+use farmem_region::Nanos;
+use farmem_vmem::Residents;
+
+use crate::memory::bytes_of;
+
+/// Speed at which a program is assumed to touch new memory natively, in bytes a microsecond
+/// (8 GB/s): the size is read again before it could have grown past the limit.
+const GROWTH_BYTES_PER_MICRO: u64 = 8_000;
+/// The size is read at most this often.
+const PERIOD_MIN_MICROS: u64 = 500;
+/// And at least this often.
+const PERIOD_MAX_MICROS: u64 = 50_000;
+/// Changes of our own after which the size is read again, in pages.
+const CHANGES_MAX: usize = 1024;
+
+/// Measured and estimated use against the limit. In pages.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: usize,
+    estimate: usize,
+    measured: Residents,
+    changes: usize,
+    next_reading: Nanos,
+    unexplained: usize,
+}
+
+impl Budget {
+    /// For a limit in bytes.
+    #[must_use]
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        let limit = usize::try_from(limit_bytes >> 12).unwrap_or(usize::MAX);
+        Self {
+            limit,
+            estimate: 0,
+            measured: Residents::default(),
+            changes: 0,
+            next_reading: Nanos::new(0),
+            unexplained: 0,
+        }
+    }
+
+    /// Another limit.
+    pub(crate) fn set_limit(&mut self, limit_bytes: u64) {
+        self.limit = usize::try_from(limit_bytes >> 12).unwrap_or(usize::MAX);
+    }
+
+    /// Where use is held: a little below the limit, because new mappings grow unseen between two
+    /// readings.
+    #[must_use]
+    pub(crate) fn target(&self) -> usize {
+        self.limit - (self.limit / 64).clamp(256.min(self.limit / 4), 4096)
+    }
+
+    /// Use above which everything is registered.
+    #[must_use]
+    pub(crate) const fn adoption_mark(&self) -> usize {
+        self.limit / 8 * 7
+    }
+
+    /// Pages that the victim buffer aims to hold.
+    #[must_use]
+    pub(crate) fn victim_target(&self) -> usize {
+        (self.limit / 16).clamp(64, 16 << 10)
+    }
+
+    /// Estimated use now.
+    #[must_use]
+    pub(crate) const fn estimate(&self) -> usize {
+        self.estimate
+    }
+
+    /// Pages above the target.
+    #[must_use]
+    pub(crate) fn excess(&self) -> usize {
+        self.estimate.saturating_sub(self.target())
+    }
+
+    /// Whether nothing more may be touched for the first time.
+    #[must_use]
+    pub(crate) const fn is_full(&self) -> bool {
+        self.estimate >= self.limit
+    }
+
+    /// Pages were allocated by the pager's doing.
+    pub(crate) const fn allocated(&mut self, pages: usize) {
+        self.estimate += pages;
+        self.changes += pages;
+    }
+
+    /// Pages were given back by the pager's doing.
+    pub(crate) const fn freed(&mut self, pages: usize) {
+        self.estimate = self.estimate.saturating_sub(pages);
+        self.changes += pages;
+    }
+
+    /// Whether the size should be read now.
+    #[must_use]
+    pub(crate) fn is_due(&self, now: Nanos) -> bool {
+        now >= self.next_reading || self.changes >= CHANGES_MAX
+    }
+
+    /// When it should be read next.
+    #[must_use]
+    pub(crate) const fn next_reading(&self) -> Nanos {
+        self.next_reading
+    }
+
+    /// Takes a reading. Growth that the pager did not cause is added up, see
+    /// [`Budget::take_unexplained`].
+    pub(crate) fn measure(&mut self, now: Nanos, residents: Residents) {
+        self.unexplained += residents.anonymous.saturating_sub(self.estimate);
+        self.estimate = residents.anonymous;
+        self.measured = residents;
+        self.changes = 0;
+        let room = bytes_of(self.limit.saturating_sub(self.estimate)) as u64;
+        let micros = (room / GROWTH_BYTES_PER_MICRO).clamp(PERIOD_MIN_MICROS, PERIOD_MAX_MICROS);
+        self.next_reading = now.plus_micros(micros);
+    }
+
+    /// The last reading.
+    #[must_use]
+    pub(crate) const fn measured(&self) -> Residents {
+        self.measured
+    }
+
+    /// Growth since the last call that the pager did not cause: new mappings.
+    pub(crate) const fn unexplained(&self) -> usize {
+        self.unexplained
+    }
+
+    /// Starts adding up anew.
+    pub(crate) const fn reset_unexplained(&mut self) {
+        self.unexplained = 0;
+    }
+}

@@ -1,0 +1,256 @@
+//! The driver: reads what the kernel and the store report, hands it to the engine in order, and
+//! says what to wait for. It decides nothing.
+
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use farmem_region::{Completion, FrameId, Nanos, PageStore};
+use farmem_vmem::{AddressRange, Event};
+
+use crate::counts::{Counts, Sample};
+use crate::engine::{Config, Engine, Fatal, Io};
+use crate::memory::{OwnMemory, SpaceId};
+
+/// Forked children are asked this often whether they still live.
+const CHILD_CHECK_MICROS: u64 = 100_000;
+/// Retries of what had to wait come at least this often.
+const RETRY_MICROS: u64 = 100;
+
+/// What the caller waits for before the next turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// The store's descriptor, if it has one.
+    pub store: Option<RawFd>,
+    /// Wait until the store's descriptor is writable, too.
+    pub store_writable: bool,
+    /// Turn again at this time at the latest.
+    pub deadline: Nanos,
+    /// Work was done: turn again at once rather than wait.
+    pub again: bool,
+}
+
+/// A pager on real memory.
+#[derive(Debug)]
+pub struct Pager<S> {
+    engine: Engine,
+    memory: OwnMemory,
+    store: S,
+    events: Vec<Event>,
+    completions: Vec<Completion>,
+    next_child_check: Nanos,
+}
+
+/// The monotonic clock, from an arbitrary zero.
+fn clock() -> Nanos {
+    use std::sync::OnceLock;
+    static ZERO: OnceLock<Instant> = OnceLock::new();
+    let zero = *ZERO.get_or_init(Instant::now);
+    Nanos::new(u64::try_from(zero.elapsed().as_nanos()).unwrap_or(u64::MAX))
+}
+
+impl<S: PageStore> Pager<S> {
+    /// Joins memory and store. `owned` is memory of the caller's that must never be adopted.
+    #[must_use]
+    pub fn new(config: &Config, mut memory: OwnMemory, store: S, owned: &[AddressRange]) -> Self {
+        let windows = memory.scratch().windows();
+        let mut all = memory.owned().to_vec();
+        all.extend_from_slice(owned);
+        Self {
+            engine: Engine::new(config, windows, &all),
+            memory,
+            store,
+            events: Vec::with_capacity(64),
+            completions: Vec::with_capacity(64),
+            next_child_check: Nanos::new(0),
+        }
+    }
+
+    /// The time on the pager's clock.
+    #[must_use]
+    pub fn now() -> Nanos {
+        clock()
+    }
+
+    /// The engine's totals.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.engine.counts()
+    }
+
+    /// Hands over the latencies measured since the last call.
+    pub fn drain_samples(&mut self, each: &mut dyn FnMut(Sample)) {
+        self.engine.drain_samples(each);
+    }
+
+    /// The address space.
+    #[must_use]
+    pub const fn memory(&self) -> &OwnMemory {
+        &self.memory
+    }
+
+    /// The store.
+    pub const fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// Gives the store back, to be closed.
+    #[must_use]
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// Sets another local limit.
+    pub fn set_limit(&mut self, bytes: u64) {
+        self.engine.set_limit(bytes);
+    }
+
+    /// Looks after this range from now on: see [`Engine::adopt_range`].
+    #[must_use]
+    pub fn adopt_range(&mut self, range: AddressRange) -> bool {
+        let Self { engine, memory, store, .. } = self;
+        engine.adopt_range(&mut Io { memory, store, clock: &clock }, range)
+    }
+
+    /// More memory of the caller's own.
+    pub fn add_owned(&mut self, range: AddressRange) {
+        self.engine.add_owned(range);
+    }
+
+    /// One round: everything that is there to be read, then a bounded amount of upkeep.
+    ///
+    /// # Errors
+    /// [`Fatal`]: the program must be stopped.
+    pub fn turn(&mut self) -> Result<Wait, Fatal> {
+        let mut busy = self.take_events()?;
+        busy |= self.take_completions()?;
+        busy |= self.take_scratch_faults()?;
+        let Self { engine, memory, store, .. } = self;
+        let io = &mut Io { memory, store, clock: &clock };
+        if engine.has_deferred() {
+            engine.retry_arrived(io);
+            engine.retry_deferred(io)?;
+        }
+        engine.start_wanted_plans(io)?;
+        // Faults come first: upkeep only when none was waiting, or when it cannot be put off.
+        busy |= engine.adopt(io)?;
+        busy |= engine.balance(io)?;
+        engine.age_quarantine(io);
+        let now = clock();
+        if now >= self.next_child_check {
+            self.next_child_check = now.plus_micros(CHILD_CHECK_MICROS);
+            self.drop_ended_children();
+        }
+        Ok(self.wait(now, busy))
+    }
+
+    fn wait(&self, now: Nanos, busy: bool) -> Wait {
+        let readiness = self.store.readiness();
+        let mut deadline = self.engine.next_deadline();
+        if self.engine.has_deferred() {
+            deadline = deadline.min(now.plus_micros(RETRY_MICROS));
+        }
+        if let Some(store) = readiness.deadline {
+            deadline = deadline.min(store);
+        }
+        Wait {
+            store: readiness.descriptor,
+            store_writable: readiness.wants_write,
+            deadline,
+            again: busy,
+        }
+    }
+
+    fn take_events(&mut self) -> Result<bool, Fatal> {
+        let mut any = self.take_events_of(SpaceId::OWN)?;
+        let children: Vec<SpaceId> = self.engine.child_spaces().collect();
+        for space in children {
+            any |= self.take_events_of(space)?;
+        }
+        Ok(any)
+    }
+
+    /// The kernel hands out faults before the events that are queued behind them; a fault that
+    /// an event would have changed the answer of is refused by the kernel until the event is read
+    /// and then tried again.
+    fn take_events_of(&mut self, space: SpaceId) -> Result<bool, Fatal> {
+        self.events.clear();
+        if self.memory.read_events(space, &mut self.events)? == 0 {
+            return Ok(false);
+        }
+        let Self { engine, memory, store, events, .. } = self;
+        let io = &mut Io { memory, store, clock: &clock };
+        for event in events.drain(..) {
+            match event {
+                Event::Fault { address, write, thread } => {
+                    engine.on_fault(io, space, address, write, thread)?;
+                }
+                Event::Fork(uffd) => engine.on_fork(io, space, uffd),
+                Event::Remap { from, to } => engine.on_remap(io, space, from, to)?,
+                Event::Remove(range) => engine.on_remove(io, space, range),
+                Event::Unmap(range) => engine.on_unmap(io, space, range)?,
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_completions(&mut self) -> Result<bool, Fatal> {
+        let Self { engine, memory, store, completions, .. } = self;
+        store.advance(clock(), memory, completions)?;
+        let any = !completions.is_empty();
+        let io = &mut Io { memory, store, clock: &clock };
+        for completion in completions.drain(..) {
+            engine.on_completion(io, completion)?;
+        }
+        if any {
+            // Completions may have caused requests: send them now rather than after a wait.
+            io.store.advance(clock(), io.memory, completions)?;
+        }
+        Ok(any)
+    }
+
+    /// Someone outside (a debugger, mlockall) reads holes of our scratch area.
+    fn take_scratch_faults(&mut self) -> Result<bool, Fatal> {
+        self.events.clear();
+        let scratch = self.memory.scratch();
+        if scratch.uffd().read_events(&mut self.events)? == 0 {
+            return Ok(false);
+        }
+        for event in self.events.drain(..) {
+            if let Event::Fault { address, .. } = event
+                && let Some(frame) = self.memory.scratch().fill_hole(address)
+            {
+                self.engine.on_hole_filled(frame);
+            }
+        }
+        Ok(true)
+    }
+
+    fn drop_ended_children(&mut self) {
+        let children: Vec<SpaceId> = self.engine.child_spaces().collect();
+        let Self { engine, memory, store, .. } = self;
+        let io = &mut Io { memory, store, clock: &clock };
+        for space in children {
+            if !io.memory.space_lives(space) {
+                engine.on_space_gone(io, space);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// When the engine must turn again even if nothing happens.
+    fn next_deadline(&self) -> Nanos {
+        self.budget.next_reading()
+    }
+
+    /// Sets another local limit.
+    fn set_limit(&mut self, bytes: u64) {
+        self.budget.set_limit(bytes);
+    }
+
+    /// A hole of the scratch area got memory by an outside reader: the frame is spare.
+    fn on_hole_filled(&mut self, frame: FrameId) {
+        self.frames.hole_filled(frame);
+        self.budget.allocated(1);
+    }
+}

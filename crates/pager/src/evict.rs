@@ -1,0 +1,430 @@
+//! Choosing pages and moving them out.
+//!
+//! A clock hand passes over the adopted ranges in the order of addresses, a window of
+//! [`WINDOW_FRAMES`] pages at a time, so that what is moved out together lies together: on the
+//! servers too, for reading it back. A page whose use count is not zero loses one and stays.
+
+use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange, Request, StorePage};
+use farmem_vmem::{AddressRange, Residents, Stop};
+
+use crate::engine::{Engine, Fatal, Io, Scope};
+use crate::frames::{FrameUse, WINDOW_FRAMES, WindowId};
+use crate::table::{Entry, Fingerprint, Place};
+
+/// Windows that one step looks at before it gives up: 64 MiB of addresses.
+const WINDOWS_PER_STEP: usize = 64;
+/// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.
+/// 4,096 pages are 16 MiB: some milliseconds of a fast network.
+const BUSY_FRAMES_MAX: usize = 4096;
+/// Pooled frames kept for fetches.
+pub(crate) const POOL_TARGET: usize = 512;
+/// Slots that must be free before a window is moved out, so that all its pages find one.
+const SLOTS_MIN: u64 = 2 * WINDOW_FRAMES as u64;
+/// Free slots below which the region grows ahead of need: 16 MiB.
+const SLOTS_LOW: u64 = 4096;
+/// Growth of the region asked for at once: 64 MiB.
+const GROW_PAGES: u64 = 16 << 10;
+
+/// Buffers of a step, kept for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    spans: Vec<AddressRange>,
+    dirty: Vec<(usize, FrameId, Fingerprint)>,
+    request: Vec<StorePage>,
+}
+
+/// What a step of eviction achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Evicted {
+    /// That many pages are in the victim buffer now.
+    Pages(usize),
+    /// Nothing could be moved now.
+    Nothing,
+}
+
+impl Engine {
+    /// Moves the next window's cold pages out.
+    pub(crate) fn evict_step(&mut self, io: &mut Io<'_>) -> Result<Evicted, Fatal> {
+        if self.frames.busy_frames() >= BUSY_FRAMES_MAX || !self.has_slots(io)? {
+            return Ok(Evicted::Nothing);
+        }
+        // A change of mappings under way might end before the pages are moved.
+        if !io.memory.settled() {
+            return Ok(Evicted::Nothing);
+        }
+        self.refresh_pinned(io);
+        for _ in 0..WINDOWS_PER_STEP {
+            let Some(source) = self.next_source() else { return Ok(Evicted::Nothing) };
+            let mut scan = std::mem::take(&mut self.scan);
+            self.choose(io, source, &mut scan.spans);
+            let result = if scan.spans.is_empty() {
+                Ok(0)
+            } else {
+                self.move_spans(io, source, &mut scan)
+            };
+            self.scan = scan;
+            match result? {
+                0 => {}
+                pages => return Ok(Evicted::Pages(pages)),
+            }
+        }
+        Ok(Evicted::Nothing)
+    }
+
+    /// Whether slots are free, asking for more ahead of need.
+    fn has_slots(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        let available = self.slots.available();
+        if available < SLOTS_LOW && !self.growing && self.full.is_none() {
+            let ticket = self.take_ticket();
+            let pages = farmem_region::PageCount::new(GROW_PAGES);
+            match io.store.submit(ticket, Request::Grow(pages)) {
+                Ok(()) => self.growing = true,
+                Err(farmem_region::StoreError::Busy { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if available >= SLOTS_MIN {
+            return Ok(true);
+        }
+        match &self.full {
+            // No room out there, and none here: the program cannot go on.
+            Some(full) if self.budget.excess() > 0 && self.frames.victim_frames() == 0 => {
+                Err(full.clone().into())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The next window of addresses under the hand.
+    fn next_source(&mut self) -> Option<AddressRange> {
+        let range = self.adopted.next_from(self.hand).or_else(|| {
+            self.hand = 0;
+            self.adopted.next_from(0)
+        })?;
+        let start = self.hand.max(range.start());
+        let window = WINDOW_FRAMES * PAGE_SIZE;
+        let end = (start / window + 1) * window;
+        let source = AddressRange::new(start, end.min(range.end()));
+        self.hand = source.end();
+        Some(source)
+    }
+
+    /// Finds the spans of the window in which every page that is there may be moved.
+    fn choose(&mut self, io: &mut Io<'_>, source: AddressRange, spans: &mut Vec<AddressRange>) {
+        spans.clear();
+        let quarantined = self.quarantine.overlaps(source);
+        let pinned = self.pinned.overlapping(source);
+        let table = &mut self.spaces[0].table;
+        // The end of the last page seen that must stay; a span must not reach over it.
+        let mut barrier = 0;
+        io.memory.present(source, &mut |run| {
+            for address in (run.range.start()..run.range.end()).step_by(PAGE_SIZE) {
+                let entry = table.get_mut(address);
+                let hot = entry.as_ref().is_some_and(|entry| entry.uses() > 0);
+                // Not seen being filled since its removal was announced: it may vanish yet.
+                let vanishing = quarantined && entry.is_none();
+                let stays = run.zero
+                    || hot
+                    || vanishing
+                    || pinned.iter().any(|part| part.contains(address));
+                if let Some(entry) = entry.filter(|_| hot) {
+                    entry.set_uses(entry.uses() - 1);
+                }
+                let end = address + PAGE_SIZE;
+                if stays {
+                    barrier = end;
+                    continue;
+                }
+                match spans.last_mut() {
+                    Some(span) if barrier <= span.start() => {
+                        *span = AddressRange::new(span.start(), end);
+                    }
+                    _ => spans.push(AddressRange::new(address, end)),
+                }
+            }
+        });
+    }
+
+    fn move_spans(
+        &mut self,
+        io: &mut Io<'_>,
+        source: AddressRange,
+        scan: &mut Scan,
+    ) -> Result<usize, Fatal> {
+        let Some(window) = self.frames.take_empty() else { return Ok(0) };
+        let base = source.start() & !(WINDOW_FRAMES * PAGE_SIZE - 1);
+        for &span in &scan.spans {
+            self.move_span(io, span, frame_at(window, span.start() - base));
+        }
+        self.frames.queue(window);
+        let mut moved = 0;
+        scan.dirty.clear();
+        for frame in window.frames().filter(|&frame| io.memory.frame_present(frame)) {
+            let offset = (frame.get() - window.first().get()) as usize;
+            self.take_victim(io, base + (offset << PAGE_SHIFT), frame, &mut scan.dirty);
+            moved += 1;
+        }
+        if moved == 0 {
+            // Everything vanished between looking and moving.
+            self.frames.unqueue_newest();
+        }
+        self.counts.evicted_pages += moved as u64;
+        // Unless nothing was being changed, the pages may belong to what has just been unmapped.
+        self.suspect = (!io.memory.settled()).then_some(source);
+        self.write_back(io, scan)?;
+        Ok(moved)
+    }
+
+    fn move_span(&mut self, io: &mut Io<'_>, span: AddressRange, first: FrameId) {
+        let mut at = span.start();
+        while at < span.end() {
+            let pages_done = (at - span.start()) >> PAGE_SHIFT;
+            let frame = FrameId::new(first.get() + u32::try_from(pages_done).unwrap_or(0));
+            let progress = io.memory.move_out(AddressRange::new(at, span.end()), frame);
+            at += progress.bytes;
+            match progress.stop {
+                None => return,
+                Some(Stop::Retry) if progress.bytes > 0 => {}
+                Some(Stop::Busy | Stop::Unmovable | Stop::AlreadyThere | Stop::Hole) => {
+                    // This page cannot be moved now: it stays, and is not asked again too soon.
+                    self.counts.busy_pages += 1;
+                    let entry = Entry::new(Place::Resident);
+                    let table = self.own_table();
+                    let known = table.get(at).is_some();
+                    let entry = if known { table.get_mut(at) } else { Some(table.put(at, entry)) };
+                    if let Some(entry) = entry {
+                        entry.set_uses(crate::table::USE_MAX);
+                    }
+                    at += PAGE_SIZE;
+                }
+                Some(Stop::Retry | Stop::Gone | Stop::NoMemory) => return,
+            }
+        }
+    }
+
+    /// Looks at a page that has been moved out: zero, known to the servers, or to be written.
+    fn take_victim(
+        &mut self,
+        io: &Io<'_>,
+        address: usize,
+        frame: FrameId,
+        dirty: &mut Vec<(usize, FrameId, Fingerprint)>,
+    ) {
+        let fingerprint = self.fingerprint(io.memory.bytes(frame));
+        if fingerprint == self.zero_fingerprint() {
+            self.counts.zero_drops += 1;
+            self.frames.set(frame, FrameUse::Spent);
+            let mut zero = Entry::new(Place::Zero);
+            if let Some(entry) = self.own_table().get_mut(address) {
+                std::mem::swap(entry, &mut zero);
+            } else {
+                self.own_table().put(address, zero);
+            }
+            if let Some(slot) = zero.take_copy() {
+                self.release(slot);
+            }
+            return;
+        }
+        if self.own_table().get(address).is_none() {
+            self.own_table().put(address, Entry::new(Place::Resident));
+        }
+        let Some(entry) = self.own_table().get_mut(address) else { return };
+        entry.set_place(Place::Victim(frame));
+        if entry.copy().is_some() && entry.fingerprint == fingerprint {
+            self.counts.clean_drops += 1;
+            self.frames.set(frame, FrameUse::Victim(address));
+        } else {
+            self.frames.set(frame, FrameUse::Writing(address));
+            dirty.push((address, frame, fingerprint));
+        }
+    }
+
+    /// Sends pages that the servers do not have.
+    fn write_back(&mut self, io: &mut Io<'_>, scan: &mut Scan) -> Result<(), Fatal> {
+        if scan.dirty.is_empty() {
+            return Ok(());
+        }
+        let mut fresh = PageRange { start: PageIndex::new(0), count: Default::default() };
+        scan.request.clear();
+        for (at, &(address, frame, fingerprint)) in scan.dirty.iter().enumerate() {
+            let shared = |slot: &PageIndex| self.slots.is_shared(*slot);
+            let held = self.spaces[0].table.get(address).and_then(Entry::copy).map(|(s, _)| s);
+            let page = match held.filter(|slot| !shared(slot)) {
+                Some(slot) => slot,
+                None => {
+                    // A slot shared with a forked child must keep what the child inherited.
+                    if let Some(slot) = held {
+                        self.release(slot);
+                    }
+                    self.next_slot(&mut fresh, scan.dirty.len() - at)
+                }
+            };
+            let version = self.take_version();
+            if let Some(entry) = self.own_table().get_mut(address) {
+                entry.set_copy(page, version, fingerprint);
+            }
+            scan.request.push(StorePage { page, version, frame });
+        }
+        self.put_back_slots(fresh);
+        let ticket = self.take_ticket();
+        io.store.submit(ticket, Request::Store(&scan.request))?;
+        self.stores.insert(ticket.0, scan.dirty.iter().map(|&(_, frame, _)| frame).collect());
+        Ok(())
+    }
+
+    fn next_slot(&mut self, run: &mut PageRange, need: usize) -> PageIndex {
+        if run.count.get() == 0 {
+            // `has_slots` has made sure of a window's worth.
+            *run = self.slots.take(need as u64).unwrap_or_else(|| {
+                unreachable!("a window is moved out only when slots for it are free")
+            });
+        }
+        let slot = run.start;
+        run.start = PageIndex::new(slot.get() + 1);
+        run.count = farmem_region::PageCount::new(run.count.get() - 1);
+        slot
+    }
+
+    fn put_back_slots(&mut self, run: PageRange) {
+        for offset in 0..run.count.get() {
+            self.slots.release(PageIndex::new(run.start.get() + offset));
+        }
+    }
+
+    /// Takes the oldest window out of the victim queue: its pages are out from now on. Returns
+    /// the pages whose memory became free, or `None` if there is no such window now.
+    pub(crate) fn retire_oldest(&mut self, io: &mut Io<'_>, discard: bool) -> Option<usize> {
+        let window = self.frames.take_oldest()?;
+        let mut freed = 0;
+        for frame in window.frames() {
+            match self.frames.frame(frame) {
+                FrameUse::Victim(address) => {
+                    if let Some(entry) = self.own_table().get_mut(address) {
+                        entry.set_place(Place::Out);
+                    }
+                }
+                FrameUse::Spent => {}
+                FrameUse::Hole | FrameUse::Pooled | FrameUse::Receiving => continue,
+                FrameUse::Writing(_) | FrameUse::Abandoned => {
+                    unreachable!("a window with stores under way is not retired")
+                }
+            }
+            freed += 1;
+            if discard {
+                self.frames.set(frame, FrameUse::Hole);
+            } else {
+                self.frames.pool(frame);
+            }
+        }
+        if discard && freed > 0 {
+            io.memory.discard(window.first(), WINDOW_FRAMES);
+            self.budget.freed(freed);
+        }
+        Some(freed)
+    }
+
+    /// Takes up to `count` frames for a fetch, fewer if memory is short.
+    pub(crate) fn take_frames(&mut self, io: &mut Io<'_>, count: usize, frames: &mut Vec<FrameId>) {
+        let mut taken = self.frames.take_pooled(count, frames);
+        while taken < count {
+            let retired = self.retire_oldest(io, false).is_some_and(|pages| pages > 0);
+            if !retired && !self.give_up_oldest_marker() && !self.populate_window(io, count - taken) {
+                return;
+            }
+            taken += self.frames.take_pooled(count - taken, frames);
+        }
+    }
+
+    /// Gives frames fresh memory.
+    fn populate_window(&mut self, io: &mut Io<'_>, count: usize) -> bool {
+        let Some(window) = self.frames.take_empty() else { return false };
+        let got = io.memory.populate(window.first(), count.min(WINDOW_FRAMES));
+        for frame in window.frames().take(got) {
+            self.frames.pool(frame);
+        }
+        if got == 0 {
+            self.frames.put_back(window);
+        }
+        self.budget.allocated(got);
+        got > 0
+    }
+
+    /// Keeps the program within its budget and frames at hand. Does a bounded amount of work;
+    /// returns whether it did any.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn balance(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        self.measure(io);
+        self.send_releases(io)?;
+        if self.adopted.is_empty() {
+            return Ok(false);
+        }
+        if self.budget.excess() > 0 {
+            return self.shrink(io);
+        }
+        let near = self.budget.estimate() + self.budget.victim_target() >= self.budget.target();
+        if near && self.frames.victim_frames() < self.budget.victim_target() {
+            return Ok(self.evict_step(io)? != Evicted::Nothing);
+        }
+        if near && self.frames.pooled() < POOL_TARGET / 2 {
+            return Ok(self.retire_oldest(io, false).is_some());
+        }
+        Ok(false)
+    }
+
+    /// Gives memory back: pooled frames that are too many, then the oldest victims, then new ones.
+    fn shrink(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        if self.frames.pooled() > POOL_TARGET
+            && let Some((first, count)) = self.frames.take_run_to_discard(WINDOW_FRAMES)
+        {
+            io.memory.discard(first, count);
+            self.budget.freed(count);
+            return Ok(true);
+        }
+        let enough = self.frames.victim_frames() * 2 > self.budget.victim_target();
+        if enough && self.retire_oldest(io, true).is_some() {
+            return Ok(true);
+        }
+        if self.evict_step(io)? != Evicted::Nothing {
+            return Ok(true);
+        }
+        Ok(self.retire_oldest(io, true).is_some())
+    }
+
+    fn measure(&mut self, io: &mut Io<'_>) {
+        let now = (io.clock)();
+        if !self.budget.is_due(now) {
+            return;
+        }
+        match self.scope {
+            Scope::Process => self.budget.measure(now, io.memory.resident()),
+            Scope::Ranges => {
+                let anonymous = self.budget.estimate();
+                self.budget.measure(now, Residents { anonymous, shared: 0 });
+            }
+        }
+        let measured = self.budget.measured();
+        self.counts.local_pages = measured.anonymous as u64;
+        self.counts.local_pages_peak = self.counts.local_pages_peak.max(self.counts.local_pages);
+        self.counts.shared_pages = measured.shared as u64;
+    }
+
+    fn send_releases(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {
+        if self.releases.is_empty() {
+            return Ok(());
+        }
+        let ticket = self.take_ticket();
+        match io.store.submit(ticket, Request::Release(&self.releases)) {
+            Ok(()) => self.releases.clear(),
+            Err(farmem_region::StoreError::Busy { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+fn frame_at(window: WindowId, offset_bytes: usize) -> FrameId {
+    let offset = u32::try_from(offset_bytes >> PAGE_SHIFT).unwrap_or(0);
+    FrameId::new(window.first().get() + offset)
+}

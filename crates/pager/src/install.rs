@@ -1,0 +1,185 @@
+//! Puts fetched pages into the program's memory.
+
+use farmem_region::{FrameId, PAGE_SIZE};
+use farmem_vmem::{AddressRange, Stop};
+
+use crate::counts::Latency;
+use crate::engine::{Engine, Fetch, FetchingPage, Io};
+use crate::frames::FrameUse;
+use crate::memory::SpaceId;
+use crate::table::{Entry, Place};
+
+/// Runs at least this long are moved, shorter ones copied: a move changes the page tables at its
+/// source too, which interrupts every processor that runs the program, once a run; a copy of one
+/// page costs less than that.
+const MOVE_PAGES_MIN: usize = 8;
+/// Markers kept uninstalled at once; the oldest is given up then.
+const MARKERS_MAX: usize = 64;
+
+/// How an attempt to install a run ended.
+enum Installed {
+    /// That many pages, perhaps fewer than the run has: go on after them.
+    Some(usize),
+    /// Not now: events must be read first, or memory freed.
+    Later,
+}
+
+impl Engine {
+    /// Installs the pages of a fetch that has arrived. What cannot be installed before events
+    /// have been read waits in `arrived`.
+    pub(crate) fn install(&mut self, io: &mut Io<'_>, mut fetch: Fetch) {
+        let before = (io.clock)();
+        let mut at = 0;
+        while at < fetch.pages.len() {
+            let page = fetch.pages[at];
+            if page.cancelled {
+                self.forget_frame(page.frame);
+                at += 1;
+            } else if page.address == fetch.marker && !page.wanted {
+                self.keep_marker(page);
+                at += 1;
+            } else {
+                let run = run_length(&fetch, at);
+                match self.install_run(io, &fetch, at, run) {
+                    Installed::Some(pages) => at += pages,
+                    Installed::Later => {
+                        fetch.pages.drain(..at);
+                        self.arrived.push_back(fetch);
+                        return;
+                    }
+                }
+            }
+        }
+        if let Some(since) = fetch.fault_at {
+            let now = (io.clock)();
+            self.threads.on_wake(fetch.thread, now);
+            self.sample(Latency::Install, now.since(before));
+            self.sample(Latency::Fault, now.since(since));
+        }
+        self.recycle(fetch.pages);
+    }
+
+    /// Tries what could not be installed before.
+    pub fn retry_arrived(&mut self, io: &mut Io<'_>) {
+        for _ in 0..self.arrived.len() {
+            let Some(fetch) = self.arrived.pop_front() else { break };
+            self.install(io, fetch);
+        }
+    }
+
+    fn install_run(&mut self, io: &mut Io<'_>, fetch: &Fetch, at: usize, run: usize) -> Installed {
+        let page = fetch.pages[at];
+        let may_move = fetch.space == SpaceId::OWN && run >= MOVE_PAGES_MIN;
+        let mut progress = if may_move {
+            io.memory.move_in(page.address, page.frame, run)
+        } else {
+            let pull = fetch.pull.then_some(fetch.thread);
+            io.memory.copy_in(fetch.space, page.address, page.frame, run, pull)
+        };
+        let moved = progress.bytes / PAGE_SIZE;
+        if may_move {
+            for page in &fetch.pages[at..at + moved] {
+                self.frames.set(page.frame, FrameUse::Hole);
+                self.installed(fetch.space, *page);
+            }
+            if moved > 0 {
+                return Installed::Some(moved);
+            }
+            if matches!(progress.stop, Some(Stop::Busy | Stop::Unmovable)) {
+                // The mapping's protection differs from the scratch area's: a copy works.
+                progress = io.memory.copy_in(fetch.space, page.address, page.frame, run, None);
+            }
+        }
+        let copied = progress.bytes / PAGE_SIZE;
+        for page in &fetch.pages[at..at + copied] {
+            self.frames.pool(page.frame);
+            self.installed(fetch.space, *page);
+        }
+        self.budget.allocated(copied);
+        if copied > 0 {
+            return Installed::Some(copied);
+        }
+        match progress.stop {
+            None => Installed::Some(run),
+            Some(Stop::Retry | Stop::NoMemory) => Installed::Later,
+            Some(Stop::AlreadyThere) => {
+                // Someone else has filled it: that content is newer than the servers' copy.
+                self.frames.pool(page.frame);
+                self.drop_copy(fetch.space, page.address);
+                io.memory.wake(fetch.space, AddressRange::pages_from(page.address, 1));
+                Installed::Some(1)
+            }
+            Some(Stop::Gone | Stop::Busy | Stop::Unmovable | Stop::Hole) => {
+                // The mapping is gone; its event will drop the entry. Until then the page is out.
+                self.frames.pool(page.frame);
+                if let Some(entry) = self.table_mut(fetch.space).and_then(|t| t.get_mut(page.address)) {
+                    entry.set_place(Place::Out);
+                }
+                io.memory.wake(fetch.space, AddressRange::pages_from(page.address, 1));
+                Installed::Some(1)
+            }
+        }
+    }
+
+    /// Records that a page is in place.
+    fn installed(&mut self, space: SpaceId, page: FetchingPage) {
+        if space == SpaceId::OWN {
+            if let Some(entry) = self.own_table().get_mut(page.address) {
+                entry.set_place(Place::Resident);
+                entry.set_uses(entry.uses().max(1));
+            }
+        } else {
+            // A child's pages are not moved out again by this pager: it needs the copy no more.
+            self.drop_copy(space, page.address);
+        }
+    }
+
+    fn drop_copy(&mut self, space: SpaceId, address: usize) {
+        let entry = self.table_mut(space).and_then(|table| table.take(address));
+        if let Some(slot) = entry.as_ref().and_then(Entry::copy).map(|(slot, _)| slot) {
+            self.release(slot);
+        }
+    }
+
+    fn keep_marker(&mut self, page: FetchingPage) {
+        self.frames.set(page.frame, FrameUse::Victim(page.address));
+        if let Some(entry) = self.own_table().get_mut(page.address) {
+            entry.set_place(Place::Victim(page.frame));
+        }
+        self.markers.push_back((page.address, page.frame));
+        while self.markers.len() > MARKERS_MAX {
+            self.give_up_oldest_marker();
+        }
+    }
+
+    /// The program never came to the oldest marker: it is out again.
+    pub(crate) fn give_up_oldest_marker(&mut self) -> bool {
+        let Some((address, frame)) = self.markers.pop_front() else { return false };
+        if !self.is_marker(address, frame) {
+            return true;
+        }
+        if let Some(entry) = self.own_table().get_mut(address)
+            && entry.place() == Place::Victim(frame)
+        {
+            entry.set_place(Place::Out);
+            self.frames.pool(frame);
+        }
+        true
+    }
+
+    fn is_marker(&self, address: usize, frame: FrameId) -> bool {
+        self.frames.frame(frame) == FrameUse::Victim(address) && !self.frames.is_queued(frame)
+    }
+}
+
+/// Pages from `at` on that are neighbours in the program and in the scratch area.
+fn run_length(fetch: &Fetch, at: usize) -> usize {
+    let first = fetch.pages[at];
+    let follows = |(offset, page): &(usize, &FetchingPage)| {
+        page.address == first.address + offset * PAGE_SIZE
+            && page.frame.get() as usize == first.frame.get() as usize + offset
+            && !page.cancelled
+            && (page.address != fetch.marker || page.wanted)
+    };
+    fetch.pages[at..].iter().enumerate().take_while(follows).count()
+}

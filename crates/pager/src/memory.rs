@@ -1,0 +1,282 @@
+//! What the pager needs of an address space, and the real one behind it.
+
+use std::io;
+
+use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
+use farmem_vmem::{
+    AddressRange, Event, Features, Mapping, Pagemap, PresentRun, ProcessMaps, Progress,
+    ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError, pull_thread_here,
+};
+use rustix::process::Pid;
+
+/// Names one address space that the pager serves: the program's own, or a forked child's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpaceId(pub u32);
+
+impl SpaceId {
+    /// The address space that the pager shares.
+    pub const OWN: Self = Self(0);
+}
+
+/// The operations on address spaces that paging is made of. Every call is one system call or
+/// little more; none waits. Pages are named by their addresses, frames by their numbers.
+pub trait Memory: Frames {
+    /// Copies frames into missing pages and wakes who waits. With `pull`, that thread continues
+    /// on the pager's processor (see [`pull_thread_here`]).
+    fn copy_in(
+        &mut self,
+        space: SpaceId,
+        target: usize,
+        first: FrameId,
+        count: usize,
+        pull: Option<u32>,
+    ) -> Progress;
+    /// Moves frames into missing pages of the own space and wakes who waits.
+    fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress;
+    /// Moves the pages of a range that are there into frames that are holes.
+    fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress;
+    /// Fills missing pages with zeros, with memory of their own if they will be `written`.
+    fn zero_in(
+        &mut self,
+        space: SpaceId,
+        range: AddressRange,
+        written: bool,
+        pull: Option<u32>,
+    ) -> Progress;
+    /// Makes the threads that wait in the range look again.
+    fn wake(&mut self, space: SpaceId, range: AddressRange);
+    /// The pages of the own space that are there.
+    fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun));
+    /// Whether a frame has memory.
+    fn frame_present(&self, frame: FrameId) -> bool;
+    /// Gives frames that are holes memory; returns how many got it.
+    fn populate(&mut self, first: FrameId, count: usize) -> usize;
+    /// Gives the memory of frames back.
+    fn discard(&mut self, first: FrameId, count: usize);
+    /// Whether no change of the own space's mappings is under way or unread.
+    fn settled(&mut self) -> bool;
+    /// Reports missing pages of the range from now on; false if it cannot be.
+    fn register(&mut self, range: AddressRange) -> bool;
+    /// Calls `each` for every mapping of the own space.
+    fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()>;
+    /// Calls `each` for every range that must stay because the kernel writes there when a thread
+    /// ends.
+    fn control_blocks(&mut self, each: &mut dyn FnMut(AddressRange));
+    /// Memory that the own space uses.
+    fn resident(&self) -> Residents;
+    /// A forked child reports here from now on.
+    fn add_space(&mut self, space: SpaceId, uffd: Uffd);
+    /// The child is gone.
+    fn remove_space(&mut self, space: SpaceId);
+    /// Whether the child's address space still exists.
+    fn space_lives(&mut self, space: SpaceId) -> bool;
+}
+
+/// The real address space of the calling process.
+#[derive(Debug)]
+pub struct OwnMemory {
+    uffd: Uffd,
+    children: Vec<(SpaceId, Uffd)>,
+    scratch: Scratch,
+    pagemap: Pagemap,
+    maps: ProcessMaps,
+    meter: ResidentMeter,
+    threads: ThreadWatch,
+    /// A page that is always there, registered with `uffd`: asking to fill it tells whether
+    /// changes are under way.
+    probe: Scratch,
+}
+
+/// The real address space cannot be paged.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// userfaultfd refuses.
+    #[error(transparent)]
+    Uffd(#[from] UffdError),
+    /// /proc refuses.
+    #[error("cannot read the program's own memory map: {0}; is /proc mounted?")]
+    Proc(#[from] io::Error),
+}
+
+static ZEROS: [u8; ZERO_RUN_PAGES * PAGE_SIZE] = [0; ZERO_RUN_PAGES * PAGE_SIZE];
+/// Pages that one call fills with zeros at most.
+pub(crate) const ZERO_RUN_PAGES: usize = 64;
+
+impl OwnMemory {
+    /// Prepares paging in the calling process, whose memory `program` shares, with a scratch area
+    /// of `windows` windows. Nothing of the program is registered yet.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn new(program: Pid, windows: usize) -> Result<Self, MemoryError> {
+        let uffd = Uffd::new(Features::Events)?;
+        let mut probe = Scratch::new(1)?;
+        probe.populate(FrameId::new(0), 1);
+        // The probe's own userfaultfd is not needed: its one page moves over to the main one.
+        probe.uffd().unregister(probe.range())?;
+        uffd.register(AddressRange::pages_from(probe.range().start(), 1))?;
+        Ok(Self {
+            uffd,
+            children: Vec::new(),
+            scratch: Scratch::new(windows)?,
+            pagemap: Pagemap::open()?,
+            maps: ProcessMaps::open()?,
+            meter: ResidentMeter::open()?,
+            threads: ThreadWatch::open(program)?,
+            probe,
+        })
+    }
+
+    /// The program's userfaultfd.
+    #[must_use]
+    pub const fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// The scratch area.
+    pub const fn scratch(&mut self) -> &mut Scratch {
+        &mut self.scratch
+    }
+
+    /// Memory of the pager's own that must never be adopted.
+    #[must_use]
+    pub fn owned(&self) -> [AddressRange; 2] {
+        [self.scratch.range(), self.probe.range()]
+    }
+
+    /// The userfaultfds of forked children.
+    #[must_use]
+    pub fn children(&self) -> &[(SpaceId, Uffd)] {
+        &self.children
+    }
+
+    /// Takes the events of one space.
+    ///
+    /// # Errors
+    /// If the userfaultfd fails.
+    pub fn read_events(&self, space: SpaceId, events: &mut Vec<Event>) -> Result<usize, UffdError> {
+        self.uffd_of(space).map_or(Ok(0), |uffd| uffd.read_events(events))
+    }
+
+    fn uffd_of(&self, space: SpaceId) -> Option<&Uffd> {
+        if space == SpaceId::OWN {
+            return Some(&self.uffd);
+        }
+        self.children.iter().find(|(id, _)| *id == space).map(|(_, uffd)| uffd)
+    }
+}
+
+const GONE: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
+
+impl Memory for OwnMemory {
+    fn copy_in(
+        &mut self,
+        space: SpaceId,
+        target: usize,
+        first: FrameId,
+        count: usize,
+        pull: Option<u32>,
+    ) -> Progress {
+        let Some(uffd) = self.uffd_of(space) else { return GONE };
+        pull_thread_here(pull, || self.scratch.copy_in(uffd, target, first, count))
+    }
+
+    fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress {
+        self.scratch.move_in(&self.uffd, target, first, count)
+    }
+
+    fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
+        self.scratch.move_out(source, first, &self.pagemap)
+    }
+
+    fn zero_in(
+        &mut self,
+        space: SpaceId,
+        range: AddressRange,
+        written: bool,
+        pull: Option<u32>,
+    ) -> Progress {
+        let Some(uffd) = self.uffd_of(space) else { return GONE };
+        pull_thread_here(pull, || {
+            if written { uffd.copy_static(range, &ZEROS) } else { uffd.zero(range) }
+        })
+    }
+
+    fn wake(&mut self, space: SpaceId, range: AddressRange) {
+        if let Some(uffd) = self.uffd_of(space) {
+            uffd.wake(range);
+        }
+    }
+
+    fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
+        self.pagemap.present(range, each);
+    }
+
+    fn frame_present(&self, frame: FrameId) -> bool {
+        self.scratch.is_present(frame)
+    }
+
+    fn populate(&mut self, first: FrameId, count: usize) -> usize {
+        self.scratch.populate(first, count)
+    }
+
+    fn discard(&mut self, first: FrameId, count: usize) {
+        self.scratch.discard(first, count);
+    }
+
+    fn settled(&mut self) -> bool {
+        let target = self.probe.range().start();
+        let progress = self.uffd.copy_static(AddressRange::pages_from(target, 1), &ZEROS);
+        progress.stop == Some(Stop::AlreadyThere)
+    }
+
+    fn register(&mut self, range: AddressRange) -> bool {
+        self.uffd.register(range).is_ok()
+    }
+
+    fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {
+        self.maps.for_each(each)
+    }
+
+    fn control_blocks(&mut self, each: &mut dyn FnMut(AddressRange)) {
+        // Fails only when the program has ended.
+        let _ = self.threads.control_blocks(each);
+    }
+
+    fn resident(&self) -> Residents {
+        self.meter.read().unwrap_or_default()
+    }
+
+    fn add_space(&mut self, space: SpaceId, uffd: Uffd) {
+        self.children.push((space, uffd));
+    }
+
+    fn remove_space(&mut self, space: SpaceId) {
+        self.children.retain(|(id, _)| *id != space);
+    }
+
+    fn space_lives(&mut self, space: SpaceId) -> bool {
+        self.uffd_of(space).is_some_and(Uffd::lives)
+    }
+}
+
+impl Frames for OwnMemory {
+    fn bytes(&self, frame: FrameId) -> &[u8; PAGE_SIZE] {
+        self.scratch.bytes(frame)
+    }
+    fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE] {
+        self.scratch.bytes_mut(frame)
+    }
+    fn gather_mut<'a>(&'a mut self, frames: &[FrameId], slices: &mut Vec<io::IoSliceMut<'a>>) {
+        self.scratch.gather_mut(frames, slices);
+    }
+    fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<io::IoSlice<'a>>) {
+        self.scratch.gather(frames, slices);
+    }
+}
+
+/// Bytes of `pages` pages.
+#[must_use]
+pub(crate) const fn bytes_of(pages: usize) -> usize {
+    pages << PAGE_SHIFT
+}
