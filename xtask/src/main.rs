@@ -4,8 +4,12 @@
 
 mod bench;
 mod build;
+mod ci;
 mod stage;
+mod tidy;
 mod verify;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -16,6 +20,10 @@ enum Task {
     Build(build::BuildOptions),
     /// Build them optimised and install them.
     Install(build::InstallOptions),
+    /// Check the rules of this workspace that no compiler knows.
+    Tidy,
+    /// Everything that a change must pass.
+    Ci,
     /// Measure.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -23,11 +31,20 @@ enum Task {
     Verify(verify::VerifyOptions),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let done = match Task::parse() {
         Task::Build(options) => build::build(&options),
         Task::Install(options) => build::install(&options),
+        Task::Tidy => tidy::tidy(),
+        Task::Ci => ci::ci(),
         Task::Bench(command) => bench::bench(&command),
         Task::Verify(options) => verify::verify(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

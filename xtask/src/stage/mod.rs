@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -186,43 +186,29 @@ impl Stage {
     ) -> anyhow::Result<Running<'_>> {
         ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         let counting = Group::counting()?;
-        let mut limiting = None;
-        let mut swap = None;
-        let mut server = None;
-        let stats_file = self.scratch("stats.json");
-        let _ = fs::remove_file(&stats_file);
-        let mut command = Vec::new();
-        if variant.is_farmem() {
-            let stats = stats_file.display().to_string();
-            let local = limit_bytes.to_string();
-            let farmem = [&self.built("farmem"), "run", "--quiet", "--local", &local];
-            command.extend(
-                farmem
-                    .into_iter()
-                    .chain(["--stats", &stats])
-                    .map(str::to_owned),
-            );
-            if variant == Variant::Tcp {
-                let started = Server::start(self, &counting)?;
-                command.extend(["--server".to_owned(), started.address.clone()]);
-                server = Some(started);
-            }
-            command.push("--".to_owned());
-        }
+        let server = if variant == Variant::Tcp {
+            Some(Server::start(self, &counting)?)
+        } else {
+            None
+        };
         let place = match variant {
             Variant::Zram => Some(&self.zram),
             Variant::SwapFile => Some(&self.swap_file),
             Variant::Native | Variant::Unix | Variant::Tcp => None,
         };
-        if let Some(place) = place {
-            let place = place
-                .as_ref()
-                .map_err(|reason| anyhow::anyhow!("{reason}"))?;
-            limiting = Some(Group::limited(limit_bytes)?);
-            swap = Some(place.switch_on()?);
+        let place = place.map(|place| place.as_ref().map_err(|reason| anyhow!("{reason}")));
+        let place = place.transpose()?;
+        let limiting = place.map(|_| Group::limited(limit_bytes)).transpose()?;
+        let swap = place.map(SwapPlace::switch_on).transpose()?;
+
+        let stats_file = variant.is_farmem().then(|| self.scratch("stats.json"));
+        let mut words = Vec::new();
+        if let Some(stats_file) = &stats_file {
+            let _ = fs::remove_file(stats_file);
+            words = self.farmem_run(limit_bytes, stats_file, server.as_ref());
         }
         let cpu_file = counting.cpu_file().display().to_string();
-        command.extend(
+        words.extend(
             program
                 .command
                 .iter()
@@ -230,23 +216,21 @@ impl Stage {
         );
         let groups: Vec<&Group> = [&counting].into_iter().chain(&limiting).collect();
         let (output, errors) = (self.scratch("output"), self.scratch("errors"));
-        let input = program
-            .input
-            .as_ref()
-            .map_or_else(|| File::open("/dev/null"), File::open);
-        let mut command = command_inside(&groups, &command)?;
+        let input = program.input.as_deref().unwrap_or(Path::new("/dev/null"));
+        let mut command = command_inside(&groups, &words)?;
         command
-            .stdin(input.context("open the program's input")?)
+            .stdin(File::open(input).context("open the program's input")?)
             .stdout(File::create(&output).context("create the output file")?)
             .stderr(File::create(&errors).context("create the error file")?);
+
         let counting = Arc::new(counting);
+        let started = Instant::now();
         let watch = Watch::start(
             Arc::clone(&counting),
             program.watched,
-            Instant::now() + program.patience,
+            started + program.patience,
             Arc::clone(&self.interrupted),
         );
-        let started = Instant::now();
         let child = command.spawn().context("start the program")?;
         Ok(Running {
             child,
@@ -258,9 +242,28 @@ impl Stage {
             swap,
             output,
             errors,
-            stats_file: variant.is_farmem().then_some(stats_file),
+            stats_file,
             stage: self,
         })
+    }
+
+    /// The words that come before a program to run it under farmem.
+    fn farmem_run(
+        &self,
+        limit_bytes: u64,
+        stats_file: &Path,
+        server: Option<&Server>,
+    ) -> Vec<String> {
+        let (local, stats) = (limit_bytes.to_string(), stats_file.display().to_string());
+        let farmem = self.built("farmem");
+        let mut words = vec![
+            &farmem, "run", "--quiet", "--local", &local, "--stats", &stats,
+        ];
+        if let Some(server) = server {
+            words.extend(["--server", &server.address]);
+        }
+        words.push("--");
+        words.into_iter().map(str::to_owned).collect()
     }
 
     /// Runs `program` to its end.

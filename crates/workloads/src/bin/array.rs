@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 use farmem_workloads::content::{Dice, sum_of_pages};
 use farmem_workloads::{Content, Cost, EXIT_WRONG_BYTE, Mismatch, PAGE_WORDS, Stopwatch};
@@ -122,73 +122,97 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     content.fill(0, &mut words);
     check_all(content, &words)?;
 
+    let array_bytes = size_of_val(words.as_slice());
     let cpu_file = arguments.group_cpu_file.as_deref();
     let watch = || Stopwatch::start(cpu_file).context("start the clock");
-    let array_bytes = size_of_val(words.as_slice());
-    let (accesses, passed_bytes, cost) = match case {
-        Case::Random { seconds, threads } => {
-            ensure!(threads > 0, "--threads must be at least 1");
-            let watch = watch()?;
-            let accesses = random(content, &words, Duration::from_secs_f64(seconds), threads)?;
-            (accesses, None, watch.stop()?)
-        }
-        Case::Sequential { passes } => {
-            let expected = content.sum_of_pages(words.len() as u64);
-            let watch = watch()?;
-            let sums: Vec<u64> = (0..passes).map(|_| sum_of_pages(&words)).collect();
-            let cost = watch.stop()?;
-            if sums.iter().any(|sum| *sum != expected) {
-                check_all(content, &words)?;
-                anyhow::bail!(Mismatch {
-                    index: 0,
-                    expected,
-                    found: sums[0]
-                });
-            }
-            (
-                passes * pages_of(&words),
-                Some(passes * array_bytes as u64),
-                cost,
-            )
-        }
-        Case::Write { passes } => {
-            let watch = watch()?;
-            let contents = (1..=passes).map(|pass| Content::new(seed + pass));
-            contents.for_each(|content| content.fill(0, &mut words));
-            let cost = watch.stop()?;
-            check_all(Content::new(seed + passes), &words)?;
-            (
-                passes * pages_of(&words),
-                Some(passes * array_bytes as u64),
-                cost,
-            )
-        }
-        Case::Stride { pages, passes } => {
-            ensure!(pages > 0, "--pages must be at least 1");
-            let watch = watch()?;
-            let accesses = (0..passes)
-                .map(|_| stride(content, &words, pages))
-                .sum::<Result<_, _>>()?;
-            (accesses, None, watch.stop()?)
-        }
-        Case::Fill => {
-            let watch = watch()?;
-            check_all(content, &words)?;
-            (pages_of(&words), Some(array_bytes as u64), watch.stop()?)
-        }
-    };
+    let timed = time_case(case, seed, &mut words, &watch)?;
+    let Timed { accesses, cost, .. } = timed;
+    let bytes = timed
+        .passes
+        .map(|passes| (passes * array_bytes as u64) as f64);
     Ok(Report {
         case: case.name(),
         array_bytes,
         accesses,
         ns_per_access: cost.wall_seconds * 1e9 / accesses.max(1) as f64,
-        gigabytes_per_second: passed_bytes.map(|bytes| bytes as f64 / 1e9 / cost.wall_seconds),
+        gigabytes_per_second: bytes.map(|bytes| bytes / 1e9 / cost.wall_seconds),
         cost,
     })
 }
 
-const fn pages_of(words: &[u64]) -> u64 {
-    (words.len() / PAGE_WORDS) as u64
+/// What happened while the clock ran.
+struct Timed {
+    accesses: u64,
+    /// Over the whole array, if the case passes over it.
+    passes: Option<u64>,
+    cost: Cost,
+}
+
+/// Does what `case` says to `words`, which hold the content of `seed`.
+fn time_case(
+    case: Case,
+    seed: u64,
+    words: &mut [u64],
+    watch: &dyn Fn() -> anyhow::Result<Stopwatch>,
+) -> anyhow::Result<Timed> {
+    let content = Content::new(seed);
+    let in_passes = |passes, cost, words: &[u64]| Timed {
+        accesses: passes * (words.len() / PAGE_WORDS) as u64,
+        passes: Some(passes),
+        cost,
+    };
+    Ok(match case {
+        Case::Random { seconds, threads } => {
+            ensure!(threads > 0, "--threads must be at least 1");
+            let watch = watch()?;
+            let accesses = random(content, words, Duration::from_secs_f64(seconds), threads)?;
+            Timed {
+                accesses,
+                passes: None,
+                cost: watch.stop()?,
+            }
+        }
+        Case::Sequential { passes } => {
+            let expected = content.sum_of_pages(words.len() as u64);
+            let watch = watch()?;
+            let sums: Vec<u64> = (0..passes).map(|_| sum_of_pages(words)).collect();
+            let cost = watch.stop()?;
+            if let Some(found) = sums.into_iter().find(|sum| *sum != expected) {
+                // Names the word; if all are right by now, the sum has to do.
+                check_all(content, words)?;
+                bail!(Mismatch {
+                    index: 0,
+                    expected,
+                    found
+                });
+            }
+            in_passes(passes, cost, words)
+        }
+        Case::Write { passes } => {
+            let watch = watch()?;
+            (1..=passes).for_each(|pass| Content::new(seed + pass).fill(0, words));
+            let cost = watch.stop()?;
+            check_all(Content::new(seed + passes), words)?;
+            in_passes(passes, cost, words)
+        }
+        Case::Stride { pages, passes } => {
+            ensure!(pages > 0, "--pages must be at least 1");
+            let watch = watch()?;
+            let accesses: u64 = (0..passes)
+                .map(|_| stride(content, words, pages))
+                .sum::<Result<_, _>>()?;
+            Timed {
+                accesses,
+                passes: None,
+                cost: watch.stop()?,
+            }
+        }
+        Case::Fill => {
+            let watch = watch()?;
+            check_all(content, words)?;
+            in_passes(1, watch.stop()?, words)
+        }
+    })
 }
 
 fn check_all(content: Content, words: &[u64]) -> Result<(), Mismatch> {

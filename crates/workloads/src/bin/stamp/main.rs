@@ -129,18 +129,12 @@ fn report_on_standard_output(report: &Report) {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<Report> {
-    let all = arguments.with.contains(&Deed::All);
-    let deeds: Vec<Deed> = Deed::OCCASIONAL
-        .into_iter()
-        .filter(|deed| all || arguments.with.contains(deed))
-        .collect();
-    if all || arguments.with.contains(&Deed::Signals) {
-        signals::interrupt_often().context("start the timer")?;
-    }
-    let chunk_mebibytes = (CHUNK_PAGES * PAGE_BYTES) >> 20;
+    const CHUNK_MEBIBYTES: usize = (CHUNK_PAGES * PAGE_BYTES) >> 20;
+    let endless = arguments.rounds.is_none() && arguments.seconds.is_none();
+    ensure!(!endless, "say --seconds or --rounds, or it never ends");
     let threads = usize::from(arguments.threads);
     // Two spans a thread: one that others look at and that stays in its place, one that does not.
-    let chunks = arguments.mebibytes / chunk_mebibytes / 2 / threads.max(1);
+    let chunks = arguments.mebibytes / CHUNK_MEBIBYTES / 2 / threads.max(1);
     ensure!(
         threads > 0 && chunks > 0,
         "need a thread, and 2 MiB for each"
@@ -153,11 +147,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         chunks * CHUNK_PAGES < 1 << 24,
         "a stamp has room for 2^24 pages of a thread"
     );
-
-    ensure!(
-        arguments.rounds.is_some() || arguments.seconds.is_some(),
-        "say --seconds or --rounds, or it never ends"
-    );
+    let all = arguments.with.contains(&Deed::All);
+    let wanted = |deed: &Deed| all || arguments.with.contains(deed);
+    if wanted(&Deed::Signals) {
+        signals::interrupt_often().context("start the timer")?;
+    }
 
     let started = Instant::now();
     let open: Vec<_> = (1..=arguments.threads)
@@ -166,7 +160,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         .context("map the memory")?;
     let shared: Vec<_> = open.iter().map(Span::share).collect();
     let plan = Plan {
-        deeds,
+        deeds: Deed::OCCASIONAL.into_iter().filter(wanted).collect(),
         shared,
         stop: AtomicBool::new(false),
         rounds: arguments.rounds.unwrap_or(u64::MAX),

@@ -147,7 +147,7 @@ impl Stamper {
                 self.children.fork(&mut self.own, self.dice.clone())?;
             }
             Deed::Threads if self.dice.below(DEEDS_PER_PROCESS) == 0 => {
-                self.look_from_a_thread()?
+                self.look_from_a_thread()?;
             }
             Deed::Syscalls => {
                 let to = self.dice.below(self.own.pages() as u64) as usize;
