@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The memory server: lends memory to clients over connections.
+//!
+//! ```text
+//! Listener -> Worker (threads, epoll) -> Peer (one connection: bytes to requests and back)
+//!                                          |
+//!                                        Engine (sessions, reservation) -> Table (pages to slots)
+//!                                          |
+//!                                        Arena (memory in slots; farmem-vmem)
+//! ```
+//!
+//! A write is received into fresh slots, its checksums recomputed from the stored bytes, and only
+//! then do the table's entries flip and the old slots go free: a bad message, or a client that
+//! dies in the middle, never harms what was acknowledged. A read is sent straight from its slots;
+//! a token for each keeps it from changing meanwhile.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod counters;
+mod engine;
+mod log;
+mod output;
+mod peer;
+mod server;
+mod session;
+mod table;
+mod worker;
+
+pub use config::{Limits, ServerConfig};
+pub use log::LogSink;
+pub use server::{MemServer, ServerError, StopHandle};

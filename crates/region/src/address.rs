@@ -84,6 +84,18 @@ impl AddressWidths {
         Ok(ExternalAddress(server | block | offset))
     }
 
+    /// Bytes that an address's offset reaches: the largest block.
+    #[must_use]
+    pub const fn block_bytes(self) -> u64 {
+        1 << self.offset
+    }
+
+    /// Blocks that a server can number.
+    #[must_use]
+    pub const fn blocks(self) -> u64 {
+        1 << self.block
+    }
+
     /// Takes an address apart into server, block and byte offset in the block.
     #[must_use]
     pub fn split(self, address: ExternalAddress) -> (ServerId, BlockId, u64) {

@@ -14,6 +14,7 @@
 //! slots taken together lie side by side (one buffer for many pages).
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,14 +34,15 @@ const CHUNK_BYTES: u64 = CHUNK_SLOTS as u64 * PAGE_SIZE as u64;
 const KEPT_FREE_SLOTS: u32 = 16 * CHUNK_SLOTS;
 
 /// Tells the slots of one arena from those of another one in the same process.
-static NEXT_TAG: AtomicU32 = AtomicU32::new(0);
+static NEXT_TAG: AtomicU32 = AtomicU32::new(1);
 
 /// One page of an arena, as a token.
 #[derive(Debug)]
 #[must_use = "a slot that is dropped is never free again"]
 pub struct Slot {
     number: u32,
-    tag: u32,
+    /// Not zero, so that an absent slot takes no more room than a slot.
+    tag: NonZeroU32,
 }
 
 impl Slot {
@@ -56,7 +58,7 @@ impl Slot {
 pub struct Arena {
     base: NonNull<u8>,
     slots: u32,
-    tag: u32,
+    tag: NonZeroU32,
     file: OwnedFd,
     /// Tokens of each slot beyond the first one.
     sharers: Box<[AtomicU32]>,
@@ -122,7 +124,8 @@ impl Arena {
         Ok(Self {
             base,
             slots: chunks * CHUNK_SLOTS,
-            tag: NEXT_TAG.fetch_add(1, Ordering::Relaxed),
+            tag: NonZeroU32::new(NEXT_TAG.fetch_add(1, Ordering::Relaxed))
+                .unwrap_or(NonZeroU32::MAX),
             file,
             // SAFETY: all bytes zero is a valid AtomicU32. Zeroed memory costs nothing yet.
             sharers: unsafe {

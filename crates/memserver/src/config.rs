@@ -1,0 +1,91 @@
+//! What a memory server is told when it starts.
+
+use std::time::Duration;
+
+use farmem_region::{AddressWidths, ByteCount, ServerId};
+use farmem_transport::Endpoint;
+
+use crate::LogSink;
+
+/// How a memory server is to be.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where to listen.
+    pub listen: Vec<Endpoint>,
+    /// Bytes to lend. Every byte granted is covered: nothing is promised twice.
+    pub memory: ByteCount,
+    /// The server's part in external addresses.
+    pub server: ServerId,
+    /// How external addresses are divided.
+    pub widths: AddressWidths,
+    /// Threads that serve connections, at least one.
+    pub workers: usize,
+    /// How long at most a worker that has just served looks for more before it sleeps. To wake a
+    /// sleeping processor takes 50 to 100 microseconds. 0: never.
+    pub spin: Duration,
+    /// Whether a client over a Unix socket may map the arena. Such a client reaches all memory
+    /// of the server, so this is for a server with one tenant.
+    pub share_arena: bool,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// Where log lines go.
+    pub log: LogSink,
+}
+
+impl ServerConfig {
+    /// A server with default limits that says nothing.
+    #[must_use]
+    pub fn new(listen: Vec<Endpoint>, memory: ByteCount) -> Self {
+        Self {
+            listen,
+            memory,
+            server: ServerId::new(0),
+            widths: AddressWidths::DEFAULT,
+            workers: 1,
+            spin: Duration::from_micros(50),
+            share_arena: false,
+            limits: Limits::default(),
+            log: LogSink::silent(),
+        }
+    }
+}
+
+/// Every bound of a memory server, so that no client can exhaust it.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at one time; one more is closed at once. Each costs about 20 KiB.
+    pub connections_max: usize,
+    /// Sessions at one time; one more setup is refused as busy.
+    pub sessions_max: usize,
+    /// Connections attached to one session.
+    pub connections_per_session_max: usize,
+    /// Memory, beyond what is lent, for pages on their way in: a write needs its new slots before
+    /// the old ones are free. Writes beyond it are refused as busy and may be repeated.
+    pub inflight_bytes: ByteCount,
+    /// Bytes of replies that wait for one connection; beyond it no more is read from there.
+    pub output_bytes_max: usize,
+    /// A peer must say hello within this time.
+    pub hello_timeout: Duration,
+    /// A message must be complete this long after its first byte.
+    pub message_timeout: Duration,
+    /// Replies must make progress within this time.
+    pub output_timeout: Duration,
+    /// A session without a connection lives this long.
+    pub session_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            sessions_max: 4096,
+            connections_per_session_max: 64,
+            inflight_bytes: ByteCount::new(64 << 20),
+            output_bytes_max: 4 << 20,
+            hello_timeout: Duration::from_secs(5),
+            message_timeout: Duration::from_secs(10),
+            output_timeout: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(10),
+        }
+    }
+}

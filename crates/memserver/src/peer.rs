@@ -1,0 +1,541 @@
+//! One connection: bytes to requests, replies to bytes.
+//!
+//! ```text
+//!            head complete: served at once
+//!           +-----------+
+//!           v           |        a write that is let in        all pages received
+//!        [ Head ] ------+----------------------> [ Pages ] ----------------------> [ Head ]
+//!           |                                                       (stored, acknowledged)
+//!           +----------------------> [ Discard ] ----------------> [ Head ]
+//!            a write that is refused              payload skipped, refused
+//! ```
+//!
+//! A head is received into a small buffer, together with what follows it, so that a small request
+//! costs one system call. Pages of a write go straight to their slots, apart from those that are
+//! in the small buffer already.
+
+use std::io::IoSliceMut;
+use std::time::Instant;
+
+use farmem_region::{Nanos, PAGE_SIZE};
+use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
+use farmem_vmem::Slot;
+use farmem_wire::{
+    Action, Attach, BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello,
+    Malloc, PageEntry, Payload, ProtocolVersion, RangeEntry, RefusalCode, Setup, seal, verify_body,
+};
+
+use crate::counters::{DropReason, count};
+use crate::engine::{Caller, Detail, Engine, Refusal};
+use crate::output::Output;
+
+/// Room for one head with its body.
+const INPUT_BYTES: usize = (HEAD_BYTES_MAX + BODY_BYTES_MAX).next_power_of_two();
+/// Bytes that are asked for when a head is expected: a write of one page comes whole, and of a
+/// long one no more than this is copied.
+const HEAD_RECEIVE_BYTES: usize = 8 << 10;
+/// Bytes that one peer may move before the others have their turn.
+const TURN_BYTES: usize = 2 << 20;
+
+/// A connection and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    connection: Box<dyn Connection>,
+    caller: Caller,
+    greeted: bool,
+    stage: Stage,
+    input: Box<[u8; INPUT_BYTES]>,
+    /// Bytes of `input` that are to be looked at.
+    unread: std::ops::Range<usize>,
+    output: Output,
+    /// Whether the arena's descriptor rides on the next byte that is sent.
+    passes_arena: bool,
+    /// Entries of the write whose pages are being received.
+    entries: Vec<PageEntry>,
+    unused: Vec<Slot>,
+    slices: Vec<IoSliceMut<'static>>,
+    /// When the last bytes came, for the time that a reply reports.
+    received_at: Instant,
+    /// Since when the peer owes us something: its hello, or the rest of a message.
+    owes_since: Option<Nanos>,
+    /// Since when replies make no progress.
+    blocked_since: Option<Nanos>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// A head is to be received.
+    Head,
+    /// Pages of a write are being received into fresh slots.
+    Pages {
+        header: Header,
+        slots: Vec<Slot>,
+        received: usize,
+    },
+    /// The payload of a refused write is being skipped.
+    Discard {
+        header: Header,
+        left: usize,
+        refusal: Refusal,
+    },
+}
+
+impl Peer {
+    pub(crate) fn new(connection: Box<dyn Connection>, engine: &Engine, now: Nanos) -> Self {
+        Self {
+            connection,
+            caller: engine.caller(),
+            greeted: false,
+            stage: Stage::Head,
+            input: Box::new([0; INPUT_BYTES]),
+            unread: 0..0,
+            output: Output::default(),
+            passes_arena: false,
+            entries: Vec::new(),
+            unused: Vec::new(),
+            slices: Vec::new(),
+            received_at: Instant::now(),
+            owes_since: Some(now),
+            blocked_since: None,
+        }
+    }
+
+    pub(crate) fn connection(&self) -> &dyn Connection {
+        &*self.connection
+    }
+
+    /// Whether replies wait for room in the socket.
+    pub(crate) const fn wants_write(&self) -> bool {
+        self.output.queued() > 0
+    }
+
+    /// Whether requests are not read because too many replies wait.
+    pub(crate) fn is_full(&self, engine: &Engine) -> bool {
+        self.output.queued() >= engine.config.limits.output_bytes_max
+    }
+
+    /// Whether the peer may be dropped for being late, later on.
+    pub(crate) const fn is_watched(&self) -> bool {
+        self.owes_since.is_some() || self.blocked_since.is_some()
+    }
+
+    /// Receives, serves and replies as far as goes without waiting, or until the turn is over.
+    /// Returns whether anything was received.
+    pub(crate) fn serve(&mut self, engine: &Engine, now: Nanos) -> Result<bool, DropReason> {
+        let result = self.receive_and_serve(engine, now);
+        if let Err(DropReason::BadFrame(_) | DropReason::NotARequest) = result {
+            // Tell it why, if it still listens; it is dropped in any case.
+            let about = Header::request(Action::Unknown(0), 0);
+            push(
+                &mut self.output,
+                about.refused(RefusalCode::Malformed),
+                |_| (),
+            );
+        }
+        self.flush(engine, now)?;
+        result
+    }
+
+    fn receive_and_serve(&mut self, engine: &Engine, now: Nanos) -> Result<bool, DropReason> {
+        let mut received = 0;
+        // What was left because too many replies waited.
+        self.serve_received(engine, now)?;
+        while received < TURN_BYTES && !self.is_full(engine) {
+            let (moved, room) = self.receive(engine)?;
+            let Moved::Bytes(bytes) = moved else {
+                if moved == Moved::Closed {
+                    return Err(DropReason::Closed);
+                }
+                break;
+            };
+            received += bytes;
+            self.received_at = Instant::now();
+            self.serve_received(engine, now)?;
+            // A call that did not fill its buffers has emptied the socket: asking again would
+            // cost a system call to learn nothing.
+            if bytes < room {
+                break;
+            }
+        }
+        if received > 0 {
+            count(&engine.counters.bytes_in, received);
+        }
+        self.note_debt(engine, now);
+        Ok(received > 0)
+    }
+
+    /// Sends what waits.
+    fn flush(&mut self, engine: &Engine, now: Nanos) -> Result<(), DropReason> {
+        if self.output.queued() == 0 {
+            return Ok(());
+        }
+        let passed = self.passes_arena.then(|| engine.arena.descriptor());
+        let sent = self
+            .output
+            .flush(&mut *self.connection, &engine.arena, passed);
+        let sent = sent.map_err(DropReason::Broken)?;
+        self.passes_arena &= sent == 0;
+        count(&engine.counters.bytes_out, sent);
+        if self.output.queued() == 0 {
+            self.blocked_since = None;
+        } else if sent > 0 || self.blocked_since.is_none() {
+            self.blocked_since = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Fails if the peer is late with something.
+    pub(crate) fn check_time(&self, engine: &Engine, now: Nanos) -> Result<(), DropReason> {
+        let limits = &engine.config.limits;
+        let over = |since: Option<Nanos>, limit: std::time::Duration| {
+            since.is_some_and(|since| u128::from(now.since(since)) >= limit.as_nanos())
+        };
+        if !self.greeted && over(self.owes_since, limits.hello_timeout) {
+            return Err(DropReason::Silent);
+        }
+        if over(self.owes_since, limits.message_timeout) {
+            return Err(DropReason::Stalled);
+        }
+        if over(self.blocked_since, limits.output_timeout) {
+            return Err(DropReason::SlowReader);
+        }
+        Ok(())
+    }
+
+    /// Gives back all that the connection holds.
+    pub(crate) fn close(mut self, engine: &Engine, now: Nanos) {
+        if let Stage::Pages { slots, .. } = std::mem::replace(&mut self.stage, Stage::Head) {
+            engine.arena.release(slots);
+        }
+        self.output.clear(&engine.arena);
+        engine.leave(&mut self.caller, now);
+    }
+
+    /// Receives once, to where the next bytes belong. Returns also how many would have fitted.
+    fn receive(&mut self, engine: &Engine) -> Result<(Moved, usize), DropReason> {
+        let moved = match &mut self.stage {
+            Stage::Pages {
+                slots, received, ..
+            } => {
+                let mut slices = recycle_mut(std::mem::take(&mut self.slices));
+                let room = slots.len() * PAGE_SIZE - *received;
+                engine.arena.gather_mut(slots, &mut slices);
+                let rest = skip_bytes_mut(&mut slices, *received);
+                let moved = self.connection.receive(rest);
+                self.slices = recycle_mut(slices);
+                if let Ok(Moved::Bytes(bytes)) = moved {
+                    *received += bytes;
+                }
+                moved.map(|moved| (moved, room))
+            }
+            Stage::Head | Stage::Discard { .. } => {
+                self.input.copy_within(self.unread.clone(), 0);
+                self.unread = 0..self.unread.len();
+                // The rest of a head that is longer than usual is asked for whole.
+                let end = match self.unread.len() {
+                    0..HEAD_RECEIVE_BYTES => HEAD_RECEIVE_BYTES,
+                    _ => INPUT_BYTES,
+                };
+                let room = &mut self.input[self.unread.end..end];
+                let bytes = room.len();
+                let moved = self.connection.receive(&mut [IoSliceMut::new(room)]);
+                if let Ok(Moved::Bytes(bytes)) = moved {
+                    self.unread.end += bytes;
+                }
+                moved.map(|moved| (moved, bytes))
+            }
+        };
+        moved.map_err(DropReason::Broken)
+    }
+
+    /// Serves what is complete.
+    fn serve_received(&mut self, engine: &Engine, now: Nanos) -> Result<(), DropReason> {
+        loop {
+            let goes_on = match &mut self.stage {
+                Stage::Head => self.serve_head(engine)?,
+                Stage::Pages { .. } => self.serve_pages(engine),
+                Stage::Discard { left, .. } => {
+                    let skipped = self.unread.len().min(*left);
+                    self.unread.start += skipped;
+                    *left -= skipped;
+                    self.finish_discard(engine)
+                }
+            };
+            if !goes_on {
+                return Ok(());
+            }
+            // A message is complete: what follows is the next one's time.
+            if self.greeted {
+                self.owes_since = None;
+            }
+            if self.is_full(engine) {
+                self.flush(engine, now)?;
+                if self.is_full(engine) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Serves a head if it is complete; returns whether it was.
+    fn serve_head(&mut self, engine: &Engine) -> Result<bool, DropReason> {
+        let unread = &self.input[self.unread.clone()];
+        let Some((head, rest)) = unread.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(false);
+        };
+        let header = Header::decode(head)?;
+        if header.reply {
+            return Err(DropReason::NotARequest);
+        }
+        let Some(covered) = rest.get(..header.covered_bytes()) else {
+            return Ok(false);
+        };
+        verify_body(&header, covered)?;
+        let start = self.unread.start + HEADER_BYTES;
+        self.unread.start = start + covered.len();
+        count(&engine.counters.requests, 1);
+        if !self.greeted && header.action != Action::Hello {
+            self.refuse(engine, &header, RefusalCode::HelloFirst.into());
+            return Ok(true);
+        }
+        if header.action != Action::Hello && header.version != ProtocolVersion::V1.number() {
+            return Err(DecodeError::Version(header.version).into());
+        }
+        if header.payload_kind() == Payload::Pages {
+            self.begin_write(engine, header, start);
+        } else {
+            let entries = start..start + header.entry_bytes();
+            let body = entries.end..self.unread.start;
+            if let Err(refusal) = self.serve_request(engine, &header, entries, body)? {
+                self.refuse(engine, &header, refusal);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Serves a request that is complete. `entries` and `body` lie in the input.
+    fn serve_request(
+        &mut self,
+        engine: &Engine,
+        header: &Header,
+        entries: std::ops::Range<usize>,
+        body: std::ops::Range<usize>,
+    ) -> Result<Result<(), Refusal>, DropReason> {
+        let (entries, body) = (&self.input[entries], &self.input[body]);
+        let malformed = |_| Refusal::from(RefusalCode::Malformed);
+        let output = &mut self.output;
+        let granted = header.granted();
+        let caller = &mut self.caller;
+        Ok(match header.action {
+            Action::Hello => match Hello::decode(body) {
+                Err(error) => Err(malformed(error)),
+                Ok(hello) => {
+                    let local = self.connection.passes_descriptors();
+                    let Some(reply) = engine.hello(caller, &hello, local) else {
+                        push(output, header.refused(RefusalCode::WrongVersion), |_| ());
+                        return Err(DropReason::Version {
+                            oldest: hello.oldest,
+                            newest: hello.newest,
+                        });
+                    };
+                    self.greeted = true;
+                    self.passes_arena = reply.arena_shared;
+                    let granted = Header {
+                        incarnation: engine.incarnation(),
+                        ..granted
+                    };
+                    push(output, granted, |bytes| reply.encode(bytes));
+                    Ok(())
+                }
+            },
+            Action::Setup => Setup::decode(body)
+                .map_err(malformed)
+                .and_then(|setup| engine.setup(caller, &setup))
+                .map(|(session, body)| push(output, answer(header, session), |b| body.encode(b))),
+            Action::Attach => Attach::decode(body)
+                .map_err(malformed)
+                .and_then(|attach| engine.attach(caller, header, &attach))
+                .map(|(session, body)| push(output, answer(header, session), |b| body.encode(b))),
+            Action::Malloc => Malloc::decode(body)
+                .map_err(malformed)
+                .and_then(|malloc| engine.malloc(caller, header, &malloc))
+                .map(|reply| push(output, granted, |bytes| reply.encode(bytes))),
+            Action::Read => read(engine, caller, output, header, entries, self.received_at),
+            Action::Free => {
+                let ranges = RangeEntry::decode_all(entries);
+                engine
+                    .free(caller, header, ranges, &mut self.unused)
+                    .map(|()| push(output, granted, |_| ()))
+            }
+            Action::Disconnect => engine
+                .disconnect(header)
+                .map(|()| push(output, granted, |_| ())),
+            Action::Stat => {
+                push(output, granted, |bytes| engine.stat().encode(bytes));
+                Ok(())
+            }
+            Action::Ping => {
+                push(output, granted, |_| ());
+                Ok(())
+            }
+            _ => Err(RefusalCode::Unsupported.into()),
+        })
+    }
+
+    /// Lets a write's pages in, or skips them.
+    fn begin_write(&mut self, engine: &Engine, header: Header, entries_start: usize) {
+        let bytes = &self.input[entries_start..entries_start + header.entry_bytes()];
+        self.entries.clear();
+        self.entries.extend(PageEntry::decode_all(bytes));
+        let mut slots = self.output.spare_list();
+        let entries = self.entries.iter().copied();
+        match engine.begin_write(&self.caller, &header, entries, &mut slots) {
+            Ok(()) => {
+                self.stage = Stage::Pages {
+                    header,
+                    slots,
+                    received: 0,
+                }
+            }
+            Err(refusal) => {
+                self.output.keep_list(slots);
+                let left = header.payload_bytes();
+                self.stage = Stage::Discard {
+                    header,
+                    left,
+                    refusal,
+                };
+            }
+        }
+    }
+
+    /// Moves what is in the input to the slots, and stores them if they are complete; returns
+    /// whether they were.
+    fn serve_pages(&mut self, engine: &Engine) -> bool {
+        let Stage::Pages {
+            header,
+            slots,
+            received,
+        } = &mut self.stage
+        else {
+            return false;
+        };
+        let total = slots.len() * PAGE_SIZE;
+        while *received < total && !self.unread.is_empty() {
+            let page = engine.arena.bytes_mut(&mut slots[*received / PAGE_SIZE]);
+            let room = &mut page[*received % PAGE_SIZE..];
+            let bytes = room.len().min(self.unread.len());
+            let start = self.unread.start;
+            room[..bytes].copy_from_slice(&self.input[start..start + bytes]);
+            self.unread.start += bytes;
+            *received += bytes;
+        }
+        if *received < total {
+            return false;
+        }
+        let header = *header;
+        let mut slots = std::mem::take(slots);
+        self.stage = Stage::Head;
+        let (entries, unused) = (&self.entries, &mut self.unused);
+        let result = engine.commit_write(&self.caller, &header, entries, &mut slots, unused);
+        self.output.keep_list(slots);
+        match result {
+            Ok(()) => push(&mut self.output, header.granted(), |_| ()),
+            Err(refusal) => self.refuse(engine, &header, refusal),
+        }
+        true
+    }
+
+    /// Refuses a write whose payload has been skipped; returns whether it has.
+    fn finish_discard(&mut self, engine: &Engine) -> bool {
+        let Stage::Discard {
+            header,
+            left: 0,
+            refusal,
+        } = self.stage
+        else {
+            return false;
+        };
+        self.stage = Stage::Head;
+        self.refuse(engine, &header, refusal);
+        true
+    }
+
+    fn refuse(&mut self, engine: &Engine, header: &Header, refusal: Refusal) {
+        count(&engine.counters.refusals, 1);
+        let mut reply = header.refused(refusal.code);
+        reply.entries = u32::from(matches!(refusal.detail, Detail::Page(_)));
+        push(&mut self.output, reply, |bytes| match refusal.detail {
+            Detail::None => {}
+            Detail::Page(entry) => entry.encode(bytes),
+            Detail::Full(body) => body.encode(bytes),
+        });
+    }
+
+    /// Does the peer owe us its hello, or the rest of a message?
+    fn note_debt(&mut self, engine: &Engine, now: Nanos) {
+        let is_between = matches!(self.stage, Stage::Head) && self.unread.is_empty();
+        if self.greeted && (is_between || self.is_full(engine)) {
+            self.owes_since = None;
+        } else {
+            self.owes_since.get_or_insert(now);
+        }
+    }
+}
+
+/// Serves a read: the reply's pages are sent from their slots.
+fn read(
+    engine: &Engine,
+    caller: &Caller,
+    output: &mut Output,
+    header: &Header,
+    entries: &[u8],
+    received_at: Instant,
+) -> Result<(), Refusal> {
+    let mut slots = output.spare_list();
+    let mut result = Ok(());
+    let wanted = PageEntry::decode_all(entries);
+    output.push_head(|bytes, start| {
+        bytes.resize(start + HEADER_BYTES, 0);
+        result = engine.read(caller, header, wanted, &mut slots, |entry| {
+            entry.encode(bytes);
+        });
+        if result.is_err() {
+            bytes.truncate(start);
+            return;
+        }
+        let count = u32::try_from(slots.len()).expect("at most PAGES_PER_MESSAGE_MAX");
+        let reply = Header {
+            entries: count,
+            payload: count * PAGE_SIZE as u32,
+            server_nanos: u32::try_from(received_at.elapsed().as_nanos()).unwrap_or(u32::MAX),
+            ..header.granted()
+        };
+        seal(reply, &mut bytes[start..]);
+    });
+    if slots.is_empty() {
+        output.keep_list(slots);
+    } else {
+        output.push_pages(slots);
+    }
+    result
+}
+
+/// The reply to setup and attach, which tells all about the session.
+const fn answer(request: &Header, session: Header) -> Header {
+    Header {
+        action: request.action,
+        request: request.request,
+        reply: true,
+        ..session
+    }
+}
+
+/// Queues a message of header, entries and body, the latter two written by `rest`.
+fn push(output: &mut Output, header: Header, rest: impl FnOnce(&mut Vec<u8>)) {
+    output.push_head(|bytes, start| {
+        bytes.resize(start + HEADER_BYTES, 0);
+        rest(bytes);
+        seal(header, &mut bytes[start..]);
+    });
+}

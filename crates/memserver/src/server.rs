@@ -1,0 +1,159 @@
+//! The server as its owner sees it: bind, run, stop.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use farmem_region::{ByteCount, Incarnation};
+use farmem_transport::{Endpoint, Listener};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::config::ServerConfig;
+use crate::engine::Engine;
+use crate::log::RateLimitedLog;
+use crate::worker::{Mailbox, Shared, Worker};
+
+/// Why a server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Nothing was named to listen at.
+    #[error("no address to listen at was given")]
+    NoAddress,
+    /// Less than a page.
+    #[error("cannot lend {} bytes: the least is one page", .0.get())]
+    TooSmall(ByteCount),
+    /// The address cannot be had.
+    #[error("cannot listen at {endpoint}")]
+    Listen {
+        /// The address.
+        endpoint: Endpoint,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory cannot be had.
+    #[error("cannot make an arena of {} bytes", memory.get())]
+    Arena {
+        /// Bytes asked for.
+        memory: ByteCount,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's event interface failed.
+    #[error("cannot wait for events")]
+    Events(#[source] io::Error),
+}
+
+/// A memory server that listens and does not serve yet.
+#[derive(Debug)]
+pub struct MemServer {
+    shared: Arc<Shared>,
+    listeners: Vec<Listener>,
+}
+
+/// Stops a server from another thread, or from a signal handler's thread.
+#[derive(Debug, Clone)]
+pub struct StopHandle {
+    shared: Arc<Shared>,
+}
+
+impl StopHandle {
+    /// Tells the server to stop: its `run` returns, all connections close, all memory is freed.
+    pub fn stop(&self) {
+        // An eventfd takes any number of ones; nobody ever reads this one.
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_le_bytes());
+    }
+}
+
+impl MemServer {
+    /// Takes the addresses and the memory.
+    ///
+    /// # Errors
+    /// [`ServerError`], which says which of them cannot be had.
+    pub fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        if config.listen.is_empty() {
+            return Err(ServerError::NoAddress);
+        }
+        if config.memory.pages_rounded_up().get() == 0 {
+            return Err(ServerError::TooSmall(config.memory));
+        }
+        let listen = |endpoint: &Endpoint| {
+            let endpoint = endpoint.clone();
+            Listener::bind(&endpoint).map_err(|source| ServerError::Listen { endpoint, source })
+        };
+        let listeners = config
+            .listen
+            .iter()
+            .map(listen)
+            .collect::<Result<Vec<_>, _>>()?;
+        let (log, workers, memory) = (config.log.clone(), config.workers.max(1), config.memory);
+        let engine = Engine::new(config).map_err(|source| ServerError::Arena { memory, source })?;
+        let mailboxes = (0..workers)
+            .map(|_| Mailbox::new())
+            .collect::<io::Result<Vec<_>>>();
+        let shared = Shared {
+            engine,
+            mailboxes: mailboxes.map_err(ServerError::Events)?,
+            stop: event().map_err(ServerError::Events)?,
+            log: RateLimitedLog::new(log),
+            began: std::time::Instant::now(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            listeners,
+        })
+    }
+
+    /// Where the server listens; a TCP port of 0 has become the real one.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.listeners.iter().map(Listener::endpoint)
+    }
+
+    /// What tells this server from a former or later one at the same address.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.shared.engine.incarnation()
+    }
+
+    /// Stops the server later.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Serves until stopped, on this thread and on one more for every worker beyond the first.
+    ///
+    /// # Errors
+    /// [`ServerError::Events`] if the kernel's event interface fails.
+    pub fn run(self) -> Result<(), ServerError> {
+        let Self { shared, listeners } = self;
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..shared.mailboxes.len())
+                .map(|index| {
+                    let worker = Worker::new(&shared, index, Vec::new());
+                    scope.spawn(move || worker.and_then(Worker::run))
+                })
+                .collect();
+            let result = Worker::new(&shared, 0, listeners).and_then(Worker::run);
+            StopHandle {
+                shared: Arc::clone(&shared),
+            }
+            .stop();
+            let results = others.into_iter().map(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            results.fold(result, io::Result::and)
+        })
+        .map_err(ServerError::Events)
+    }
+}
+
+pub(crate) fn event() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}

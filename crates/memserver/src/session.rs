@@ -1,0 +1,169 @@
+//! Sessions: who has reserved how much, and the region that belongs to it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use farmem_region::{
+    BlockId, ByteCount, Epoch, ExternalAddress, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange,
+    RegionId, SessionId,
+};
+use farmem_wire::{FullBody, Header, RefusalCode};
+
+use crate::config::ServerConfig;
+use crate::engine::Refusal;
+use crate::table::Table;
+
+/// Names a connection, for the server's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionId(pub(crate) u64);
+
+/// One client's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) token: u64,
+    /// What the client calls itself.
+    pub(crate) name: String,
+    pub(crate) granted: ByteCount,
+    pub(crate) dynamic: bool,
+    pub(crate) region: Region,
+    /// Connections that may use the session.
+    pub(crate) attached: Vec<ConnectionId>,
+    /// Since when no connection is attached.
+    pub(crate) orphaned_since: Option<Nanos>,
+    /// Everything is freed; what still arrives is refused.
+    pub(crate) ended: bool,
+}
+
+/// The region of a session.
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) id: RegionId,
+    pub(crate) epoch: Epoch,
+    /// Pages that may be used.
+    pub(crate) pages: PageCount,
+    /// One for each run of pages that an address's offset can reach.
+    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) table: Table,
+}
+
+impl Session {
+    /// Whether the connection may do what the header asks for.
+    pub(crate) fn check(&self, from: ConnectionId, header: &Header) -> Result<(), RefusalCode> {
+        if self.ended {
+            return Err(RefusalCode::NoSession);
+        }
+        if header.token != self.token {
+            return Err(RefusalCode::WrongToken);
+        }
+        if !self.attached.contains(&from) {
+            return Err(RefusalCode::NotAttached);
+        }
+        self.check_epoch(header)
+    }
+
+    /// Whether the header's epoch is the current one.
+    pub(crate) fn check_epoch(&self, header: &Header) -> Result<(), RefusalCode> {
+        if header.epoch != self.region.epoch {
+            return Err(RefusalCode::StaleEpoch);
+        }
+        Ok(())
+    }
+
+    /// Whether the header names the session's region.
+    pub(crate) fn check_region(&self, header: &Header) -> Result<(), RefusalCode> {
+        if header.region != self.region.id {
+            return Err(RefusalCode::NoRegion);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn detach(&mut self, connection: ConnectionId, now: Nanos) {
+        self.attached.retain(|attached| *attached != connection);
+        if self.attached.is_empty() && self.orphaned_since.is_none() {
+            self.orphaned_since = Some(now);
+        }
+    }
+}
+
+impl Region {
+    pub(crate) const fn contains(&self, page: PageIndex) -> bool {
+        page.get() < self.pages.get()
+    }
+
+    pub(crate) fn contains_range(&self, range: PageRange) -> bool {
+        range.end().is_some_and(|end| end.get() <= self.pages.get())
+    }
+
+    /// Where a page of the region is, for a client that keeps addresses.
+    pub(crate) fn address(&self, page: PageIndex, config: &ServerConfig) -> ExternalAddress {
+        let per_block = block_pages(config);
+        let block = usize::try_from(page.get() / per_block).unwrap_or(usize::MAX);
+        let offset = page.get() % per_block * PAGE_SIZE as u64;
+        let block = self.blocks.get(block).copied().unwrap_or_default();
+        config
+            .widths
+            .join(config.server, block, offset)
+            .expect("server and block ids were checked when they were given")
+    }
+}
+
+/// Pages of the largest block: as many as an address's offset reaches.
+pub(crate) const fn block_pages(config: &ServerConfig) -> u64 {
+    config.widths.block_bytes() / PAGE_SIZE as u64
+}
+
+/// How much is promised. Nothing is promised twice.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    capacity: u64,
+    reserved: AtomicU64,
+}
+
+impl Reservation {
+    pub(crate) const fn new(capacity: ByteCount) -> Self {
+        Self {
+            capacity: capacity.get(),
+            reserved: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) const fn capacity(&self) -> ByteCount {
+        ByteCount::new(self.capacity)
+    }
+
+    pub(crate) fn reserved(&self) -> ByteCount {
+        ByteCount::new(self.reserved.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn free(&self) -> ByteCount {
+        ByteCount::new(self.capacity - self.reserved().get())
+    }
+
+    /// Reserves `asked` bytes, or, if `partial`, what there is of them in whole pages.
+    pub(crate) fn reserve(&self, asked: ByteCount, partial: bool) -> Result<ByteCount, Refusal> {
+        let page = PAGE_SIZE as u64;
+        let full = || {
+            Refusal::full(FullBody {
+                asked,
+                free: self.free(),
+            })
+        };
+        let wanted = asked
+            .get()
+            .checked_next_multiple_of(page)
+            .ok_or_else(full)?;
+        let mut granted = wanted;
+        let update = self
+            .reserved
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
+                let free = (self.capacity - reserved) / page * page;
+                granted = if partial { wanted.min(free) } else { wanted };
+                (granted <= free && granted > 0).then(|| reserved + granted)
+            });
+        update.map(|_| ByteCount::new(granted)).map_err(|_| full())
+    }
+
+    pub(crate) fn release(&self, amount: ByteCount) {
+        self.reserved.fetch_sub(amount.get(), Ordering::Relaxed);
+    }
+}

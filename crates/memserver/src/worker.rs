@@ -1,0 +1,439 @@
+//! A thread that serves connections: waits, then performs. Decides nothing about requests.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use farmem_region::Nanos;
+use farmem_transport::{Connection, Listener, Socket};
+use rustix::event::epoll;
+use rustix::event::{Timespec, epoll::EventData};
+
+use crate::counters::{DropReason, count};
+use crate::engine::Engine;
+use crate::log::RateLimitedLog;
+use crate::peer::Peer;
+use crate::server::event;
+
+/// Events taken from the kernel at a time.
+const EVENTS_MAX: usize = 64;
+/// How often time-outs are looked at while there are any. A hundredth of the shortest one that
+/// matters to people.
+const TICK: Duration = Duration::from_millis(100);
+/// Connections that are polled between two requests; of more, the kernel keeps track better.
+const POLLED_MAX: usize = 4;
+/// Rounds of polling between two looks at everything else.
+const ROUNDS_PER_LOOK: u32 = 16;
+/// The shortest time worth polling for: less than a system call finds nothing.
+const POLL_LEAST: Duration = Duration::from_micros(5);
+/// How long accepting rests when the kernel has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const STOP: u64 = u64::MAX;
+const MAIL: u64 = u64::MAX - 1;
+/// Listeners are numbered downward from here, connections upward from 0.
+const LISTENER: u64 = u64::MAX - 2;
+
+/// What the workers of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) mailboxes: Vec<Mailbox>,
+    /// Readable once the server is to stop.
+    pub(crate) stop: OwnedFd,
+    pub(crate) log: RateLimitedLog,
+    pub(crate) began: Instant,
+}
+
+/// Connections handed to a worker. Bounded by the limit on connections.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    event: OwnedFd,
+    sockets: Mutex<Vec<Socket>>,
+    /// Connections of the worker, those in the mailbox included.
+    connections: AtomicUsize,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        let (sockets, connections) = (Mutex::default(), AtomicUsize::new(0));
+        Ok(Self {
+            event: event()?,
+            sockets,
+            connections,
+        })
+    }
+
+    fn post(&self, socket: Socket) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.sockets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(socket);
+        // The counter cannot overflow, so this cannot fail.
+        let _ = rustix::io::write(&self.event, &1u64.to_le_bytes());
+    }
+
+    fn take(&self) -> Vec<Socket> {
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        std::mem::take(&mut self.sockets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// One thread's connections.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    index: usize,
+    listeners: Vec<Listener>,
+    /// When accepting goes on after the kernel ran out of descriptors.
+    accept_after: Option<Instant>,
+    epoll: OwnedFd,
+    peers: Vec<Option<Watched>>,
+    vacant: Vec<usize>,
+    /// Peers that sent something just now, at most [`POLLED_MAX`]: worth polling.
+    active: Vec<usize>,
+    polling: Polling,
+    poll_until: Instant,
+    next_tick: Option<Instant>,
+}
+
+/// A peer, and what the kernel has been told to watch.
+#[derive(Debug)]
+struct Watched {
+    peer: Peer,
+    interest: epoll::EventFlags,
+}
+
+/// How long to poll before sleeping: grows while a sleep turns out to have been shorter than
+/// polling could have been, and shrinks when it was longer.
+#[derive(Debug)]
+struct Polling {
+    limit: Duration,
+    current: Duration,
+}
+
+impl Polling {
+    fn slept(&mut self, time: Duration) {
+        if time <= self.limit {
+            self.current = (self.current * 2).clamp(POLL_LEAST, self.limit.max(POLL_LEAST));
+        } else {
+            self.current /= 2;
+        }
+    }
+
+    fn time(&self) -> Duration {
+        if self.current < POLL_LEAST {
+            Duration::ZERO
+        } else {
+            self.current.min(self.limit)
+        }
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        index: usize,
+        listeners: Vec<Listener>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let watch = |fd: std::os::fd::BorrowedFd<'_>, data| {
+            epoll::add(&epoll, fd, EventData::new_u64(data), epoll::EventFlags::IN)
+        };
+        watch(shared.stop.as_fd(), STOP)?;
+        watch(shared.mailboxes[index].event.as_fd(), MAIL)?;
+        for (listener, data) in listeners.iter().zip((0..=LISTENER).rev()) {
+            watch(listener.descriptor(), data)?;
+        }
+        let limit = shared.engine.config.spin;
+        Ok(Self {
+            shared: Arc::clone(shared),
+            index,
+            listeners,
+            accept_after: None,
+            epoll,
+            peers: Vec::new(),
+            vacant: Vec::new(),
+            active: Vec::new(),
+            polling: Polling {
+                limit,
+                current: limit,
+            },
+            poll_until: Instant::now(),
+            next_tick: None,
+        })
+    }
+
+    /// Serves until the server is stopped.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut events = [const { MaybeUninit::uninit() }; EVENTS_MAX];
+        loop {
+            let wait = if self.poll() {
+                Some(Duration::ZERO)
+            } else {
+                self.time_to_tick()
+            };
+            let began = Instant::now();
+            let timeout = wait.map(|wait| Timespec {
+                tv_sec: wait.as_secs().cast_signed(),
+                tv_nsec: wait.subsec_nanos().into(),
+            });
+            let ready = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+                Ok((ready, _)) => ready,
+                Err(rustix::io::Errno::INTR) => &mut [],
+                Err(errno) => return Err(errno.into()),
+            };
+            if wait != Some(Duration::ZERO) && !ready.is_empty() {
+                self.polling.slept(began.elapsed());
+            }
+            for event in ready {
+                match event.data.u64() {
+                    STOP => {
+                        self.close_all();
+                        return Ok(());
+                    }
+                    MAIL => self.take_mail(),
+                    data if data > LISTENER - 1024 => self.accept((LISTENER - data) as usize),
+                    data => self.serve(data as usize),
+                }
+            }
+            self.tick();
+        }
+    }
+
+    /// Polls the peers that were active just now; returns whether to go on with that after a
+    /// look at everything else.
+    fn poll(&mut self) -> bool {
+        for _ in 0..ROUNDS_PER_LOOK {
+            if Instant::now() >= self.poll_until {
+                self.active.clear();
+            }
+            if self.active.is_empty() {
+                return false;
+            }
+            for at in 0..self.active.len() {
+                self.serve_quietly(self.active[at]);
+            }
+            // Another thread of this processor, maybe the client, may have something to do.
+            std::thread::yield_now();
+        }
+        true
+    }
+
+    fn now(&self) -> Nanos {
+        let nanos = self.shared.began.elapsed().as_nanos();
+        Nanos::new(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Serves a peer that the kernel reported.
+    fn serve(&mut self, index: usize) {
+        if self.serve_quietly(index) && !self.active.contains(&index) {
+            self.active.push(index);
+            if self.active.len() > POLLED_MAX {
+                self.active.clear();
+            }
+        }
+    }
+
+    /// Serves a peer; returns whether it had sent something.
+    fn serve_quietly(&mut self, index: usize) -> bool {
+        let now = self.now();
+        let Some(Some(watched)) = self.peers.get_mut(index) else {
+            return false;
+        };
+        match watched.peer.serve(&self.shared.engine, now) {
+            Ok(received) => {
+                if received {
+                    self.poll_until = Instant::now() + self.polling.time();
+                }
+                if received && (watched.peer.is_watched() || self.shared.engine.has_surplus()) {
+                    self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+                }
+                self.watch_again(index);
+                received
+            }
+            Err(reason) => {
+                self.drop_peer(index, &reason);
+                false
+            }
+        }
+    }
+
+    /// Tells the kernel what to watch, if that has changed.
+    fn watch_again(&mut self, index: usize) {
+        let Some(Some(watched)) = self.peers.get_mut(index) else {
+            return;
+        };
+        let mut interest = epoll::EventFlags::empty();
+        interest.set(
+            epoll::EventFlags::IN,
+            !watched.peer.is_full(&self.shared.engine),
+        );
+        interest.set(epoll::EventFlags::OUT, watched.peer.wants_write());
+        if interest == watched.interest {
+            return;
+        }
+        watched.interest = interest;
+        let data = EventData::new_u64(index as u64);
+        let descriptor = watched.peer.connection().descriptor();
+        if let Err(errno) = epoll::modify(&self.epoll, descriptor, data, interest) {
+            self.drop_peer(index, &DropReason::Broken(errno.into()));
+        }
+    }
+
+    fn drop_peer(&mut self, index: usize, reason: &DropReason) {
+        let Some(watched) = self.peers[index].take() else {
+            return;
+        };
+        self.active.retain(|active| *active != index);
+        reason.count(&self.shared.engine.counters);
+        if reason.is_worth_a_line() {
+            self.shared
+                .log
+                .line(format_args!("dropped a client: {reason}"));
+        }
+        self.vacant.push(index);
+        self.close(watched.peer);
+    }
+
+    fn close(&mut self, peer: Peer) {
+        peer.close(&self.shared.engine, self.now());
+        self.shared
+            .engine
+            .counters
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+        self.shared.mailboxes[self.index]
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+        // A session may have lost its last connection.
+        self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+    }
+
+    fn close_all(&mut self) {
+        for socket in self.shared.mailboxes[self.index].take() {
+            self.admit(socket);
+        }
+        for watched in std::mem::take(&mut self.peers).into_iter().flatten() {
+            self.close(watched.peer);
+        }
+    }
+
+    fn accept(&mut self, listener: usize) {
+        if self
+            .accept_after
+            .is_some_and(|after| Instant::now() < after)
+        {
+            return;
+        }
+        self.accept_after = None;
+        loop {
+            match self.listeners[listener].accept() {
+                Ok(Some(socket)) => self.place(socket),
+                Ok(None) => return,
+                Err(error) => {
+                    self.shared
+                        .log
+                        .line(format_args!("cannot accept a client: {error}"));
+                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands a connection to the worker with the fewest.
+    fn place(&mut self, socket: Socket) {
+        let counters = &self.shared.engine.counters;
+        let limit = self.shared.engine.config.limits.connections_max;
+        if counters.connections.load(Ordering::Relaxed) >= limit as u64 {
+            count(&counters.connections_refused, 1);
+            self.shared
+                .log
+                .line(format_args!("refused a client: {limit} are connected"));
+            return;
+        }
+        count(&counters.connections, 1);
+        count(&counters.connections_accepted, 1);
+        let load = |mailbox: &&Mailbox| mailbox.connections.load(Ordering::Relaxed);
+        if let Some(mailbox) = self.shared.mailboxes.iter().min_by_key(load) {
+            mailbox.post(socket);
+        }
+    }
+
+    fn take_mail(&mut self) {
+        for socket in self.shared.mailboxes[self.index].take() {
+            if let Some(index) = self.admit(socket) {
+                // What it has sent meanwhile.
+                self.serve(index);
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: Socket) -> Option<usize> {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            self.peers.len() - 1
+        });
+        let (data, interest) = (EventData::new_u64(index as u64), epoll::EventFlags::IN);
+        let added = epoll::add(&self.epoll, socket.descriptor(), data, interest);
+        let peer = Peer::new(Box::new(socket), &self.shared.engine, self.now());
+        self.peers[index] = Some(Watched { peer, interest });
+        if let Err(errno) = added {
+            self.drop_peer(index, &DropReason::Broken(errno.into()));
+            return None;
+        }
+        self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+        Some(index)
+    }
+
+    fn time_to_tick(&self) -> Option<Duration> {
+        self.next_tick
+            .map(|tick| tick.saturating_duration_since(Instant::now()))
+    }
+
+    /// Looks at everything that time changes, if it is time.
+    fn tick(&mut self) {
+        if self.next_tick.is_none_or(|tick| Instant::now() < tick) {
+            return;
+        }
+        let now = self.now();
+        let mut more = false;
+        for index in 0..self.peers.len() {
+            let Some(watched) = &self.peers[index] else {
+                continue;
+            };
+            match watched.peer.check_time(&self.shared.engine, now) {
+                Ok(()) => more |= watched.peer.is_watched(),
+                Err(reason) => self.drop_peer(index, &reason),
+            }
+        }
+        let log = &self.shared.log;
+        self.shared.engine.end_orphans(now, |name, pages| {
+            log.line(format_args!(
+                "freed {pages} pages of {name}: no connection came back in time"
+            ));
+        });
+        more |= self.shared.engine.has_orphans() | self.give_back();
+        self.next_tick = more.then(|| Instant::now() + TICK);
+    }
+
+    /// Gives free memory back to the system, some at a time; returns whether there is more.
+    fn give_back(&self) -> bool {
+        /// Half a gigabyte in each tick, a few milliseconds of work.
+        const CHUNKS_PER_TICK: usize = 256;
+        (0..CHUNKS_PER_TICK).all(|_| match self.shared.engine.give_back() {
+            Ok(more) => more,
+            Err(error) => {
+                self.shared
+                    .log
+                    .line(format_args!("cannot give memory back: {error}"));
+                false
+            }
+        })
+    }
+}

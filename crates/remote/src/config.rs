@@ -1,0 +1,97 @@
+//! What a store is told, and what it tells of its session.
+
+use farmem_region::{ByteCount, Epoch, Incarnation, PageCount, RegionId, SessionId};
+use farmem_transport::Endpoint;
+
+/// How to reach a server and what to ask of it.
+#[derive(Debug, Clone)]
+pub struct RemoteConfig {
+    /// The server.
+    pub server: Endpoint,
+    /// What the client calls itself, for the server's log and listings.
+    pub name: String,
+    /// Bytes to reserve.
+    pub amount: ByteCount,
+    /// Whether less is welcome too.
+    pub accept_partial: bool,
+    /// Whether the reservation may grow when the region outgrows it.
+    pub dynamic: bool,
+    /// Whether to map the arena of a server on this machine that offers it.
+    pub share_arena: bool,
+    /// See [`Timeouts`].
+    pub timeouts: Timeouts,
+}
+
+impl RemoteConfig {
+    /// Asks for `amount` bytes, all of them, with the default times.
+    #[must_use]
+    pub fn new(server: Endpoint, name: impl Into<String>, amount: ByteCount) -> Self {
+        Self {
+            server,
+            name: name.into(),
+            amount,
+            accept_partial: false,
+            dynamic: false,
+            share_arena: true,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// Every time that a store waits, in microseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Connecting for the first time, hello and setup together.
+    pub connect_us: u64,
+    /// While requests wait for replies and nothing has been heard this long, a ping is sent.
+    pub heartbeat_us: u64,
+    /// While requests wait for replies and nothing has been heard this long, the connection is
+    /// taken for broken: TCP itself takes many seconds to see that a peer's machine is gone.
+    pub silence_us: u64,
+    /// One attempt to connect again.
+    pub attempt_us: u64,
+    /// How long a server at whose address nobody listens is taken for one that may come back.
+    /// Short: the program that waits is told within a second.
+    pub refused_us: u64,
+    /// All attempts to connect again together. Below the 10 seconds that the server keeps a
+    /// session without a connection.
+    pub reconnect_us: u64,
+    /// How long a request is repeated that the server refuses as busy.
+    pub busy_us: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect_us: 5_000_000,
+            heartbeat_us: 100_000,
+            silence_us: 1_000_000,
+            attempt_us: 1_000_000,
+            refused_us: 500_000,
+            reconnect_us: 8_000_000,
+            busy_us: 5_000_000,
+        }
+    }
+}
+
+/// All that is needed to use or end a session from elsewhere: the supervisor keeps it to
+/// disconnect the session of a program that died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// The server.
+    pub server: Endpoint,
+    /// The session.
+    pub session: SessionId,
+    /// Proves the right to use the session.
+    pub token: u64,
+    /// The epoch of the region.
+    pub epoch: Epoch,
+    /// The server process.
+    pub incarnation: Incarnation,
+    /// The session's region.
+    pub region: RegionId,
+    /// Bytes reserved.
+    pub granted: ByteCount,
+    /// Pages of the region.
+    pub pages: PageCount,
+}

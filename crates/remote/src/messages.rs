@@ -1,0 +1,371 @@
+//! Requests as they go over the connection, and the operations of the caller that they belong to.
+
+use std::collections::VecDeque;
+
+use farmem_region::{
+    FrameId, Frames, Nanos, Outcome, PageIndex, PageRange, RegionId, StoreError, Ticket, Version,
+};
+use farmem_wire::{
+    Action, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PageEntry, RangeEntry, page_checksum,
+    seal,
+};
+
+use crate::config::SessionInfo;
+
+/// Messages that may wait for their replies. Four times what fills a fast network's pipe at one
+/// page a message; beyond it, submitting says "busy".
+pub(crate) const MESSAGES_MAX: usize = 1024;
+
+/// Bits of a request id that name the message's place in the list.
+const INDEX_BITS: u32 = 16;
+
+/// Place in the list of messages.
+pub(crate) type MessageIndex = usize;
+/// Place in the list of operations.
+pub(crate) type OperationIndex = usize;
+
+/// A page as it was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) page: PageIndex,
+    pub(crate) version: Version,
+}
+
+/// One request. Vacant ones are kept for their buffers.
+#[derive(Debug)]
+pub(crate) struct Message {
+    /// The id on the wire; 0 while vacant.
+    pub(crate) request: u64,
+    pub(crate) header: Header,
+    /// The operation that it is part of; a ping is part of none.
+    pub(crate) operation: Option<OperationIndex>,
+    /// Header, entries and body, as they are sent.
+    pub(crate) head: Vec<u8>,
+    pub(crate) wanted: Vec<Wanted>,
+    pub(crate) frames: Vec<FrameId>,
+    /// Whether `head` is complete: a write's checksums are computed when it is first sent.
+    pub(crate) sealed: bool,
+    /// Whether it is among those that were sent and wait for a reply.
+    is_sent: bool,
+    /// Whether it was sent before: the first sending may have had its effect.
+    pub(crate) resent: bool,
+    /// How often its pages arrived damaged, there or here.
+    pub(crate) damaged: u32,
+    /// When the server first refused it as busy.
+    pub(crate) busy_since: Option<Nanos>,
+}
+
+impl Message {
+    /// Bytes that are sent: the pages too, if it is a write.
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.len()
+            + if self.sends_pages() {
+                self.header.payload_bytes()
+            } else {
+                0
+            }
+    }
+
+    pub(crate) fn sends_pages(&self) -> bool {
+        self.header.action == Action::Write
+    }
+
+    /// Whether a reply that grants it carries pages.
+    pub(crate) fn receives_pages(&self) -> bool {
+        self.header.action == Action::Read
+    }
+
+    /// Computes a write's checksums and completes its head.
+    pub(crate) fn seal(&mut self, region: RegionId, frames: &dyn Frames) {
+        if self.sealed {
+            return;
+        }
+        self.sealed = true;
+        self.head.truncate(HEADER_BYTES);
+        for (wanted, frame) in self.wanted.iter().zip(&self.frames) {
+            let Wanted { page, version } = *wanted;
+            let checksum = page_checksum(region, page, version, frames.bytes(*frame));
+            PageEntry {
+                page,
+                version,
+                checksum,
+                slot: 0,
+            }
+            .encode(&mut self.head);
+        }
+        seal(self.header, &mut self.head);
+    }
+}
+
+/// What a caller asked for: it ends when all its messages have.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    pub(crate) ticket: Ticket,
+    pub(crate) messages_left: usize,
+    /// What it ends with unless `error` is set.
+    pub(crate) outcome: Outcome,
+    pub(crate) error: Option<StoreError>,
+}
+
+/// All requests that have no reply yet.
+#[derive(Debug, Default)]
+pub(crate) struct Messages {
+    list: Vec<Message>,
+    vacant: Vec<MessageIndex>,
+    next: u64,
+    /// To be sent, in this order. Of the first one a part may have been sent.
+    pub(crate) unsent: VecDeque<MessageIndex>,
+    /// Sent, in this order.
+    pub(crate) sent: VecDeque<MessageIndex>,
+    /// To be sent again later.
+    pub(crate) delayed: VecDeque<(Nanos, MessageIndex)>,
+}
+
+impl Messages {
+    /// Messages that may be added before the limit.
+    pub(crate) fn room(&self) -> usize {
+        MESSAGES_MAX.saturating_sub(self.in_use())
+    }
+
+    /// Messages without a reply.
+    pub(crate) fn in_use(&self) -> usize {
+        self.list.len() - self.vacant.len()
+    }
+
+    pub(crate) fn get(&self, index: MessageIndex) -> &Message {
+        &self.list[index]
+    }
+
+    pub(crate) fn get_mut(&mut self, index: MessageIndex) -> &mut Message {
+        &mut self.list[index]
+    }
+
+    /// The message that a reply answers, if one waits for it.
+    pub(crate) fn find(&self, request: u64) -> Option<MessageIndex> {
+        let index = usize::try_from(request & ((1 << INDEX_BITS) - 1)).ok()?;
+        let message = self.list.get(index)?;
+        (message.is_sent && message.request == request).then_some(index)
+    }
+
+    /// Adds a message to the end of those to be sent; the caller completes it.
+    fn add(
+        &mut self,
+        session: &SessionInfo,
+        action: Action,
+        operation: Option<OperationIndex>,
+    ) -> &mut Message {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.list.push(Message::vacant());
+            self.list.len() - 1
+        });
+        self.next += 1;
+        self.unsent.push_back(index);
+        let message = &mut self.list[index];
+        message.request = (self.next << INDEX_BITS) | index as u64;
+        message.header = session.header(action, message.request);
+        message.operation = operation;
+        message.head.clear();
+        message.head.resize(HEADER_BYTES, 0);
+        message
+    }
+
+    /// Adds a read or a write of pages.
+    pub(crate) fn add_pages(
+        &mut self,
+        session: &SessionInfo,
+        action: Action,
+        operation: OperationIndex,
+        pages: impl ExactSizeIterator<Item = (Wanted, FrameId)>,
+    ) {
+        let count = u32::try_from(pages.len()).expect("at most PAGES_PER_MESSAGE_MAX");
+        let message = self.add(session, action, Some(operation));
+        message.header.entries = count;
+        for (wanted, frame) in pages {
+            message.wanted.push(wanted);
+            message.frames.push(frame);
+        }
+        if action == Action::Write {
+            message.header.payload = count * farmem_region::PAGE_SIZE as u32;
+            // The head is made when it is sent, but its length is known.
+            message
+                .head
+                .resize(HEADER_BYTES + count as usize * PAGE_ENTRY_BYTES, 0);
+            return;
+        }
+        for Wanted { page, version } in &message.wanted {
+            let entry = PageEntry {
+                page: *page,
+                version: *version,
+                ..PageEntry::default()
+            };
+            entry.encode(&mut message.head);
+        }
+        message.finish();
+    }
+
+    /// Adds a free.
+    pub(crate) fn add_free(
+        &mut self,
+        session: &SessionInfo,
+        operation: OperationIndex,
+        ranges: &[PageRange],
+    ) {
+        let message = self.add(session, Action::Free, Some(operation));
+        message.header.entries = u32::try_from(ranges.len()).expect("at most a message's ranges");
+        for range in ranges {
+            RangeEntry(*range).encode(&mut message.head);
+        }
+        message.finish();
+    }
+
+    /// Adds a malloc.
+    pub(crate) fn add_malloc(
+        &mut self,
+        session: &SessionInfo,
+        operation: OperationIndex,
+        malloc: Malloc,
+    ) {
+        let message = self.add(session, Action::Malloc, Some(operation));
+        malloc.encode(&mut message.head);
+        message.finish();
+    }
+
+    /// Adds a ping.
+    pub(crate) fn add_ping(&mut self, session: &SessionInfo) {
+        self.add(session, Action::Ping, None).finish();
+    }
+
+    /// Moves the first message to be sent to those that were.
+    pub(crate) fn mark_sent(&mut self) {
+        if let Some(index) = self.unsent.pop_front() {
+            self.list[index].is_sent = true;
+            self.sent.push_back(index);
+        }
+    }
+
+    /// Takes a message that has its reply out of those that were sent.
+    pub(crate) fn take_sent(&mut self, index: MessageIndex) {
+        self.list[index].is_sent = false;
+        if self.sent.front() == Some(&index) {
+            self.sent.pop_front();
+        } else {
+            self.sent.retain(|sent| *sent != index);
+        }
+    }
+
+    /// Ends a message.
+    pub(crate) fn remove(&mut self, index: MessageIndex) {
+        let message = &mut self.list[index];
+        message.request = 0;
+        message.wanted.clear();
+        message.frames.clear();
+        message.sealed = false;
+        message.resent = false;
+        message.damaged = 0;
+        message.busy_since = None;
+        self.vacant.push(index);
+    }
+
+    /// Everything without a reply is to be sent again, in the same order.
+    pub(crate) fn send_all_again(&mut self) {
+        while let Some(index) = self.sent.pop_back() {
+            let message = &mut self.list[index];
+            (message.is_sent, message.resent) = (false, true);
+            self.unsent.push_front(index);
+        }
+    }
+
+    /// A message that had a reply is to be sent again, not before `due`. A write's checksums are
+    /// computed anew.
+    pub(crate) fn send_again(&mut self, index: MessageIndex, due: Nanos) {
+        let message = &mut self.list[index];
+        message.resent = true;
+        message.sealed &= !message.sends_pages();
+        self.delayed.push_back((due, index));
+    }
+
+    /// What is due again joins what is to be sent.
+    pub(crate) fn take_up_delayed(&mut self, now: Nanos) {
+        while let Some((_, index)) = self.delayed.pop_front_if(|(due, _)| *due <= now) {
+            self.unsent.push_back(index);
+        }
+    }
+
+    /// Whether a reply is to be expected, now or once everything is sent.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.sent.is_empty() || !self.unsent.is_empty()
+    }
+
+    /// Whether a ping has no reply yet.
+    pub(crate) fn has_ping(&self) -> bool {
+        let is_ping = |index: &MessageIndex| self.list[*index].header.action == Action::Ping;
+        self.sent.iter().rev().chain(&self.unsent).any(is_ping)
+    }
+}
+
+impl Message {
+    const fn vacant() -> Self {
+        Self {
+            request: 0,
+            header: Header::request(Action::Ping, 0),
+            operation: None,
+            head: Vec::new(),
+            wanted: Vec::new(),
+            frames: Vec::new(),
+            sealed: false,
+            is_sent: false,
+            resent: false,
+            damaged: 0,
+            busy_since: None,
+        }
+    }
+
+    fn finish(&mut self) {
+        seal(self.header, &mut self.head);
+        self.sealed = true;
+    }
+}
+
+/// The caller's operations, by place.
+#[derive(Debug, Default)]
+pub(crate) struct Operations {
+    list: Vec<Option<Operation>>,
+    vacant: Vec<OperationIndex>,
+}
+
+impl Operations {
+    pub(crate) fn add(&mut self, operation: Operation) -> OperationIndex {
+        match self.vacant.pop() {
+            Some(index) => {
+                self.list[index] = Some(operation);
+                index
+            }
+            None => {
+                self.list.push(Some(operation));
+                self.list.len() - 1
+            }
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, index: OperationIndex) -> Option<&mut Operation> {
+        self.list.get_mut(index)?.as_mut()
+    }
+
+    /// One of its messages has ended; returns the operation if it was the last one.
+    pub(crate) fn message_ended(&mut self, index: OperationIndex) -> Option<Operation> {
+        let entry = self.list.get_mut(index)?;
+        let operation = entry.as_mut()?;
+        operation.messages_left -= 1;
+        if operation.messages_left > 0 {
+            return None;
+        }
+        self.vacant.push(index);
+        entry.take()
+    }
+
+    /// Takes all operations out.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Operation> + '_ {
+        self.vacant.clear();
+        self.list.drain(..).flatten()
+    }
+}
