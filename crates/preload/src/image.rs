@@ -150,7 +150,15 @@ impl Header {
             let end = begin.checked_add(TABLE_ENTRY_BYTES)?;
             header.add(&Fields(page.get(begin..end)?))?;
         }
-        (header.segment_count > 0 && header.entry < header.span).then_some(header)
+        header.starts_in_code().then_some(header)
+    }
+
+    /// Shared libraries look the same but for this.
+    fn starts_in_code(&self) -> bool {
+        self.segments[..self.segment_count].iter().any(|segment| {
+            let offset = self.entry.wrapping_sub(segment.address);
+            segment.protection & kernel::PROT_EXEC != 0 && offset < segment.file_bytes
+        })
     }
 
     fn add(&mut self, entry: &Fields<'_>) -> Option<()> {

@@ -5,7 +5,7 @@
 use core::fmt::Write;
 
 use crate::image::{self, Kept};
-use crate::kernel::{self, Descriptor, PAGE_BYTES, POLLIN, Poll, ProcessId};
+use crate::kernel::{self, Descriptor, Errno, PAGE_BYTES, POLLIN, Poll, ProcessId};
 use crate::settings::settings;
 use crate::spawn::Start;
 use crate::tell::{self, Failure};
@@ -62,21 +62,26 @@ impl Watcher {
         // now becomes 0, 1 and 2: none of these can be written, so no stray print does harm.
         // SAFETY: this process uses none of the program's descriptors.
         unsafe { kernel::close_all() };
-        let program_descriptor =
-            kernel::pidfd_open(program).map_err(Failure::at("open the program's pidfd"))?;
+        let program_descriptor = match kernel::pidfd_open(program) {
+            Err(NO_SUCH_PROCESS) => kernel::exit(0), // A short program.
+            opened => opened.map_err(Failure::at("open the program's pidfd"))?,
+        };
         let statm =
             kernel::open(c"/proc/self/statm").map_err(Failure::at("open /proc/self/statm"))?;
         while kernel::getppid() == intermediate {
             kernel::wait_readable(&mut [], REPARENT_NANOSECONDS);
         }
-        let supervisor_descriptor = open_parent()?;
-        Ok(Self {
+        let itself = kernel::getpid();
+        let supervisor_descriptor = NONE;
+        let mut watcher = Self {
             program,
-            itself: kernel::getpid(),
+            itself,
             program_descriptor,
             supervisor_descriptor,
             statm,
-        })
+        };
+        watcher.adopt_parent()?;
+        Ok(watcher)
     }
 
     /// Returns when the program has come near its limit.
@@ -116,16 +121,38 @@ impl Watcher {
             kernel::exit(0);
         }
         if parent.found != 0 {
-            if !tell::supervisor_lives() {
-                kernel::kill(self.program_descriptor);
-                kernel::exit(0);
-            }
-            // The parent was a subreaper below the supervisor.
+            self.require_supervisor();
             // SAFETY: used by nobody else; the next one gets the same number.
             unsafe { kernel::close(self.supervisor_descriptor) };
-            self.supervisor_descriptor = open_parent()?;
+            self.adopt_parent()?;
         }
         Ok(())
+    }
+
+    /// Watches the process that is the parent now: the supervisor, or a subreaper below it.
+    fn adopt_parent(&mut self) -> Result<(), Failure> {
+        loop {
+            let parent = kernel::getppid();
+            if parent == INIT {
+                self.require_supervisor(); // It may have died before this process was its child.
+            }
+            match kernel::pidfd_open(parent) {
+                Err(NO_SUCH_PROCESS) => {} // It has died since.
+                opened => {
+                    self.supervisor_descriptor =
+                        opened.map_err(Failure::at("open the supervisor's pidfd"))?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Kills the program, and ends, if the supervisor is gone.
+    fn require_supervisor(&self) {
+        if !tell::supervisor_lives() {
+            kernel::kill(self.program_descriptor);
+            kernel::exit(0);
+        }
     }
 
     fn look(&self) -> Result<Look, Failure> {
@@ -181,9 +208,13 @@ impl Watcher {
     }
 }
 
-fn open_parent() -> Result<Descriptor, Failure> {
-    kernel::pidfd_open(kernel::getppid()).map_err(Failure::at("open the supervisor's pidfd"))
-}
+const NO_SUCH_PROCESS: Errno = Errno(3);
+
+/// The process that orphans go to when no subreaper is left.
+const INIT: ProcessId = 1;
+
+/// No descriptor yet.
+const NONE: Descriptor = -1;
 
 /// The first three numbers of a statm: pages mapped, resident, and resident in files.
 type Statm = [u64; 3];
