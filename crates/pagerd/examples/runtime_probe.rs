@@ -3,7 +3,7 @@
 //!
 //! It sends a packet of text when it has started, works (allocates, formats, starts threads, reads
 //! the clock) while the program goes on, and sends what it has seen after each round, until the
-//! program ends.
+//! program ends. Any packet sent to it makes it panic.
 #![no_main]
 #![allow(
     dead_code,
@@ -13,9 +13,9 @@
 #![expect(unsafe_code, reason = "the runtime's")]
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,6 +27,8 @@ use rustix::net::{
 mod runtime;
 
 use runtime::Arguments;
+
+static LINK: OnceLock<OwnedFd> = OnceLock::new();
 
 const THREADS: u64 = 4;
 /// Each thread keeps its stack.
@@ -41,10 +43,18 @@ fn run(arguments: Arguments) -> ! {
         supervisor_pidfd,
         ..
     } = arguments;
-    let link = dial(&socket);
+    let link = LINK.get_or_init(|| dial(&socket));
+    runtime::on_panic(|message| {
+        let link = LINK.get().expect("set before");
+        let _ = send(
+            link,
+            format!("panic: {message}").as_bytes(),
+            SendFlags::NOSIGNAL,
+        );
+    });
     let start = Instant::now();
     let tell = |text: String| {
-        let _ = send(&link, text.as_bytes(), SendFlags::NOSIGNAL);
+        let _ = send(link, text.as_bytes(), SendFlags::NOSIGNAL);
     };
     tell(format!("started {} limit {}", program, limit_bytes));
     for round in 1..=ROUNDS {
@@ -56,14 +66,15 @@ fn run(arguments: Arguments) -> ! {
             runtime::heap_bytes(),
             start.elapsed(),
         ));
-        let ends = [&program_pidfd, &supervisor_pidfd];
-        let mut ends = ends.map(|end| PollFd::new(end, PollFlags::IN));
+        let ends = [program_pidfd, supervisor_pidfd, link.as_fd()];
+        let mut ends = ends.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN));
         let pause = Timespec {
             tv_sec: 0,
             tv_nsec: 10_000_000,
         };
         let pause = (round < ROUNDS).then_some(&pause);
         if poll(&mut ends, pause) != Ok(0) {
+            assert!(ends[2].revents().is_empty(), "as the test asked");
             break;
         }
     }

@@ -257,6 +257,17 @@ pub(crate) fn set_name(name: &CStr) {
     let _ = unsafe { call(SYS_PRCTL, [PR_SET_NAME, name.as_ptr().addr(), 0, 0, 0, 0]) };
 }
 
+/// A core of this process would be one of the program's memory.
+pub(crate) fn forbid_core_dumps() {
+    const RLIMIT_CORE: usize = 4;
+    // Not 0: the kernel pipes cores to a handler all the same, but for this value.
+    let limit = [1u64; 2];
+    let pointer = (&raw const limit).expose_provenance();
+    // SAFETY: the pointer is to a live pair of u64, the kernel's rlimit64, to be read. If the hard
+    // limit is 0 already, raising it may be refused, and cores are off.
+    let _ = unsafe { call(SYS_PRLIMIT64, [0, RLIMIT_CORE, pointer, 0, 0, 0]) };
+}
+
 /// Raises this process's own limits to what it may have; those of the program are other ones.
 pub(crate) fn raise_limits() {
     const RLIMIT_CPU: usize = 0;

@@ -57,6 +57,7 @@ impl Watcher {
     fn open(program: ProcessId, intermediate: ProcessId) -> Result<Self, Failure> {
         kernel::leave_process_group();
         kernel::leave_directory();
+        kernel::forbid_core_dumps();
         kernel::set_name(c"farmem-watcher");
         // The program's pipes must reach their end when the program closes them. What is opened
         // now becomes 0, 1 and 2: none of these can be written, so no stray print does harm.

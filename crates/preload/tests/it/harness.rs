@@ -11,11 +11,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv,
-    socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind,
+    listen, recv, send, socket_with,
 };
 
 /// For whatever is waited for: far above what it takes on a loaded machine.
@@ -209,9 +209,19 @@ impl Caller {
     /// The next packet; `None` when the caller has closed.
     pub(crate) fn receive(&self) -> Option<String> {
         let mut buffer = [0; 65536];
-        let receive = || recv(&self.0, &mut buffer[..], RecvFlags::empty());
-        let (length, _) = retry_on_intr(receive).expect("in time");
+        let mut receive = || recv(&self.0, &mut buffer[..], RecvFlags::empty());
+        // A caller that dies with packets unread resets the connection, and the kernel says so
+        // before it hands out what the caller had sent.
+        let received = match retry_on_intr(&mut receive) {
+            Err(Errno::CONNRESET) => retry_on_intr(receive),
+            received => received,
+        };
+        let (length, _) = received.expect("in time");
         (length > 0).then(|| String::from_utf8(buffer[..length].to_vec()).unwrap())
+    }
+
+    pub(crate) fn send(&self, packet: &str) {
+        send(&self.0, packet.as_bytes(), SendFlags::NOSIGNAL).expect("the caller listens");
     }
 
     /// Receives until a packet contains `text`.

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::harness::{Caller, Run, artefacts, await_that};
+use crate::harness::{Caller, Run, artefacts, await_that, specimen};
 
 /// The probe's work comes to the same sum in each round: 4 times 0 + 1 + ... + 1,999.
 const RIGHT: &str = " sum 7996000 ";
@@ -155,6 +155,74 @@ print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
     let output = program.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "[0, 0, 0]\n");
     run.await_companions(0);
+}
+
+#[test]
+fn a_panic_of_the_pager_is_told_and_ends_the_pager_alone() {
+    let Some(run) = Run::new(64) else { return };
+    let mut command = run.specimen(&["grow", "80", "500"]);
+    let program = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let caller = run.accept();
+    check_rounds(&caller, 1);
+    caller.send("panic");
+    let told = caller.await_text("panic: ");
+    assert!(
+        told.contains("as the test asked") && told.contains("runtime_probe.rs"),
+        "{told}"
+    );
+    run.await_companions(0);
+    let output = program.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "grown 80 right true\n"
+    );
+}
+
+#[test]
+fn a_debugger_sees_one_thread_and_follows_the_program_to_its_end() {
+    let Some(run) = Run::new(64) else { return };
+    let program = specimen();
+    let script = [
+        "-ex",
+        "set startup-with-shell off",
+        "-ex",
+        "catch syscall exit_group",
+    ];
+    let steps = [
+        "-ex",
+        "run",
+        "-ex",
+        "info threads",
+        "-ex",
+        "continue",
+        "--args",
+    ];
+    let mut command = run.command("gdb");
+    command
+        .args(["-q", "-batch", "-nx"])
+        .args(script)
+        .args(steps)
+        .arg(program);
+    let Ok(debugger) = command
+        .args(["grow", "80", "100"])
+        .stdout(Stdio::piped())
+        .spawn()
+    else {
+        eprintln!("skipped: there is no gdb here");
+        return;
+    };
+    check_rounds(&run.accept(), 2);
+    let output = String::from_utf8(debugger.wait_with_output().unwrap().stdout).unwrap();
+    assert!(
+        output.contains("grown 80 right true") && output.contains("exited normally"),
+        "{output}"
+    );
+    assert!(!output.contains("\n  2  "), "{output}");
 }
 
 #[test]
