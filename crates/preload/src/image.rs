@@ -249,45 +249,37 @@ impl Image {
     }
 
     fn map_segments(&self, file: Descriptor) -> Result<(), Errno> {
-        for segment in &self.header.segments[..self.header.segment_count] {
-            let begin = self.address(segment.address);
-            let file_end = begin + segment.file_bytes;
-            let end = (begin + segment.memory_bytes).next_multiple_of(PAGE_BYTES);
-            let before = begin % PAGE_BYTES;
-            let anonymous = if segment.file_bytes > 0 {
-                let flags = kernel::MAP_PRIVATE | kernel::MAP_FIXED;
-                let bytes = before + segment.file_bytes;
-                let offset = segment.file_offset - before;
-                // SAFETY: `parse` holds every segment inside the reservation, apart from others.
-                unsafe {
-                    kernel::mmap(
-                        begin - before,
-                        bytes,
-                        segment.protection,
-                        flags,
-                        file,
-                        offset,
-                    )?;
-                }
-                file_end.next_multiple_of(PAGE_BYTES)
-            } else {
-                begin - before
-            };
-            if segment.protection & kernel::PROT_WRITE != 0 && anonymous > file_end {
-                // The file goes on in the last page, where the segment has zeros.
+        let segments = &self.header.segments[..self.header.segment_count];
+        segments
+            .iter()
+            .try_for_each(|segment| self.map_segment(segment, file))
+    }
+
+    /// The file's part, then zeros to the end: those in the file's last page are written, the
+    /// pages behind it are new.
+    fn map_segment(&self, segment: &Segment, file: Descriptor) -> Result<(), Errno> {
+        let begin = self.address(segment.address);
+        let first_page = begin & !(PAGE_BYTES - 1);
+        let file_end = begin + segment.file_bytes;
+        let end = (begin + segment.memory_bytes).next_multiple_of(PAGE_BYTES);
+        let mut zeros = first_page;
+        if segment.file_bytes > 0 {
+            let flags = kernel::MAP_PRIVATE | kernel::MAP_FIXED;
+            let offset = segment.file_offset - (begin - first_page);
+            let bytes = file_end - first_page;
+            zeros = file_end.next_multiple_of(PAGE_BYTES);
+            // SAFETY: `parse` holds every segment inside the reservation, apart from the others.
+            unsafe { kernel::mmap(first_page, bytes, segment.protection, flags, file, offset)? };
+            if segment.protection & kernel::PROT_WRITE != 0 {
                 let tail = core::ptr::with_exposed_provenance_mut::<u8>(file_end);
-                if segment.file_bytes > 0 {
-                    // SAFETY: from the end of the file's part to the end of its page, writable.
-                    unsafe { tail.write_bytes(0, anonymous - file_end) };
-                }
+                // SAFETY: from the end of the file's part to the end of its page, writable.
+                unsafe { tail.write_bytes(0, zeros - file_end) };
             }
-            if end > anonymous {
-                let flags = kernel::MAP_PRIVATE | kernel::MAP_FIXED | kernel::MAP_ANONYMOUS;
-                // SAFETY: as above.
-                unsafe {
-                    kernel::mmap(anonymous, end - anonymous, segment.protection, flags, -1, 0)?;
-                }
-            }
+        }
+        if end > zeros {
+            let flags = kernel::MAP_PRIVATE | kernel::MAP_FIXED | kernel::MAP_ANONYMOUS;
+            // SAFETY: as above.
+            unsafe { kernel::mmap(zeros, end - zeros, segment.protection, flags, -1, 0)? };
         }
         Ok(())
     }
