@@ -5,6 +5,7 @@ use farmem_vmem::{AddressRange, Mapping, MappingKind};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
 use crate::memory::{MemoryError, SpaceId};
+use crate::ranges::RangeSet;
 use crate::streams::Plan;
 
 /// Pages of growth that the pager did not cause after which the map is read again: 1 MiB.
@@ -39,17 +40,18 @@ impl Engine {
         self.adoption.next_scan = now.plus_micros(SCAN_PERIOD_MICROS);
         self.budget.reset_unexplained();
         let mut found = Vec::new();
-        let (adopted, owned) = (&self.adopted, &self.owned);
+        let adopted = &self.adopted;
         io.memory
             .mappings(&mut |Mapping { range, kind }| {
                 if kind == MappingKind::PrivateAnonymous {
-                    for gap in adopted.gaps(range) {
-                        found.extend(owned.gaps(gap));
-                    }
+                    found.extend(adopted.gaps(range));
                 }
             })
             .map_err(MemoryError::from)?;
-        for range in found {
+        // Asked after the map was read: what the pager has mapped since is not in it.
+        let mut owned = RangeSet::default();
+        io.memory.owned(&mut |range| owned.insert(range));
+        for range in found.into_iter().flat_map(|range| owned.gaps(range)) {
             // Refused: gone meanwhile, or the program pages it itself. It stays as it is.
             if io.memory.register(range) {
                 self.adopted.insert(range);

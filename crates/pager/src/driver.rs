@@ -16,6 +16,22 @@ const CHILD_CHECK_MICROS: u64 = 100_000;
 /// Retries of what had to wait come at least this often.
 const RETRY_MICROS: u64 = 100;
 
+/// What has become ready since the last turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// A userfaultfd of the program or of a forked child.
+    pub events: bool,
+    /// The store's descriptor.
+    pub store: bool,
+    /// The scratch area's userfaultfd.
+    pub scratch: bool,
+}
+
+impl Ready {
+    /// Look at everything.
+    pub const ALL: Self = Self { events: true, store: true, scratch: true };
+}
+
 /// What the caller waits for before the next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wait {
@@ -49,14 +65,12 @@ fn clock() -> Nanos {
 }
 
 impl<S: PageStore> Pager<S> {
-    /// Joins memory and store. `owned` is memory of the caller's that must never be adopted.
+    /// Joins memory and store.
     #[must_use]
-    pub fn new(config: &Config, mut memory: OwnMemory, store: S, owned: &[AddressRange]) -> Self {
+    pub fn new(config: &Config, mut memory: OwnMemory, store: S) -> Self {
         let windows = memory.scratch().windows();
-        let mut all = memory.owned().to_vec();
-        all.extend_from_slice(owned);
         Self {
-            engine: Engine::new(config, windows, &all),
+            engine: Engine::new(config, windows),
             memory,
             store,
             events: Vec::with_capacity(64),
@@ -89,6 +103,12 @@ impl<S: PageStore> Pager<S> {
     }
 
     /// The store.
+    #[must_use]
+    pub const fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The store.
     pub const fn store_mut(&mut self) -> &mut S {
         &mut self.store
     }
@@ -111,19 +131,20 @@ impl<S: PageStore> Pager<S> {
         engine.adopt_range(&mut Io { memory, store, clock: &clock }, range)
     }
 
-    /// More memory of the caller's own.
-    pub fn add_owned(&mut self, range: AddressRange) {
-        self.engine.add_owned(range);
-    }
-
     /// One round: everything that is there to be read, then a bounded amount of upkeep.
     ///
     /// # Errors
     /// [`Fatal`]: the program must be stopped.
-    pub fn turn(&mut self) -> Result<Wait, Fatal> {
-        let mut busy = self.take_events()?;
-        busy |= self.take_completions()?;
-        busy |= self.take_scratch_faults()?;
+    pub fn turn(&mut self, ready: Ready) -> Result<Wait, Fatal> {
+        if ready.events {
+            self.take_events()?;
+        }
+        if ready.store || self.engine.is_waiting() {
+            self.take_completions()?;
+        }
+        if ready.scratch {
+            self.take_scratch_faults()?;
+        }
         let Self { engine, memory, store, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
         if engine.has_deferred() {
@@ -131,10 +152,13 @@ impl<S: PageStore> Pager<S> {
             engine.retry_deferred(io)?;
         }
         engine.start_wanted_plans(io)?;
-        // Faults come first: upkeep only when none was waiting, or when it cannot be put off.
-        busy |= engine.adopt(io)?;
+        let mut busy = engine.adopt(io)?;
         busy |= engine.balance(io)?;
         engine.age_quarantine(io);
+        if busy && engine.is_waiting() {
+            // What was moved out is sent while the next window is chosen.
+            self.take_completions()?;
+        }
         let now = clock();
         if now >= self.next_child_check {
             self.next_child_check = now.plus_micros(CHILD_CHECK_MICROS);
@@ -160,22 +184,22 @@ impl<S: PageStore> Pager<S> {
         }
     }
 
-    fn take_events(&mut self) -> Result<bool, Fatal> {
-        let mut any = self.take_events_of(SpaceId::OWN)?;
+    fn take_events(&mut self) -> Result<(), Fatal> {
+        self.take_events_of(SpaceId::OWN)?;
         let children: Vec<SpaceId> = self.engine.child_spaces().collect();
         for space in children {
-            any |= self.take_events_of(space)?;
+            self.take_events_of(space)?;
         }
-        Ok(any)
+        Ok(())
     }
 
     /// The kernel hands out faults before the events that are queued behind them; a fault that
     /// an event would have changed the answer of is refused by the kernel until the event is read
     /// and then tried again.
-    fn take_events_of(&mut self, space: SpaceId) -> Result<bool, Fatal> {
+    fn take_events_of(&mut self, space: SpaceId) -> Result<(), Fatal> {
         self.events.clear();
         if self.memory.read_events(space, &mut self.events)? == 0 {
-            return Ok(false);
+            return Ok(());
         }
         let Self { engine, memory, store, events, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
@@ -190,30 +214,25 @@ impl<S: PageStore> Pager<S> {
                 Event::Unmap(range) => engine.on_unmap(io, space, range)?,
             }
         }
-        Ok(true)
+        Ok(())
     }
 
-    fn take_completions(&mut self) -> Result<bool, Fatal> {
+    fn take_completions(&mut self) -> Result<(), Fatal> {
         let Self { engine, memory, store, completions, .. } = self;
         store.advance(clock(), memory, completions)?;
-        let any = !completions.is_empty();
         let io = &mut Io { memory, store, clock: &clock };
         for completion in completions.drain(..) {
             engine.on_completion(io, completion)?;
         }
-        if any {
-            // Completions may have caused requests: send them now rather than after a wait.
-            io.store.advance(clock(), io.memory, completions)?;
-        }
-        Ok(any)
+        Ok(())
     }
 
     /// Someone outside (a debugger, mlockall) reads holes of our scratch area.
-    fn take_scratch_faults(&mut self) -> Result<bool, Fatal> {
+    fn take_scratch_faults(&mut self) -> Result<(), Fatal> {
         self.events.clear();
         let scratch = self.memory.scratch();
         if scratch.uffd().read_events(&mut self.events)? == 0 {
-            return Ok(false);
+            return Ok(());
         }
         for event in self.events.drain(..) {
             if let Event::Fault { address, .. } = event
@@ -222,7 +241,7 @@ impl<S: PageStore> Pager<S> {
                 self.engine.on_hole_filled(frame);
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn drop_ended_children(&mut self) {

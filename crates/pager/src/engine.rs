@@ -151,7 +151,6 @@ pub struct Engine {
     pub(crate) spaces: Vec<Space>,
     pub(crate) next_space: u32,
     pub(crate) adopted: RangeSet,
-    pub(crate) owned: RangeSet,
     pub(crate) pinned: RangeSet,
     pub(crate) quarantine: crate::events::Quarantine,
     pub(crate) suspect: Option<AddressRange>,
@@ -167,6 +166,10 @@ pub struct Engine {
     pub(crate) markers: VecDeque<(usize, FrameId)>,
     pub(crate) releases: Vec<PageRange>,
     pub(crate) growing: bool,
+    /// Over the limit, and nothing can be moved out nor is on its way out.
+    pub(crate) stuck: bool,
+    /// Pages of the ranges have come or gone without being counted.
+    pub(crate) recount: bool,
     pub(crate) full: Option<StoreError>,
     pub(crate) counts: Counts,
     pub(crate) samples: Vec<Sample>,
@@ -187,16 +190,11 @@ pub struct Engine {
 
 impl Engine {
     /// A pager with `windows` windows of frames, for memory none of which is adopted yet.
-    /// `owned` is memory of the pager itself, never to be adopted.
     #[must_use]
-    pub fn new(config: &Config, windows: usize, owned: &[AddressRange]) -> Self {
+    pub fn new(config: &Config, windows: usize) -> Self {
         let zero_fingerprint = xxh3_128_with_secret(&[0; PAGE_SIZE], &config.secret);
         let mut slots = Slots::default();
         slots.set_capacity(config.region_pages);
-        let mut owned_set = RangeSet::default();
-        for &range in owned {
-            owned_set.insert(range);
-        }
         Self {
             spaces: vec![Space {
                 id: SpaceId::OWN,
@@ -205,7 +203,6 @@ impl Engine {
             }],
             next_space: 1,
             adopted: RangeSet::default(),
-            owned: owned_set,
             pinned: RangeSet::default(),
             quarantine: crate::events::Quarantine::default(),
             suspect: None,
@@ -221,6 +218,8 @@ impl Engine {
             markers: VecDeque::new(),
             releases: Vec::new(),
             growing: false,
+            stuck: false,
+            recount: false,
             full: None,
             counts: Counts::default(),
             samples: Vec::new(),
@@ -256,11 +255,6 @@ impl Engine {
         self.samples.drain(..).for_each(each);
     }
 
-    /// More memory of the pager itself.
-    pub fn add_owned(&mut self, range: AddressRange) {
-        self.owned.insert(range);
-    }
-
     /// Whether threads wait for something that the next turn can answer without news from
     /// outside.
     #[must_use]
@@ -268,10 +262,10 @@ impl Engine {
         !self.deferred.is_empty() || !self.arrived.is_empty()
     }
 
-    /// Whether fetches are under way.
+    /// Whether requests to the store are under way.
     #[must_use]
-    pub fn is_fetching(&self) -> bool {
-        !self.fetches.is_empty()
+    pub fn is_waiting(&self) -> bool {
+        !self.fetches.is_empty() || !self.stores.is_empty() || self.growing
     }
 
     pub(crate) fn fingerprint(&self, bytes: &[u8; PAGE_SIZE]) -> Fingerprint {
@@ -406,15 +400,19 @@ impl Engine {
 
     /// Fills an untouched page, and its successors if the program touches page after page.
     fn zero_fill(&mut self, io: &mut Io<'_>, fault: Fault) {
-        if self.budget.is_full() {
-            // First touch is throttled: it waits until something has been moved out.
+        if self.budget.is_full() && !self.stuck {
+            // First touch is throttled: it waits until something has been moved out, if anything
+            // can be.
             self.deferred.push_back(fault);
             return;
         }
         let run = self.zero_run_from(fault);
         let range = AddressRange::pages_from(fault.address, run);
         let pull = self.threads.on_fault(fault.thread, fault.since);
-        let progress = io.memory.zero_in(fault.space, range, fault.write, pull);
+        // The shared zero page would be replaced on a later write without our knowledge; where
+        // only our own doings are counted that must not be.
+        let written = fault.write || self.scope == Scope::Ranges;
+        let progress = io.memory.zero_in(fault.space, range, written, pull);
         self.threads.on_wake(fault.thread, (io.clock)());
         let pages = progress.bytes / PAGE_SIZE;
         if pages == 0 {
@@ -426,7 +424,7 @@ impl Engine {
         }
         self.zero_end = fault.address + progress.bytes;
         self.counts.zero_pages += pages as u64;
-        if fault.write {
+        if written {
             self.budget.allocated(pages);
         }
         let quarantined = fault.space == SpaceId::OWN && self.quarantine.overlaps(range);

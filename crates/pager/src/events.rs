@@ -175,6 +175,7 @@ impl Engine {
         if let Some(table) = self.table_mut(space) {
             table.take_range(range, &mut |address, entry| dropped.push((address, entry)));
         }
+        self.recount |= space == SpaceId::OWN;
         for (address, mut entry) in dropped {
             match entry.place() {
                 Place::Victim(frame) => self.forget_frame(frame),

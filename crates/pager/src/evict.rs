@@ -361,8 +361,11 @@ impl Engine {
             return Ok(false);
         }
         if self.budget.excess() > 0 {
-            return self.shrink(io);
+            let progress = self.shrink(io)?;
+            self.stuck = !progress && self.frames.busy_frames() == 0;
+            return Ok(progress);
         }
+        self.stuck = false;
         let near = self.budget.estimate() + self.budget.victim_target() >= self.budget.target();
         if near && self.frames.victim_frames() < self.budget.victim_target() {
             return Ok(self.evict_step(io)? != Evicted::Nothing);
@@ -400,7 +403,11 @@ impl Engine {
         match self.scope {
             Scope::Process => self.budget.measure(now, io.memory.resident()),
             Scope::Ranges => {
-                let anonymous = self.budget.estimate();
+                let anonymous = if std::mem::take(&mut self.recount) {
+                    self.count_pages(io)
+                } else {
+                    self.budget.estimate()
+                };
                 self.budget.measure(now, Residents { anonymous, shared: 0 });
             }
         }
@@ -408,6 +415,17 @@ impl Engine {
         self.counts.local_pages = measured.anonymous as u64;
         self.counts.local_pages_peak = self.counts.local_pages_peak.max(self.counts.local_pages);
         self.counts.shared_pages = measured.shared as u64;
+    }
+
+    /// Pages of the adopted ranges that are there, and frames with memory.
+    fn count_pages(&self, io: &Io<'_>) -> usize {
+        let mut pages = self.frames.with_memory();
+        let mut at = 0;
+        while let Some(range) = self.adopted.next_from(at) {
+            io.memory.present(range, &mut |run| pages += run.range.pages());
+            at = range.end();
+        }
+        pages
     }
 
     fn send_releases(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {

@@ -204,6 +204,11 @@ impl FramePool {
         self.victim_frames
     }
 
+    /// Frames with memory, whatever for.
+    pub(crate) fn with_memory(&self) -> usize {
+        self.windows.iter().map(|window| usize::from(window.with_memory)).sum()
+    }
+
     /// Frames whose store is under way.
     #[must_use]
     pub(crate) const fn busy_frames(&self) -> usize {

@@ -29,6 +29,6 @@ mod table;
 mod threads;
 
 pub use counts::{Counts, Latency, Sample};
-pub use driver::{Pager, Wait};
+pub use driver::{Pager, Ready, Wait};
 pub use engine::{Config, Engine, Fatal, Io, Scope};
 pub use memory::{Memory, MemoryError, OwnMemory, SpaceId};

@@ -59,6 +59,8 @@ pub trait Memory: Frames {
     fn register(&mut self, range: AddressRange) -> bool;
     /// Calls `each` for every mapping of the own space.
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()>;
+    /// Calls `each` for the memory of the pager itself, which must never be adopted.
+    fn owned(&self, each: &mut dyn FnMut(AddressRange));
     /// Calls `each` for every range that must stay because the kernel writes there when a thread
     /// ends.
     fn control_blocks(&mut self, each: &mut dyn FnMut(AddressRange));
@@ -85,6 +87,7 @@ pub struct OwnMemory {
     /// A page that is always there, registered with `uffd`: asking to fill it tells whether
     /// changes are under way.
     probe: Scratch,
+    owned: fn(&mut dyn FnMut(AddressRange)),
 }
 
 /// The real address space cannot be paged.
@@ -104,11 +107,16 @@ pub(crate) const ZERO_RUN_PAGES: usize = 64;
 
 impl OwnMemory {
     /// Prepares paging in the calling process, whose memory `program` shares, with a scratch area
-    /// of `windows` windows. Nothing of the program is registered yet.
+    /// of `windows` windows. Nothing of the program is registered yet. `owned` tells what other
+    /// memory belongs to the pager, at any time: its heap grows.
     ///
     /// # Errors
     /// [`MemoryError`].
-    pub fn new(program: Pid, windows: usize) -> Result<Self, MemoryError> {
+    pub fn new(
+        program: Pid,
+        windows: usize,
+        owned: fn(&mut dyn FnMut(AddressRange)),
+    ) -> Result<Self, MemoryError> {
         let uffd = Uffd::new(Features::Events)?;
         let mut probe = Scratch::new(1)?;
         probe.populate(FrameId::new(0), 1);
@@ -124,6 +132,7 @@ impl OwnMemory {
             meter: ResidentMeter::open()?,
             threads: ThreadWatch::open(program)?,
             probe,
+            owned,
         })
     }
 
@@ -133,15 +142,15 @@ impl OwnMemory {
         &self.uffd
     }
 
+    /// The scratch area's userfaultfd.
+    #[must_use]
+    pub const fn scratch_uffd(&self) -> &Uffd {
+        self.scratch.uffd()
+    }
+
     /// The scratch area.
     pub const fn scratch(&mut self) -> &mut Scratch {
         &mut self.scratch
-    }
-
-    /// Memory of the pager's own that must never be adopted.
-    #[must_use]
-    pub fn owned(&self) -> [AddressRange; 2] {
-        [self.scratch.range(), self.probe.range()]
     }
 
     /// The userfaultfds of forked children.
@@ -236,6 +245,12 @@ impl Memory for OwnMemory {
 
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {
         self.maps.for_each(each)
+    }
+
+    fn owned(&self, each: &mut dyn FnMut(AddressRange)) {
+        each(self.scratch.range());
+        each(self.probe.range());
+        (self.owned)(each);
     }
 
     fn control_blocks(&mut self, each: &mut dyn FnMut(AddressRange)) {

@@ -112,7 +112,7 @@ mod tests {
             let (start, len) = (number % PAGES, number / PAGES % 9);
             let len = len.min(PAGES - start);
             let range = AddressRange::pages_from(start << 12, len);
-            let add = number / 1000 % 2 == 0;
+            let add = (number / 1000).is_multiple_of(2);
             if add { set.insert(range) } else { set.remove(range) }
             model[start..start + len].fill(add);
             for (page, &inside) in model.iter().enumerate() {

@@ -1,22 +1,420 @@
-//! The life of the pager.
+//! The life of the pager: it meets the supervisor, opens a session, and turns until the program
+//! ends.
 
-use rustix::event::{PollFd, PollFlags, poll};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use crate::runtime::Arguments;
+use farmem_pager::{Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, Wait};
+use farmem_region::{ByteCount, Nanos};
+use farmem_remote::{RemoteConfig, RemoteStore, SessionInfo};
+use farmem_supervise::{
+    Counter, Hello, Histogram, PROTOCOL_VERSION, PagerLink, PagerMessage, SessionReport,
+    StatsLayout, StatsWriter, SupervisorMessage, Welcome,
+};
+use farmem_transport::Endpoint;
+use farmem_vmem::{AddressRange, ProcessHandle, SharedWords};
+use rustix::event::epoll;
+use rustix::thread::CpuSet;
+
+use crate::runtime::{self, Arguments};
+
+/// The supervisor answers a call within this time, or the program goes on unpaged.
+const LINK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often statistics are published and the supervisor's messages are looked for while busy.
+const PUBLISH_MICROS: u64 = 1_000;
+/// How often it is checked that the program still has this memory (it may have called exec).
+const EXEC_CHECK_MICROS: u64 = 20_000;
+/// Largest local limit for which scratch windows are provided in proportion: beyond it the victim
+/// buffer stays at its size for this limit.
+const SCRATCH_LIMIT_BYTES_MAX: u64 = 64 << 30;
+
+/// Why the pager ends.
+enum End {
+    /// The program has ended, or has another memory after exec.
+    ProgramEnded,
+    /// The supervisor has died.
+    SupervisorDied,
+    /// The supervisor was told why the program must be stopped, and stops it.
+    Stop,
+}
 
 /// Serves the program until it ends.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the pager proper will keep them"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "the start-up code hands it over")]
 pub(crate) fn run(arguments: Arguments) -> ! {
-    let Arguments {
-        program_pidfd,
-        supervisor_pidfd,
-        ..
-    } = arguments;
-    let mut ends =
-        [program_pidfd, supervisor_pidfd].map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN));
-    let _ = poll(&mut ends, None);
+    runtime::on_panic(tell_panic);
+    let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS)
+        .unwrap_or_else(|_| std::process::exit(125));
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        program_pid: arguments.program.as_raw_nonzero().get().unsigned_abs(),
+        pager_pid: std::process::id(),
+        name: program_name(&arguments),
+    };
+    let called = PagerLink::connect(&arguments.socket, &hello, stats.as_fd(), LINK_TIMEOUT);
+    let Ok((link, welcome)) = called else {
+        // Nothing of the program is out yet: it goes on as it is.
+        std::process::exit(0);
+    };
+    let program = program_handle(&arguments);
+    let end = match Service::start(&arguments, link, &welcome, &stats) {
+        Ok(service) => service.serve(&arguments),
+        Err((link, message)) => stop(&link, &message),
+    };
+    if let End::SupervisorDied = end {
+        // Without it nobody keeps the program's faults waiting should this process die as well.
+        program.kill();
+    }
     std::process::exit(0)
+}
+
+/// Where a panic is told.
+static SUPERVISOR: OnceLock<PagerLink> = OnceLock::new();
+
+fn tell_panic(message: &str) {
+    let Some(link) = SUPERVISOR.get() else { return };
+    let fatal = PagerMessage::Fatal {
+        message: format!("the pager failed: {message}; please report this"),
+        exit_code: 125,
+    };
+    let _ = link.send(&fatal, &[]);
+}
+
+fn program_name(arguments: &Arguments) -> String {
+    let path = format!("/proc/{}/comm", arguments.program.as_raw_nonzero());
+    std::fs::read_to_string(path).map_or_else(|_| "?".to_owned(), |name| name.trim().to_owned())
+}
+
+fn program_handle(arguments: &Arguments) -> ProcessHandle {
+    let fd = arguments.program_pidfd.try_clone_to_owned();
+    let fd = fd.unwrap_or_else(|_| std::process::exit(125));
+    ProcessHandle::from_parts(arguments.program, fd)
+}
+
+fn stop(link: &PagerLink, message: &str) -> End {
+    let fatal = PagerMessage::Fatal { message: message.to_owned(), exit_code: 125 };
+    match link.send(&fatal, &[]) {
+        Ok(()) => End::Stop,
+        Err(_) => End::SupervisorDied,
+    }
+}
+
+/// The pager at work.
+struct Service<'a> {
+    pager: Pager<RemoteStore>,
+    link: PagerLink,
+    stats: StatsWriter<'a>,
+    waiter: Waiter,
+    next_publish: Nanos,
+    next_exec_check: Nanos,
+    limit_bytes: u64,
+}
+
+impl<'a> Service<'a> {
+    fn start(
+        arguments: &Arguments,
+        link: PagerLink,
+        welcome: &Welcome,
+        stats: &'a SharedWords,
+    ) -> Result<Self, (PagerLink, String)> {
+        match Self::prepare(arguments, &link, welcome) {
+            Ok((pager, waiter)) => Ok(Self {
+                pager,
+                link,
+                stats: StatsWriter::new(stats.words()),
+                waiter,
+                next_publish: Nanos::new(0),
+                next_exec_check: Nanos::new(0),
+                limit_bytes: welcome.limit_bytes,
+            }),
+            Err(message) => Err((link, message)),
+        }
+    }
+
+    fn prepare(
+        arguments: &Arguments,
+        link: &PagerLink,
+        welcome: &Welcome,
+    ) -> Result<(Pager<RemoteStore>, Waiter), String> {
+        let last_words = link.duplicate().map_err(|error| error.to_string())?;
+        let _ = SUPERVISOR.set(last_words);
+        let windows = windows_for(welcome.limit_bytes);
+        let memory = OwnMemory::new(arguments.program, windows, owned_ranges)
+            .map_err(|error| error.to_string())?;
+        let (store, session) = open_store(welcome)?;
+        link.send_armed(memory.uffd().as_fd(), memory.scratch_uffd().as_fd())
+            .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
+            .map_err(|error| error.to_string())?;
+        let mut secret = [0; 192];
+        rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| format!("the system gives no random numbers: {errno}"))?;
+        let config = Config {
+            scope: Scope::Process,
+            limit_bytes: welcome.limit_bytes,
+            readahead_pages_max: welcome.readahead_pages_max,
+            secret,
+            region_pages: session.pages,
+        };
+        let waiter = Waiter::new().map_err(|error| format!("epoll fails: {error}"))?;
+        waiter
+            .watch(memory.uffd().as_fd(), Source::Events)
+            .and_then(|()| waiter.watch(memory.scratch_uffd().as_fd(), Source::Scratch))
+            .and_then(|()| waiter.watch(link.fd(), Source::Link))
+            .and_then(|()| waiter.watch(arguments.program_pidfd, Source::Program))
+            .and_then(|()| waiter.watch(arguments.supervisor_pidfd, Source::Supervisor))
+            .map_err(|error| format!("epoll fails: {error}"))?;
+        Ok((Pager::new(&config, memory, store), waiter))
+    }
+
+    fn serve(mut self, arguments: &Arguments) -> End {
+        let mut ready = Ready::ALL;
+        let end = loop {
+            let wait = match self.pager.turn(ready) {
+                Ok(wait) => wait,
+                Err(fatal) => break self.stop(&fatal),
+            };
+            let now = Pager::<RemoteStore>::now();
+            if now >= self.next_publish {
+                self.next_publish = now.plus_micros(PUBLISH_MICROS);
+                self.publish();
+            }
+            if now >= self.next_exec_check {
+                self.next_exec_check = now.plus_micros(EXEC_CHECK_MICROS);
+                let same = runtime::has_this_memory(arguments.program, arguments.statm);
+                if same.is_ok_and(|same| !same) {
+                    break End::ProgramEnded;
+                }
+            }
+            match self.wait(wait, now) {
+                Ok(next) => ready = next,
+                Err(end) => break end,
+            }
+        };
+        self.publish();
+        if !matches!(end, End::Stop) {
+            // The supervisor ends the session if this fails.
+            let _ = self.pager.into_store().disconnect();
+            let _ = self.link.send(&PagerMessage::Bye, &[]);
+        }
+        end
+    }
+
+    fn stop(&mut self, fatal: &Fatal) -> End {
+        self.publish();
+        stop(&self.link, &fatal.to_string())
+    }
+
+    fn wait(&mut self, wait: Wait, now: Nanos) -> Result<Ready, End> {
+        let children = self.pager.memory().children();
+        self.waiter.follow_children(children.iter().map(|(_, uffd)| uffd.as_fd()));
+        self.waiter.follow_store(self.pager.store().descriptor(), wait.store_writable);
+        let nanos = if wait.again { 0 } else { wait.deadline.since(now) };
+        let woken = self.waiter.wait(nanos);
+        if woken.program {
+            return Err(End::ProgramEnded);
+        }
+        if woken.supervisor {
+            return Err(End::SupervisorDied);
+        }
+        if woken.link {
+            self.read_link()?;
+        }
+        Ok(woken.ready)
+    }
+
+    fn read_link(&mut self) -> Result<(), End> {
+        loop {
+            match self.link.try_receive() {
+                Ok(Some(SupervisorMessage::Limit { bytes })) => {
+                    self.limit_bytes = bytes;
+                    self.pager.set_limit(bytes);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(End::SupervisorDied),
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let counts = self.pager.counts();
+        publish_counts(&self.stats, &counts);
+        self.stats.set(Counter::LimitBytes, self.limit_bytes);
+        self.stats.set(Counter::PagerBytes, runtime::heap_bytes() as u64);
+        self.stats.set(Counter::Connections, 1);
+        self.stats.set(Counter::Sessions, 1);
+        let stats = &self.stats;
+        self.pager.drain_samples(&mut |sample| {
+            let histogram = match sample.latency {
+                Latency::Fault => Histogram::Fault,
+                Latency::Network => Histogram::Network,
+                Latency::Server => Histogram::Server,
+                Latency::Install => Histogram::Install,
+            };
+            stats.record(histogram, sample.nanos);
+        });
+    }
+}
+
+fn publish_counts(stats: &StatsWriter<'_>, counts: &Counts) {
+    const PAGE: u64 = farmem_region::PAGE_SIZE as u64;
+    for (counter, value) in [
+        (Counter::ResidentBytes, counts.local_pages * PAGE),
+        (Counter::LocalPeakBytes, counts.local_pages_peak * PAGE),
+        (Counter::ExternalBytes, counts.external_pages * PAGE),
+        (Counter::ExternalPeakBytes, counts.external_pages_peak * PAGE),
+        (Counter::VictimPages, counts.victim_pages),
+        (Counter::Faults, counts.faults),
+        (Counter::FetchedPages, counts.fetched_pages),
+        (Counter::ReadaheadPages, counts.readahead_pages),
+        (Counter::ReadaheadHits, counts.readahead_hits),
+        (Counter::EvictedPages, counts.evicted_pages),
+        (Counter::WrittenPages, counts.written_pages),
+        (Counter::VictimHits, counts.victim_hits),
+        (Counter::ZeroPages, counts.zero_drops),
+        (Counter::ZeroFilledPages, counts.zero_pages),
+        (Counter::CleanDroppedPages, counts.clean_drops),
+        (Counter::BusyPages, counts.busy_pages),
+        (Counter::ForkEvents, counts.forks),
+        (Counter::UnpageableSharedBytes, counts.shared_pages * PAGE),
+    ] {
+        stats.set(counter, value);
+    }
+}
+
+fn owned_ranges(each: &mut dyn FnMut(AddressRange)) {
+    for range in runtime::owned_ranges() {
+        each(AddressRange::new(range.start, range.end));
+    }
+}
+
+/// Windows of the scratch area: the victim buffer's share of the limit six times over, because
+/// windows moved out of sparse memory are mostly holes.
+fn windows_for(limit_bytes: u64) -> usize {
+    let pages = limit_bytes.min(SCRATCH_LIMIT_BYTES_MAX) >> 12;
+    usize::try_from(pages / 16 / 256 * 6 + 64).unwrap_or(64)
+}
+
+fn open_store(welcome: &Welcome) -> Result<(RemoteStore, SessionInfo), String> {
+    let endpoint: Endpoint = welcome
+        .server
+        .parse()
+        .map_err(|error: farmem_transport::AddressError| error.to_string())?;
+    let amount = ByteCount::new(welcome.reservation_bytes);
+    let mut config = RemoteConfig::new(endpoint, "farmem run", amount);
+    config.share_arena = welcome.share_arena;
+    RemoteStore::connect(config, Pager::<RemoteStore>::now()).map_err(|error| error.to_string())
+}
+
+fn report(welcome: &Welcome, session: &SessionInfo) -> SessionReport {
+    SessionReport {
+        server: welcome.server.clone(),
+        session: session.session.get(),
+        token: session.token,
+        epoch: session.epoch.get(),
+        incarnation: session.incarnation.get(),
+        region: session.region.get(),
+        granted: session.granted.get(),
+    }
+}
+
+/// What a descriptor means when it is ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Events = 1,
+    Scratch,
+    Store,
+    Link,
+    Program,
+    Supervisor,
+}
+
+/// What has become ready.
+struct Woken {
+    ready: Ready,
+    link: bool,
+    program: bool,
+    supervisor: bool,
+}
+
+/// Waits for everything at once, by epoll.
+struct Waiter {
+    epoll: std::os::fd::OwnedFd,
+    store: Option<(RawFd, bool)>,
+    children: Vec<RawFd>,
+    events: Vec<epoll::Event>,
+}
+
+impl Waiter {
+    fn new() -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self { epoll, store: None, children: Vec::new(), events: Vec::with_capacity(16) })
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> std::io::Result<()> {
+        let data = epoll::EventData::new_u64(source as u64);
+        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    /// Watches the store's descriptor, which changes when it reconnects. A closed descriptor
+    /// leaves the set by itself.
+    fn follow_store(&mut self, store: Option<BorrowedFd<'_>>, writable: bool) {
+        let wanted = store.map(|fd| (fd.as_raw_fd(), writable));
+        if wanted == self.store {
+            return;
+        }
+        if let Some(fd) = store {
+            let mut flags = epoll::EventFlags::IN;
+            if writable {
+                flags |= epoll::EventFlags::OUT;
+            }
+            let data = epoll::EventData::new_u64(Source::Store as u64);
+            if epoll::modify(&self.epoll, fd, data, flags).is_err() {
+                // Not in the set yet. Should it fail, the next turn's deadline polls the store.
+                let _ = epoll::add(&self.epoll, fd, data, flags);
+            }
+        }
+        self.store = wanted;
+    }
+
+    fn follow_children<'f>(&mut self, children: impl Iterator<Item = BorrowedFd<'f>>) {
+        let mut now = Vec::new();
+        for fd in children {
+            now.push(fd.as_raw_fd());
+            if !self.children.contains(&fd.as_raw_fd()) {
+                let _ = self.watch(fd, Source::Events);
+            }
+        }
+        self.children = now;
+    }
+
+    fn wait(&mut self, nanos: u64) -> Woken {
+        let timeout = rustix::event::Timespec {
+            tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: (nanos % 1_000_000_000).cast_signed(),
+        };
+        self.events.clear();
+        let spare = rustix::buffer::spare_capacity(&mut self.events);
+        // A signal or a full set of events only means another turn.
+        let _ = epoll::wait(&self.epoll, spare, Some(&timeout));
+        let is = |source: Source| self.events.iter().any(|e| e.data.u64() == source as u64);
+        Woken {
+            ready: Ready {
+                events: is(Source::Events),
+                store: is(Source::Store),
+                scratch: is(Source::Scratch),
+            },
+            link: is(Source::Link),
+            program: is(Source::Program),
+            supervisor: is(Source::Supervisor),
+        }
+    }
+}
+
+/// Keeps the pager on the processor it is on now.
+#[expect(dead_code, reason = "used with pulled threads")]
+fn stay_here() {
+    let mut here = CpuSet::new();
+    here.set(rustix::thread::sched_getcpu());
+    let _ = rustix::thread::sched_setaffinity(None, &here);
 }

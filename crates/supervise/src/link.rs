@@ -140,6 +140,15 @@ impl PagerLink {
         }
     }
 
+    /// A second hold on the same connection, to send a last message from a place that cannot
+    /// reach the first one.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, buffer: Box::default() })
+    }
+
     /// To wait on: readable means that [`Self::try_receive`] has something to say.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -71,6 +71,21 @@ impl FromStr for ServerAddress {
     }
 }
 
+/// Takes only what [`ServerAddress::resolve`] gives: a number and port, or a path. No name is
+/// looked up.
+impl FromStr for Endpoint {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match ServerAddress::from_str(text)? {
+            ServerAddress::Unix(path) => Ok(Self::Unix(path)),
+            ServerAddress::Tcp(number) => {
+                number.parse().map(Self::Tcp).map_err(|_| AddressError(text.to_owned()))
+            }
+        }
+    }
+}
+
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -183,28 +183,29 @@ fn robust_list_head(tid: usize) -> Option<usize> {
 }
 
 /// Runs `wake`, which wakes the waiting thread `tid`, such that the thread continues on the
-/// calling thread's processor. A thread that is woken while its waker still runs is put on
-/// another, idle processor, whose wake-up takes several times longer than the fault that it
-/// waited for; and its next fault has to wake the pager back from there.
+/// calling thread's processor; with `None` it just runs it. A thread that is woken while its waker
+/// still runs is put on another, idle processor, whose wake-up takes several times longer than the
+/// fault that it waited for; and its next fault has to wake the pager back from there.
 ///
 /// The thread's set of processors is narrowed for the moment of the wake-up and then restored;
 /// the thread itself sleeps meanwhile and cannot see it.
-pub fn pull_thread_here(tid: u32, wake: impl FnOnce()) {
-    let tid = i32::try_from(tid).ok().and_then(Pid::from_raw);
-    let allowed = tid.and_then(|tid| rustix::thread::sched_getaffinity(Some(tid)).ok());
+pub fn pull_thread_here<R>(tid: Option<u32>, wake: impl FnOnce() -> R) -> R {
+    let tid = tid.and_then(|tid| i32::try_from(tid).ok()).and_then(Pid::from_raw);
+    let Some(tid) = tid else { return wake() };
+    let Ok(allowed) = rustix::thread::sched_getaffinity(Some(tid)) else { return wake() };
     let here = rustix::thread::sched_getcpu();
-    match (tid, allowed) {
-        (Some(_), Some(allowed)) if allowed.count() > 1 && allowed.is_set(here) => {
-            let mut only = CpuSet::new();
-            only.set(here);
-            let narrowed = rustix::thread::sched_setaffinity(tid, &only).is_ok();
-            wake();
-            if narrowed {
-                let _ = rustix::thread::sched_setaffinity(tid, &allowed);
-            }
-        }
-        _ => wake(),
+    if allowed.count() < 2 || !allowed.is_set(here) {
+        return wake();
     }
+    let mut only = CpuSet::new();
+    only.set(here);
+    let narrowed = rustix::thread::sched_setaffinity(Some(tid), &only).is_ok();
+    let result = wake();
+    if narrowed {
+        // Fails only if the thread has ended.
+        let _ = rustix::thread::sched_setaffinity(Some(tid), &allowed);
+    }
+    result
 }
 
 #[cfg(test)]

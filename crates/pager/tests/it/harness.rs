@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use farmem_pager::{Config, Counts, OwnMemory, Pager, Scope};
+use farmem_pager::{Config, Counts, OwnMemory, Pager, Ready, Scope};
 use farmem_region::{
     Completion, Frames, Nanos, Outcome, PAGE_SIZE, PageCount, PageStore, Readiness, Request,
     StoreError, Ticket,
@@ -134,7 +134,7 @@ fn page(
     stop: &AtomicBool,
     ready: &std::sync::mpsc::SyncSender<()>,
 ) -> Counts {
-    let memory = OwnMemory::new(rustix::process::getpid(), 64).expect("userfaultfd works");
+    let memory = OwnMemory::new(rustix::process::getpid(), 64, |_| ()).expect("userfaultfd works");
     let config = Config {
         scope: Scope::Ranges,
         limit_bytes: limit as u64,
@@ -142,11 +142,11 @@ fn page(
         secret: std::array::from_fn(|at| at as u8 ^ 0x5a),
         region_pages: PageCount::new(1 << 20),
     };
-    let mut pager = Pager::new(&config, memory, MemoryStore::default(), &[]);
+    let mut pager = Pager::new(&config, memory, MemoryStore::default());
     assert!(pager.adopt_range(range));
     ready.send(()).expect("the test waits");
     while !stop.load(Ordering::Relaxed) {
-        let wait = pager.turn().expect("nothing is fatal");
+        let wait = pager.turn(Ready::ALL).expect("nothing is fatal");
         pager.drain_samples(&mut |_| ());
         if wait.again {
             continue;
@@ -271,8 +271,10 @@ pub(crate) struct Child(i32);
 
 /// Forks; the child runs `check` and ends at once.
 pub(crate) fn fork(check: impl FnOnce() -> bool) -> Child {
+    // By the system call: libc's fork holds the locks of malloc, which the pager thread of this
+    // process uses, until the pager has read the event.
     // SAFETY: the child only reads memory and ends by _exit.
-    let pid = unsafe { libc::fork() };
+    let pid = unsafe { libc::syscall(libc::SYS_fork) as i32 };
     assert!(pid >= 0, "fork works");
     if pid == 0 {
         let good = check();

@@ -32,7 +32,7 @@ fn what_was_stored_comes_back() {
         let counts = harness.finish();
         assert!(counts.evicted_pages > 10_000, "{counts:?}");
         assert!(counts.fetched_pages > 10_000, "{counts:?}");
-        assert!(counts.local_pages_peak <= (18 * MIB >> 12) as u64, "{counts:?}");
+        assert!(counts.local_pages_peak <= ((18 * MIB) >> 12) as u64, "{counts:?}");
     });
 }
 
