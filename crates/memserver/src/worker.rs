@@ -215,8 +215,11 @@ impl Worker {
             if self.active.is_empty() {
                 return false;
             }
-            for at in 0..self.active.len() {
-                self.serve_quietly(self.active[at]);
+            // A peer that is dropped leaves the list.
+            let mut at = 0;
+            while let Some(index) = self.active.get(at) {
+                self.serve_quietly(*index);
+                at += 1;
             }
             // Another thread of this processor, maybe the client, may have something to do.
             std::thread::yield_now();

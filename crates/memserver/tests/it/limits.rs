@@ -1,0 +1,93 @@
+//! Named limits, tested at their edges.
+
+use std::time::Duration;
+
+use farmem_wire::{Action, AttachMode, RefusalCode};
+
+use crate::raw::{Raw, TestServer};
+
+#[test]
+fn a_thousand_connections() {
+    let server = TestServer::start(4096, |config| config.workers = 2);
+    let mut clients: Vec<_> = (0..1000).map(|_| Raw::with_region(&server, 2)).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.write(&[(0, 1, number as u8), (1, 1, 7)]).unwrap();
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.read(&[(0, 1)]).unwrap(), [number as u8]);
+    }
+    let stat = server.stat();
+    assert_eq!(
+        (stat.sessions, stat.connections, stat.pages),
+        (1000, 1001, 2000)
+    );
+    for client in &mut clients {
+        client.call(client.request(Action::Disconnect), |_| ());
+    }
+    drop(clients);
+    server.wait_until_empty();
+}
+
+#[test]
+fn one_connection_too_many() {
+    let server = TestServer::start(64, |config| config.limits.connections_max = 3);
+    let held: Vec<_> = (0..3).map(|_| Raw::greeted(&server)).collect();
+    assert!(Raw::silent(&server).is_dropped());
+    assert!(server.logs("3 are connected"));
+    drop(held);
+    let stat = server.wait_until_served();
+    assert!(stat.connections_refused >= 1);
+}
+
+#[test]
+fn one_session_too_many() {
+    let server = TestServer::start(64, |config| config.limits.sessions_max = 2);
+    let held: Vec<_> = (0..2).map(|_| Raw::with_region(&server, 1)).collect();
+    let mut third = Raw::greeted(&server);
+    assert_eq!(third.setup(1, false, false), Err(RefusalCode::Busy));
+    third.call(held[0].request(Action::Disconnect), |_| ());
+    third.setup(1, false, false).unwrap();
+    // One connection, one session.
+    assert_eq!(third.setup(1, false, false), Err(RefusalCode::Malformed));
+}
+
+#[test]
+fn one_attached_connection_too_many() {
+    let server = TestServer::start(64, |config| config.limits.connections_per_session_max = 2);
+    let client = Raw::with_region(&server, 1);
+    let second = client.attach(&server, AttachMode::Join, 0).unwrap();
+    let third = client.attach(&server, AttachMode::Join, 0).err();
+    assert_eq!(third, Some(RefusalCode::Busy));
+    // In the place of another one it may.
+    client
+        .attach(&server, AttachMode::Join, second.connection)
+        .unwrap();
+}
+
+#[test]
+fn writes_in_flight() {
+    // Arenas come in chunks of 512 slots: 500 pages to lend leave 12 for pages on their way.
+    let server = TestServer::start(500, |config| {
+        config.limits.inflight_bytes = farmem_region::ByteCount::new(12 * 4096);
+        config.limits.message_timeout = Duration::from_secs(60);
+    });
+    let mut client = Raw::with_region(&server, 500);
+    for first in (0..500).step_by(10) {
+        let pages: Vec<_> = (first..first + 10).map(|page| (page, 1, 1)).collect();
+        client.write(&pages).unwrap();
+    }
+    // All pages are stored, and each can still be written anew, at most 12 at a time.
+    let pages: Vec<_> = (0..12).map(|page| (page, 2, 2)).collect();
+    client.write(&pages).unwrap();
+    let pages: Vec<_> = (0..13).map(|page| (page, 3, 3)).collect();
+    assert_eq!(client.write(&pages), Err(RefusalCode::Busy));
+    let mut half = client.attach(&server, AttachMode::Join, 0).unwrap();
+    let message = half.write_message(&[(0, 3, 3); 12]);
+    std::io::Write::write_all(&mut half.stream, &message[..2000]).unwrap();
+    server.wait_until(|stat| stat.slots == 512);
+    assert_eq!(client.write(&[(0, 4, 4)]), Err(RefusalCode::Busy));
+    assert_eq!(client.read(&[(0, 2)]).unwrap(), [2]);
+    drop(half);
+    server.wait_until(|stat| stat.slots == 500);
+    client.write(&[(0, 4, 4)]).unwrap();
+}

@@ -1,0 +1,224 @@
+//! The bytes of the protocol, written down: a test that fails here has broken every peer that is
+//! not rebuilt.
+
+use farmem_region::{
+    ByteCount, Checksum, Epoch, ExternalAddress, Incarnation, PAGE_SIZE, PageCount, PageIndex,
+    PageRange, RegionId, SessionId, Version,
+};
+use farmem_wire::{
+    Action, Attach, AttachMode, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply,
+    Malloc, MallocReply, PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, page_checksum,
+    seal,
+};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn header() -> Header {
+    Header {
+        session: SessionId::new(0x1112_1314_1516_1718),
+        region: RegionId::new(0x2122_2324_2526_2728),
+        epoch: Epoch::new(0x3132_3334_3536_3738),
+        incarnation: Incarnation::new(0x4142_4344_4546_4748),
+        token: 0x5152_5354_5556_5758,
+        entries: 1,
+        payload: PAGE_SIZE as u32,
+        ..Header::request(Action::Write, 0x0102_0304_0506_0708)
+    }
+}
+
+#[test]
+fn header_bytes() {
+    let expected = concat!(
+        "4d534d50",         // magic
+        "0100",             // version
+        "06",               // action: write
+        "00",               // flags
+        "0807060504030201", // request
+        "1817161514131211", // session
+        "2827262524232221", // region
+        "3837363534333231", // epoch
+        "4847464544434241", // incarnation
+        "5857565554535251", // token
+        "01000000",         // entries
+        "00100000",         // payload bytes
+        "0000",             // status
+        "0000",             // reserved
+        "00000000",         // server's time
+        "00000000",         // CRC of entries and body
+        "12c312d5",         // CRC of the header
+    );
+    assert_eq!(hex(&header().encode()), expected);
+}
+
+#[test]
+fn reply_bytes() {
+    let reply = Header {
+        server_nanos: 9,
+        ..header().refused(RefusalCode::NoPage)
+    };
+    let bytes = reply.encode();
+    assert_eq!(hex(&bytes[..8]), "4d534d5001000601");
+    assert_eq!(
+        hex(&bytes[48..72]),
+        "000000000000000000000000000000000e00000009000000"
+    );
+}
+
+#[test]
+fn entry_bytes() {
+    let mut out = Vec::new();
+    let (page, version) = (PageIndex::new(0x0102), Version::new(0x0304));
+    PageEntry {
+        page,
+        version,
+        checksum: Checksum::new(0x0506),
+        slot: 0x0708,
+    }
+    .encode(&mut out);
+    RangeEntry(PageRange {
+        start: page,
+        count: PageCount::new(0x090a),
+    })
+    .encode(&mut out);
+    let expected = concat!(
+        "0201000000000000",
+        "0403000000000000",
+        "0605000000000000",
+        "08070000",
+        "00000000",
+        "0201000000000000",
+        "0a09000000000000",
+        "0000000000000000",
+        "0000000000000000",
+    );
+    assert_eq!(hex(&out), expected);
+}
+
+#[test]
+fn page_checksum_value() {
+    let content: [u8; PAGE_SIZE] = std::array::from_fn(|at| at as u8);
+    let of = page_checksum(
+        RegionId::new(1),
+        PageIndex::new(2),
+        Version::new(3),
+        &content,
+    );
+    assert_eq!(of.get(), 0x2f65_63ba_44c1_b3fd);
+}
+
+#[test]
+fn body_bytes() {
+    let check = |write: &dyn Fn(&mut Vec<u8>), expected: &str| {
+        let mut out = Vec::new();
+        write(&mut out);
+        assert_eq!(hex(&out), expected);
+    };
+    check(
+        &|out| {
+            Hello {
+                oldest: 1,
+                newest: 2,
+                share_arena: true,
+            }
+            .encode(out);
+        },
+        "0100020001000000",
+    );
+    let reply = HelloReply {
+        version: 1,
+        arena_shared: true,
+        session_timeout_ms: 10_000,
+        connection: 7,
+        actions: 0x1ffe,
+        arena_slots: 9,
+    };
+    check(
+        &|out| reply.encode(out),
+        "01000100102700000700000000000000fe1f0000000000000900000000000000",
+    );
+    let setup = Setup {
+        amount: ByteCount::new(4096),
+        accept_partial: true,
+        dynamic: true,
+        name: "ab",
+        credentials: b"c",
+    };
+    check(
+        &|out| setup.encode(out),
+        "00100000000000000300000002000100616263",
+    );
+    let granted = GrantedSetup {
+        granted: ByteCount::new(1),
+        region: RegionId::new(2),
+        pages: PageCount::new(3),
+    };
+    check(
+        &|out| granted.encode(out),
+        "010000000000000002000000000000000300000000000000",
+    );
+    let attach = Attach {
+        mode: AttachMode::TakeOver,
+        replaces: 5,
+    };
+    check(
+        &|out| attach.encode(out),
+        "01000000000000000500000000000000",
+    );
+    let malloc = Malloc {
+        from: PageCount::new(1),
+        add: PageCount::new(2),
+    };
+    check(
+        &|out| malloc.encode(out),
+        "01000000000000000200000000000000",
+    );
+    let reply = MallocReply {
+        address: ExternalAddress::from_raw(1),
+        pages: PageCount::new(2),
+        granted: ByteCount::new(3),
+    };
+    check(
+        &|out| reply.encode(out),
+        "010000000000000002000000000000000300000000000000",
+    );
+    let full = FullBody {
+        asked: ByteCount::new(1),
+        free: ByteCount::new(2),
+    };
+    check(&|out| full.encode(out), "01000000000000000200000000000000");
+}
+
+#[test]
+fn stat_keeps_its_order() {
+    let names = ServerStat::NAMES;
+    assert_eq!(
+        names[..4],
+        ["memory_bytes", "reserved_bytes", "used_bytes", "sessions"]
+    );
+    assert_eq!(names.len(), 28, "new fields are appended, none is removed");
+}
+
+#[test]
+fn sealed_message() {
+    let mut message = vec![0; HEADER_BYTES];
+    Hello {
+        oldest: 1,
+        newest: 1,
+        share_arena: false,
+    }
+    .encode(&mut message);
+    seal(Header::request(Action::Hello, 1), &mut message);
+    let expected = concat!(
+        "4d534d50010001000100000000000000",
+        "00000000000000000000000000000000",
+        "00000000000000000000000000000000",
+        "00000000000000000000000008000000",
+        "0000000000000000",
+        "b4a4242a",
+        "dbe09029",
+        "0100010000000000",
+    );
+    assert_eq!(hex(&message), expected);
+}
