@@ -2,5 +2,9 @@
 
 mod basics;
 mod client;
+mod concurrency;
 mod frames;
+mod hostile;
+mod loss;
+mod proxy;
 mod server;

@@ -1,6 +1,5 @@
 //! A memory server on a thread of the test.
 
-use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ pub(crate) struct TestServer {
     pub(crate) endpoint: Endpoint,
     stop: StopHandle,
     thread: Option<JoinHandle<()>>,
-    log: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -55,9 +53,7 @@ impl TestServer {
         change: impl FnOnce(&mut ServerConfig),
     ) -> Self {
         let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(mebibytes << 20));
-        let log: std::sync::Arc<std::sync::Mutex<Vec<String>>> = std::sync::Arc::default();
-        let lines = std::sync::Arc::clone(&log);
-        config.log = LogSink::new(move |line| lines.lock().unwrap().push(line.to_owned()));
+        config.log = LogSink::new(|line| eprintln!("server: {line}"));
         config.workers = 2;
         change(&mut config);
         let server = MemServer::bind(config).unwrap();
@@ -68,7 +64,6 @@ impl TestServer {
             endpoint,
             stop,
             thread: Some(thread),
-            log,
             _directory: None,
         }
     }
@@ -104,18 +99,6 @@ impl TestServer {
             // The one connection asks.
             (reserved_bytes, sessions, connections, pages, slots) == (0, 0, 1, 0, 0)
         });
-    }
-
-    pub(crate) fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
-    }
-
-    /// The Unix socket's path.
-    pub(crate) fn path(&self) -> PathBuf {
-        match &self.endpoint {
-            Endpoint::Unix(path) => path.clone(),
-            Endpoint::Tcp(_) => panic!("not a Unix socket"),
-        }
     }
 
     pub(crate) fn stop(&mut self) {

@@ -1,0 +1,343 @@
+//! A scripted server that lies: nothing wrong ever reaches the caller as a page.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+use std::time::Duration;
+
+use farmem_region::{
+    ByteCount, Epoch, Incarnation, PAGE_SIZE, PageCount, PageIndex, RegionId, SessionId,
+    StoreError, Version,
+};
+use farmem_transport::Endpoint;
+use farmem_wire::{
+    Action, GrantedSetup, HEADER_BYTES, Header, HelloReply, PageEntry, RefusalCode, page_checksum,
+    seal,
+};
+
+use crate::client::{Client, config};
+
+/// How the server answers a read.
+type Answer = fn(&Header, &[PageEntry], &mut UnixStream);
+
+/// A server that says hello and sets up, and answers reads as the script says.
+fn serve(answer: Answer) -> (Endpoint, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server");
+    let listener = UnixListener::bind(&path).unwrap();
+    // Ends with the process.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            thread::spawn(move || serve_one(stream, answer));
+        }
+    });
+    (Endpoint::Unix(path), directory)
+}
+
+fn serve_one(mut stream: UnixStream, answer: Answer) {
+    let mut head = [0; HEADER_BYTES];
+    while stream.read_exact(&mut head).is_ok() {
+        let header = Header::decode(&head).unwrap();
+        let mut rest = vec![0; header.entry_bytes() + header.payload_bytes()];
+        stream.read_exact(&mut rest).unwrap();
+        let entries: Vec<_> = PageEntry::decode_all(&rest[..header.entry_bytes()]).collect();
+        let reply = Header {
+            incarnation: Incarnation::new(7),
+            ..header.granted()
+        };
+        match header.action {
+            Action::Hello => {
+                let hello = HelloReply {
+                    version: 1,
+                    arena_shared: false,
+                    session_timeout_ms: 10_000,
+                    connection: 1,
+                    actions: u64::MAX,
+                    arena_slots: 0,
+                };
+                send(&mut stream, reply, |out| hello.encode(out));
+            }
+            Action::Setup | Action::Attach => {
+                let granted = GrantedSetup {
+                    granted: ByteCount::new(1 << 20),
+                    region: RegionId::new(1),
+                    pages: PageCount::new(256),
+                };
+                let reply = Header {
+                    session: SessionId::new(1),
+                    region: RegionId::new(1),
+                    epoch: Epoch::new(1),
+                    token: 9,
+                    ..reply
+                };
+                send(&mut stream, reply, |out| granted.encode(out));
+            }
+            Action::Read => answer(&header, &entries, &mut stream),
+            _ => send(&mut stream, reply, |_| ()),
+        }
+    }
+}
+
+fn send(stream: &mut UnixStream, header: Header, rest: impl FnOnce(&mut Vec<u8>)) {
+    let mut message = vec![0; HEADER_BYTES];
+    rest(&mut message);
+    seal(header, &mut message);
+    let _ = stream.write_all(&message);
+}
+
+/// The right reply for pages that are filled with 1, after `change` has had its way with it.
+fn pages(
+    header: &Header,
+    entries: &[PageEntry],
+    change: impl FnOnce(&mut Vec<PageEntry>, &mut Vec<u8>),
+) -> Vec<u8> {
+    let mut found: Vec<_> = entries
+        .iter()
+        .map(|entry| PageEntry {
+            checksum: page_checksum(header.region, entry.page, entry.version, &[1; PAGE_SIZE]),
+            ..*entry
+        })
+        .collect();
+    let mut content = vec![1; entries.len() * PAGE_SIZE];
+    change(&mut found, &mut content);
+    let mut message = vec![0; HEADER_BYTES];
+    found.iter().for_each(|entry| entry.encode(&mut message));
+    let (entries, payload) = (found.len() as u32, content.len() as u32);
+    let reply = Header {
+        entries,
+        payload,
+        ..header.granted()
+    };
+    seal(reply, &mut message);
+    message.extend(content);
+    message
+}
+
+fn fetch(answer: Answer) -> Result<(), StoreError> {
+    let (endpoint, _directory) = serve(answer);
+    let mut config = config(&endpoint, 1);
+    config.timeouts.silence_us = 200_000;
+    config.timeouts.reconnect_us = 1_000_000;
+    let mut client = Client::connect(config, 8).unwrap();
+    client.fetch(0, 8, 5)?;
+    for frame in &client.frames.0 {
+        assert_eq!(*frame, [1; PAGE_SIZE], "a wrong page was handed out");
+    }
+    Ok(())
+}
+
+fn wrong_page(answer: Answer, reason: &str) {
+    let error = fetch(answer).unwrap_err();
+    assert!(matches!(error, StoreError::WrongPage { .. }), "{error}");
+    assert!(error.to_string().contains(reason), "{error}");
+}
+
+fn lost(answer: Answer, reason: &str) {
+    let error = fetch(answer).unwrap_err();
+    assert!(matches!(error, StoreError::Lost { .. }), "{error}");
+    assert!(error.to_string().contains(reason), "{error}");
+}
+
+#[test]
+fn the_right_pages_are_taken() {
+    fetch(|header, entries, stream| {
+        stream
+            .write_all(&pages(header, entries, |_, _| ()))
+            .unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn in_pieces_of_any_size() {
+    for piece in [1, 79, 81, 4095, 10_000] {
+        // A function pointer takes no surroundings: the size goes by a thread's own variable.
+        PIECE.store(piece, std::sync::atomic::Ordering::Relaxed);
+        fetch(|header, entries, stream| {
+            let message = pages(header, entries, |_, _| ());
+            let piece = PIECE.load(std::sync::atomic::Ordering::Relaxed);
+            // Single bytes for the head only: there are 32 KiB of pages.
+            let (head, rest) = message.split_at(HEADER_BYTES + 300);
+            for chunk in head.chunks(piece).chain(rest.chunks(piece.max(500))) {
+                stream.write_all(chunk).unwrap();
+                thread::sleep(Duration::from_micros(20));
+            }
+        })
+        .unwrap();
+    }
+}
+
+static PIECE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+#[test]
+fn a_guess_that_is_wrong() {
+    // First an answer to something else, in one piece with the pages.
+    fetch(|header, entries, stream| {
+        let mut message = vec![0; HEADER_BYTES];
+        let busy = header.refused(RefusalCode::Busy);
+        seal(busy, &mut message);
+        static ASKED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        if ASKED.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            stream.write_all(&message).unwrap();
+        } else {
+            stream
+                .write_all(&pages(header, entries, |_, _| ()))
+                .unwrap();
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn another_content() {
+    wrong_page(
+        |header, entries, stream| {
+            let message = pages(header, entries, |_, content| {
+                content[3 * PAGE_SIZE + 17] ^= 4;
+            });
+            stream.write_all(&message).unwrap();
+        },
+        "does not match its checksum",
+    );
+}
+
+#[test]
+fn another_version() {
+    wrong_page(
+        |header, entries, stream| {
+            let message = pages(header, entries, |found, _| {
+                // An old page, authentic in itself.
+                found[7].version = Version::new(4);
+                found[7].checksum = page_checksum(
+                    header.region,
+                    found[7].page,
+                    found[7].version,
+                    &[1; PAGE_SIZE],
+                );
+            });
+            stream.write_all(&message).unwrap();
+        },
+        "version 4 instead",
+    );
+}
+
+#[test]
+fn another_page() {
+    wrong_page(
+        |header, entries, stream| {
+            let message = pages(header, entries, |found, _| {
+                found[2].page = PageIndex::new(100);
+                found[2].checksum = page_checksum(
+                    header.region,
+                    found[2].page,
+                    found[2].version,
+                    &[1; PAGE_SIZE],
+                );
+            });
+            stream.write_all(&message).unwrap();
+        },
+        "page 100 instead",
+    );
+}
+
+#[test]
+fn two_pages_in_each_others_place() {
+    wrong_page(
+        |header, entries, stream| {
+            let message = pages(header, entries, |found, content| {
+                content[..PAGE_SIZE].fill(2);
+                found[0].checksum = page_checksum(
+                    header.region,
+                    found[1].page,
+                    found[0].version,
+                    &[2; PAGE_SIZE],
+                );
+            });
+            stream.write_all(&message).unwrap();
+        },
+        "does not match its checksum",
+    );
+}
+
+#[test]
+fn fewer_pages_than_asked_for() {
+    lost(
+        |header, entries, stream| {
+            let message = pages(header, entries, |found, content| {
+                found.pop();
+                content.truncate(7 * PAGE_SIZE);
+            });
+            stream.write_all(&message).unwrap();
+        },
+        "another number of pages",
+    );
+}
+
+#[test]
+fn a_payload_that_never_ends() {
+    lost(
+        |header, entries, stream| {
+            let message = pages(header, entries, |_, _| ());
+            stream.write_all(&message[..message.len() - 100]).unwrap();
+        },
+        "went silent",
+    );
+}
+
+#[test]
+fn an_answer_to_nothing() {
+    lost(
+        |header, entries, stream| {
+            let other = Header {
+                request: header.request + (1 << 16),
+                ..*header
+            };
+            stream
+                .write_all(&pages(&other, entries, |_, _| ()))
+                .unwrap();
+        },
+        "never made",
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_the_header() {
+    lost(
+        |header, entries, stream| {
+            let mut message = pages(header, entries, |_, _| ());
+            message[60] ^= 1;
+            stream.write_all(&message).unwrap();
+        },
+        "header damaged",
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_an_entry() {
+    lost(
+        |header, entries, stream| {
+            let mut message = pages(header, entries, |_, _| ());
+            message[HEADER_BYTES + 8] ^= 1;
+            stream.write_all(&message).unwrap();
+        },
+        "entries or body damaged",
+    );
+}
+
+#[test]
+fn no_page_is_an_error_and_never_zeros() {
+    let error = fetch(|header, _, stream| {
+        send(stream, header.refused(RefusalCode::NoPage), |_| ());
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("no such page"), "{error}");
+}
+
+#[test]
+fn a_stale_epoch_closes_the_store() {
+    lost(
+        |header, _, stream| send(stream, header.refused(RefusalCode::StaleEpoch), |_| ()),
+        "the epoch is over",
+    );
+}
