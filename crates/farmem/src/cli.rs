@@ -25,6 +25,9 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Lend this machine's memory
     Serve(ServeOptions),
+    /// Look at memory servers
+    #[command(subcommand)]
+    Server(ServerCommand),
     /// Check whether this machine can run programs under farmem, and say what to change
     Doctor(DoctorOptions),
 }
@@ -81,6 +84,29 @@ pub(crate) struct ServeOptions {
     /// end with it
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) private: Option<i32>,
+}
+
+/// `farmem server`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// Show what one memory server lends and to how many
+    Show(ServerShowOptions),
+}
+
+/// `farmem server show`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerShowOptions {
+    /// The memory server: HOST:PORT or unix:PATH
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:7070",
+        env = "FARMEM_SERVER"
+    )]
+    pub(crate) server: String,
+    /// How to print
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
 }
 
 /// `farmem doctor`.

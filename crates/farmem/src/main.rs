@@ -12,6 +12,7 @@ mod elf;
 mod machine;
 mod run;
 mod serve;
+mod server;
 mod size;
 mod table;
 
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, ServerCommand};
 
 /// What commands other than `run` exit with when they failed.
 const FAILURE: u8 = 1;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Serve(options) => ending(serve::serve(&options)),
+        Command::Server(ServerCommand::Show(options)) => ending(server::show(&options)),
         Command::Doctor(options) => ending(doctor::doctor(&options)),
     }
 }

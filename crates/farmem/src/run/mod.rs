@@ -5,9 +5,11 @@
 //! * [`supervisor`]: the loop that waits for signals, pagers and their programs.
 //! * [`pagers`]: what the supervisor knows of each pager, and when a program must be stopped.
 //! * [`family`]: which processes belong to the run.
+//! * [`farewell`]: ends the sessions that pagers leave behind.
 //! * [`tally`], [`progress`] and [`report`]: what was counted, and how it is told.
 
 mod family;
+mod farewell;
 mod pagers;
 mod private_server;
 mod program;
@@ -234,7 +236,11 @@ fn die_of(signal: i32) -> ExitCode {
     // The program has dumped its core, if it was to; another one of the supervisor tells nothing.
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
     if let Some(signal) = Signal::from_named_raw(signal) {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+        // Twice: the standard library catches the first SIGSEGV or SIGBUS, looks whether a stack
+        // has overflowed, and goes back to the default.
+        for _ in 0..2 {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+        }
     }
     // The signal is one that this process ignores (SIGPIPE) or has no name for.
     ExitCode::from(u8::try_from(SIGNAL_BASE + signal).unwrap_or(OWN_FAILURE))

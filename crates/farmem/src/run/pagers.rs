@@ -50,6 +50,15 @@ pub(crate) struct Pager {
     stopped: bool,
 }
 
+/// What is left of a pager.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// The last counts, if they could be read.
+    pub(crate) counts: Result<ProcessCounts, StatsError>,
+    /// A session that nobody has ended.
+    pub(crate) session: Option<SessionReport>,
+}
+
 impl Pager {
     /// Takes in a pager that has said hello.
     ///
@@ -197,12 +206,16 @@ impl Pager {
         StatsSnapshot::read(&self.stats)
     }
 
-    /// Lets go of everything but the last counts.
-    pub(crate) fn last_counts(self) -> Result<ProcessCounts, StatsError> {
-        self.counts().map(|counts| ProcessCounts {
+    /// Lets go of everything.
+    pub(crate) fn remains(self) -> Remains {
+        let counts = self.counts().map(|counts| ProcessCounts {
             pid: self.hello.program_pid,
             name: self.hello.name,
             counts,
-        })
+        });
+        Remains {
+            counts,
+            session: self.session,
+        }
     }
 }

@@ -12,9 +12,10 @@ use farmem_supervise::{
     Received, SignalQueue, StatsSnapshot, SupervisorMessage, Welcome,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
-use crate::run::pagers::Pager;
+use crate::run::farewell::Farewells;
+use crate::run::pagers::{Pager, Remains};
 use crate::run::private_server::PrivateServer;
 use crate::run::progress::ProgressLine;
 use crate::run::tally::Tally;
@@ -98,6 +99,7 @@ pub(crate) struct Supervisor {
     /// farmem had to stop a program: what it exits with.
     failure: Option<u8>,
     tally: Tally,
+    farewells: Farewells,
     told_waiting: bool,
     line: ProgressLine,
 }
@@ -124,6 +126,7 @@ impl Supervisor {
             program_ending: None,
             failure: None,
             tally: Tally::default(),
+            farewells: Farewells::default(),
             told_waiting: false,
             line: ProgressLine::new(parts.progress),
             parts,
@@ -149,6 +152,7 @@ impl Supervisor {
             }
         };
         self.line.clear();
+        self.farewells.wait();
         Ok(Outcome {
             ending: self.failure.map_or(ending, Ending::Exited),
             tally: self.tally,
@@ -258,7 +262,7 @@ impl Supervisor {
 
     fn reap(&mut self) {
         let changes = WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED;
-        while let Ok(Some((pid, status))) = waitpid(None, changes) {
+        while let Ok(Some((pid, status))) = wait(changes) {
             let ended = status.exited() || status.signaled();
             if pid == self.parts.program {
                 self.program_changed(status);
@@ -539,9 +543,13 @@ impl Supervisor {
             return;
         };
         let title = pager.title();
-        match pager.last_counts() {
+        let Remains { counts, session } = pager.remains();
+        match counts {
             Ok(counts) => self.tally.ended(counts),
             Err(error) => self.say(&format!("the counts of {title} are lost: {error}")),
+        }
+        if let Some(session) = session {
+            self.farewells.add(session);
         }
         self.budget.leave(id);
         self.share_out(None);

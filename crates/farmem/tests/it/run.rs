@@ -1,0 +1,332 @@
+//! `farmem run` where nothing is paged: statuses, signals, what it says and what it leaves.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::installation::{Installation, output, text};
+
+fn run(arguments: &[&str]) -> (Option<i32>, Option<i32>, String, String) {
+    run_in(&Installation::new(), arguments)
+}
+
+fn run_in(
+    installation: &Installation,
+    arguments: &[&str],
+) -> (Option<i32>, Option<i32>, String, String) {
+    let output = output(installation.farmem(["run"].iter().chain(arguments)));
+    let (stdout, stderr) = (
+        text(&output.stdout).to_owned(),
+        text(&output.stderr).to_owned(),
+    );
+    (output.status.code(), output.status.signal(), stdout, stderr)
+}
+
+#[test]
+fn the_exit_status_is_the_programs() {
+    let installation = Installation::new();
+    for status in [0, 1, 7, 125, 255] {
+        let script = format!("exit {status}");
+        let (code, ..) = run_in(&installation, &["--", "sh", "-c", &script]);
+        assert_eq!(code, Some(status));
+    }
+}
+
+#[test]
+fn farmem_dies_of_the_signal_that_the_program_died_of() {
+    let installation = Installation::new();
+    for (name, number) in [
+        ("KILL", 9),
+        ("TERM", 15),
+        ("INT", 2),
+        ("SEGV", 11),
+        ("USR1", 10),
+    ] {
+        let script = format!("kill -{name} $$");
+        let (_, signal, ..) = run_in(&installation, &["--", "sh", "-c", &script]);
+        assert_eq!(signal, Some(number), "{name}");
+    }
+}
+
+#[test]
+fn own_failures_are_told_apart_from_the_programs() {
+    let installation = Installation::new();
+    let plain = installation.folder().join("plain");
+    fs::write(&plain, "").unwrap();
+    let plain = plain.to_str().unwrap();
+    for (arguments, status, reason) in [
+        (&["--no-such-flag", "true"][..], 125, "--no-such-flag"),
+        (&["--local", "1MiB", "true"], 125, "the least is 16 MiB"),
+        (&["--local", "4X", "true"], 125, "no unit"),
+        (&["--server", "nowhere", "true"], 125, "HOST:PORT"),
+        (
+            &["--stats", "/no/such/folder/s", "true"],
+            125,
+            "/no/such/folder/s",
+        ),
+        (&[], 125, "PROGRAM"),
+        (&[plain], 126, "Permission denied"),
+        (&["/"], 126, "Permission denied"),
+        (&["no-such-program"], 127, "no-such-program"),
+        (&["/no/such/program"], 127, "/no/such/program"),
+    ] {
+        let (code, _, _, stderr) = run_in(&installation, arguments);
+        assert_eq!(code, Some(status), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(reason), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn without_its_parts_it_refuses_and_says_what_to_do() {
+    let installation = Installation::new();
+    fs::remove_file(installation.folder().join("libfarmem_preload.so")).unwrap();
+    let (code, _, _, stderr) = run_in(&installation, &["true"]);
+    assert_eq!(code, Some(125));
+    assert!(
+        stderr.contains("libfarmem_preload.so") && stderr.contains("build"),
+        "{stderr}"
+    );
+
+    let installation = Installation::new();
+    fs::copy("/bin/sh", installation.folder().join("farmem-pagerd")).unwrap();
+    let (code, _, _, stderr) = run_in(&installation, &["true"]);
+    assert_eq!(code, Some(125));
+    assert!(stderr.contains("not a static executable"), "{stderr}");
+}
+
+#[test]
+fn the_program_gets_its_arguments_streams_and_variables() {
+    let (code, _, stdout, _) = run(&[
+        "--local",
+        "64MiB",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$0 $1\"; echo \"$LD_PRELOAD\"; echo $FARMEM_RUN",
+        "a",
+        "--b",
+    ]);
+    assert_eq!(code, Some(0));
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines[0], "a --b");
+    assert!(lines[1].ends_with("/libfarmem_preload.so"), "{stdout}");
+    let variable: Vec<&str> = lines[2].splitn(4, ':').collect();
+    assert_eq!((variable[0], variable[2]), ("v1", "67108864"));
+    assert!(variable[1].starts_with("farmem-") && variable[1].len() == "farmem-".len() + 32);
+    assert!(variable[3].ends_with("/farmem-pagerd"));
+}
+
+#[test]
+fn the_summary_is_one_line_and_quiet_is_quiet() {
+    let (_, _, stdout, stderr) = run(&["--local", "64MiB", "true"]);
+    assert_eq!(stdout, "");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.starts_with("farmem: local peak "), "{stderr}");
+    assert!(
+        stderr.ends_with("of 64 MiB, nothing went out\n"),
+        "{stderr}"
+    );
+    let (_, _, _, stderr) = run(&["--quiet", "true"]);
+    assert_eq!(stderr, "");
+}
+
+#[test]
+fn the_stats_file_is_written_even_when_the_program_is_killed() {
+    let installation = Installation::new();
+    let file = installation.folder().join("stats.json");
+    let name = file.to_str().unwrap();
+    let script = "kill -9 $$";
+    run_in(
+        &installation,
+        &[
+            "--local", "64MiB", "--stats", name, "--", "sh", "-c", script,
+        ],
+    );
+    let stats: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(stats["exit_status"], 137);
+    assert_eq!(stats["local_limit_bytes"], 64 << 20);
+    assert!(stats["local_peak_bytes"].as_u64().unwrap() > 0);
+    assert!(stats["wall_seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn flags_may_come_from_the_environment_and_the_command_line_wins() {
+    let installation = Installation::new();
+    let limit = |arguments: &[&str]| {
+        let mut command = installation.farmem(arguments);
+        command
+            .env("FARMEM_LOCAL", "32MiB")
+            .env("FARMEM_QUIET", "1");
+        text(&output(command).stdout)
+            .split(':')
+            .nth(2)
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(
+        limit(&["run", "sh", "-c", "echo $FARMEM_RUN"]),
+        (32 << 20).to_string()
+    );
+    let flag = ["run", "--local", "64MiB", "sh", "-c", "echo $FARMEM_RUN"];
+    assert_eq!(limit(&flag), (64 << 20).to_string());
+}
+
+#[test]
+fn what_the_preload_library_cannot_enter_runs_unpaged_and_is_told() {
+    let installation = Installation::new();
+    let text = "void _start(void) { __asm__(\"mov $60, %eax; mov $3, %edi; syscall\"); }";
+    let program = installation.compile("static", "-static", text);
+    let (code, _, _, stderr) = run_in(&installation, &[program.to_str().unwrap()]);
+    assert_eq!(code, Some(3));
+    assert!(
+        stderr.contains("runs without paging: it is a static executable"),
+        "{stderr}"
+    );
+    // By another name, through the search path.
+    let link = installation.link(&program, "linked");
+    let mut command = installation.farmem(["run", "linked"]);
+    command.env("PATH", link.parent().unwrap());
+    let output = output(command);
+    assert!(crate::installation::text(&output.stderr).contains("without paging"));
+}
+
+/// A program that has said that it is there.
+struct Running {
+    farmem: Child,
+    output: BufReader<std::process::ChildStdout>,
+    /// What the program said after `ready`.
+    words: Vec<String>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut farmem = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(farmem.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let mut words = line.split_whitespace().map(str::to_owned);
+        assert_eq!(words.next().as_deref(), Some("ready"));
+        Self {
+            farmem,
+            output,
+            words: words.collect(),
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.farmem), signal).unwrap();
+    }
+
+    /// Returns when everybody who could write to the output has ended.
+    fn wait_silence(&mut self) -> String {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        rest
+    }
+}
+
+#[test]
+fn signals_to_the_supervisor_alone_reach_the_program() {
+    let installation = Installation::new();
+    for (name, signal) in [
+        ("TERM", Signal::TERM),
+        ("HUP", Signal::HUP),
+        ("INT", Signal::INT),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("WINCH", Signal::WINCH),
+    ] {
+        let script = format!("trap 'exit 9' {name}; echo ready; while :; do :; done");
+        let mut running = Running::start(installation.farmem(["run", "sh", "-c", &script]));
+        running.signal(signal);
+        assert_eq!(running.farmem.wait().unwrap().code(), Some(9), "{name}");
+    }
+}
+
+#[test]
+fn a_program_that_ignores_hangups_still_does() {
+    let installation = Installation::new();
+    let farmem = installation.folder().join("farmem");
+    let mut command = Command::new("sh");
+    let script = "trap '' HUP; exec \"$0\" run -q sh -c 'kill -HUP $$; exit 4'";
+    command
+        .args(["-c", script])
+        .arg(farmem)
+        .stdin(Stdio::null());
+    assert_eq!(output(command).status.code(), Some(4));
+}
+
+#[test]
+fn killing_the_supervisor_kills_the_program_and_the_private_server() {
+    let installation = Installation::new();
+    let script = "echo ready $PPID; exec cat";
+    let mut command = installation.farmem(["run", "sh", "-c", script]);
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
+    let server = private_server_of(&running.words[0]);
+    running.signal(Signal::KILL);
+    assert_eq!(running.wait_silence(), "");
+    running.farmem.wait().unwrap();
+    await_end(server);
+    // Nothing but the installation's own files is left.
+    let rest = fs::read_dir(installation.folder()).unwrap().flatten();
+    let folders = rest.filter(|entry| entry.file_type().unwrap().is_dir());
+    assert_eq!(folders.count(), 0);
+}
+
+/// The other child of a supervisor whose program is a child too.
+fn private_server_of(supervisor: &str) -> Pid {
+    let list = format!("/proc/{supervisor}/task/{supervisor}/children");
+    let children = fs::read_to_string(list).unwrap();
+    let server = children.split_whitespace().find(|pid| {
+        let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        arguments.contains("--private")
+    });
+    Pid::from_raw(server.unwrap().parse().unwrap()).unwrap()
+}
+
+/// Waits for the end of a process that is nobody's child here.
+fn await_end(pid: Pid) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{PidfdFlags, pidfd_open};
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    let patience = Timespec {
+        tv_sec: 5,
+        tv_nsec: 0,
+    };
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ended, 1, "it lives on");
+}
+
+#[test]
+fn orphans_stay_under_the_supervisor_until_they_end() {
+    let installation = Installation::new();
+    let fifo = installation.folder().join("fifo");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+    let script = format!(
+        "(echo ready $PPID; read x < {}; echo $x) & exit 5",
+        fifo.display()
+    );
+    let mut running = Running::start(installation.farmem(["run", "sh", "-c", &script]));
+    // In the orphan $PPID is still the program's parent: farmem.
+    let farmem = running.words[0].parse().unwrap();
+    assert_eq!(
+        Pid::from_child(&running.farmem),
+        Pid::from_raw(farmem).unwrap()
+    );
+    assert!(running.farmem.try_wait().unwrap().is_none());
+    fs::write(&fifo, "orphan\n").unwrap();
+    assert_eq!(running.wait_silence(), "orphan\n");
+    assert_eq!(running.farmem.wait().unwrap().code(), Some(5));
+}
