@@ -167,6 +167,7 @@ fn measure_case(
 #[expect(clippy::print_stdout, reason = "the table is the result")]
 fn report(figures: &Figures, verdicts: &[Verdict]) {
     println!("{}", figures.table());
+    println!("{}", figures.latencies());
     for verdict in verdicts {
         println!("{verdict}");
     }

@@ -144,13 +144,16 @@ fn check_reasons(root: &str, reasons: Option<&str>, findings: &mut Findings) {
         findings.push(format!("{REASONS} is missing"));
         return;
     };
-    for line in section(root, "workspace.dependencies") {
-        let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
-        let ours = name.is_empty() || name.starts_with("farmem-");
-        if !ours && !reasons.contains(&format!("`{name}`")) {
-            findings.push(format!("{REASONS} does not say what {name} is for"));
-        }
+    for name in dependencies_of(root).filter(|name| !reasons.contains(&format!("`{name}`"))) {
+        findings.push(format!("{REASONS} does not say what {name} is for"));
     }
+}
+
+/// What the workspace takes from outside.
+fn dependencies_of(root: &str) -> impl Iterator<Item = &str> {
+    let names = section(root, "workspace.dependencies");
+    let names = names.filter_map(|line| line.split(['.', ' ', '=']).next());
+    names.filter(|name| !name.is_empty() && !name.starts_with("farmem-"))
 }
 
 /// The lines of one section of a manifest.
