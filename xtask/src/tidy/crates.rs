@@ -9,6 +9,7 @@ use super::{Findings, Source};
 use crate::build::workspace;
 
 const MAP: &str = "ARCHITECTURE.md";
+const XTASK: &str = "xtask/Cargo.toml";
 const REASONS: &str = "docs/dependencies.md";
 
 /// What each crate may depend on, tests apart. What is not here is what the design forbids: pager
@@ -83,12 +84,21 @@ pub(super) fn check(sources: &[Source], findings: &mut Findings) -> anyhow::Resu
     for (name, manifest) in &manifests {
         check_direction(name, manifest, findings);
     }
-    let root = sources.iter().find(|source| source.path == "Cargo.toml");
-    check_reasons(
-        &root.context("no Cargo.toml")?.text,
-        text_of(sources, REASONS),
-        findings,
-    );
+    let root = &text_of(sources, "Cargo.toml").context("no Cargo.toml")?;
+    check_reasons(root, text_of(sources, REASONS), findings);
+    let members: String = manifests
+        .values()
+        .copied()
+        .chain(text_of(sources, XTASK))
+        .collect();
+    let used = |name: &&str| {
+        let ways = ["{name}.workspace = true", "{name} = { workspace = true"];
+        ways.iter()
+            .any(|way| members.contains(&way.replace("{name}", &format!("\n{name}"))))
+    };
+    for name in dependencies_of(root).filter(|name| !used(name)) {
+        findings.push(format!("Cargo.toml: no crate uses {name}"));
+    }
     Ok(())
 }
 
