@@ -331,9 +331,12 @@ impl Engine {
     }
 
     fn answer(&mut self, io: &mut Io<'_>, fault: Fault) -> Result<(), Fatal> {
+        let full = self.budget.is_full() && !self.stuck;
         let Some(space) = self.space_mut(fault.space) else { return Ok(()) };
         let place = space.table.get(fault.address).map(Entry::place);
         match place {
+            // What needs memory waits until something has been moved out, if anything can be.
+            None | Some(Place::Zero | Place::Out) if full => self.deferred.push_back(fault),
             None | Some(Place::Zero) => self.zero_fill(io, fault),
             Some(Place::Resident) => self.look_again(io, fault)?,
             Some(Place::Fetching) => self.want(fault),
@@ -400,12 +403,6 @@ impl Engine {
 
     /// Fills an untouched page, and its successors if the program touches page after page.
     fn zero_fill(&mut self, io: &mut Io<'_>, fault: Fault) {
-        if self.budget.is_full() && !self.stuck {
-            // First touch is throttled: it waits until something has been moved out, if anything
-            // can be.
-            self.deferred.push_back(fault);
-            return;
-        }
         let run = self.zero_run_from(fault);
         let range = AddressRange::pages_from(fault.address, run);
         let pull = self.threads.on_fault(fault.thread, fault.since);

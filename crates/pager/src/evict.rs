@@ -16,6 +16,8 @@ const WINDOWS_PER_STEP: usize = 64;
 /// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.
 /// 4,096 pages are 16 MiB: some milliseconds of a fast network.
 const BUSY_FRAMES_MAX: usize = 4096;
+/// Steps by which one round of upkeep shrinks at most: about 1 ms.
+const SHRINK_STEPS_MAX: usize = 8;
 /// Pooled frames kept for fetches.
 pub(crate) const POOL_TARGET: usize = 512;
 /// Slots that must be free before a window is moved out, so that all its pages find one.
@@ -361,9 +363,15 @@ impl Engine {
             return Ok(false);
         }
         if self.budget.excess() > 0 {
-            let progress = self.shrink(io)?;
+            let mut progress = self.shrink(io)?;
             self.stuck = !progress && self.frames.busy_frames() == 0;
-            return Ok(progress);
+            for _ in 1..SHRINK_STEPS_MAX {
+                if !progress || self.budget.excess() == 0 {
+                    break;
+                }
+                progress = self.shrink(io)?;
+            }
+            return Ok(!self.stuck);
         }
         self.stuck = false;
         let near = self.budget.estimate() + self.budget.victim_target() >= self.budget.target();

@@ -303,6 +303,7 @@ fn open_store(welcome: &Welcome) -> Result<(RemoteStore, SessionInfo), String> {
     let amount = ByteCount::new(welcome.reservation_bytes);
     let mut config = RemoteConfig::new(endpoint, "farmem run", amount);
     config.share_arena = welcome.share_arena;
+    config.dynamic = true;
     RemoteStore::connect(config, Pager::<RemoteStore>::now()).map_err(|error| error.to_string())
 }
 
