@@ -16,8 +16,8 @@ use farmem_region::{
 use farmem_vmem::{Arena, Slot};
 use farmem_wire::{
     Action, Attach, AttachMode, FullBody, GrantedSetup, Header, Hello, HelloReply, Malloc,
-    MallocReply, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, ServerStat, Setup,
-    page_checksum,
+    MallocReply, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
+    ServerStat, Setup, page_checksum,
 };
 
 use crate::config::ServerConfig;
@@ -92,11 +92,30 @@ impl Refusal {
     }
 }
 
+/// Why a session ends.
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    /// Its client, or who is sure that the client is dead, said so.
+    Disconnected,
+    TimedOut,
+}
+
+/// How a page that is to be written stands to what is stored.
+enum Standing {
+    New,
+    /// It is stored already: the write is repeated.
+    Stored(PageEntry),
+    /// Something newer is stored.
+    Old(PageEntry),
+}
+
 /// What a connection knows of itself.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) connection: ConnectionId,
     pub(crate) session: Option<(SessionId, SharedSession)>,
+    /// Whether it was given the arena's file.
+    pub(crate) shares_arena: bool,
 }
 
 impl Engine {
@@ -130,6 +149,7 @@ impl Engine {
         Caller {
             connection: ConnectionId(id),
             session: None,
+            shares_arena: false,
         }
     }
 
@@ -138,15 +158,21 @@ impl Engine {
     }
 
     /// The reply to hello, or `None` if there is no version in common.
-    pub(crate) fn hello(&self, caller: &Caller, hello: &Hello, local: bool) -> Option<HelloReply> {
+    pub(crate) fn hello(
+        &self,
+        caller: &mut Caller,
+        hello: &Hello,
+        local: bool,
+    ) -> Option<HelloReply> {
         let version = ProtocolVersion::V1.number();
         if hello.oldest > version || hello.newest < version {
             return None;
         }
         let timeout = self.config.limits.session_timeout.as_millis();
+        caller.shares_arena = self.config.share_arena && hello.share_arena && local;
         Some(HelloReply {
             version,
-            arena_shared: self.config.share_arena && hello.share_arena && local,
+            arena_shared: caller.shares_arena,
             session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
             connection: caller.connection.0,
             actions: (1..64)
@@ -191,6 +217,7 @@ impl Engine {
             },
             attached: vec![caller.connection],
             orphaned_since: None,
+            assigned: HashMap::new(),
             ended: false,
         };
         let reply = self.describe(&session);
@@ -368,7 +395,7 @@ impl Engine {
 
     /// Ends a write: the pages are in their slots. Either all of them match their checksums and
     /// those that are new are stored, or nothing changes. The slots are used up; `unused` is room
-    /// for those that are not needed any more.
+    /// for those that are not needed any more. Where the pages are now goes to `stored`.
     pub(crate) fn commit_write(
         &self,
         caller: &Caller,
@@ -376,10 +403,11 @@ impl Engine {
         entries: &[PageEntry],
         slots: &mut Vec<Slot>,
         unused: &mut Vec<Slot>,
+        stored: impl FnMut(PageEntry),
     ) -> Result<(), Refusal> {
         let result = self
             .verify(header.region, entries, slots)
-            .and_then(|()| self.flip(caller, header, entries, slots, unused));
+            .and_then(|()| self.flip(caller, header, entries, slots, unused, stored));
         self.arena.release(slots.drain(..).chain(unused.drain(..)));
         result
     }
@@ -415,6 +443,7 @@ impl Engine {
         entries: &[PageEntry],
         slots: &mut Vec<Slot>,
         unused: &mut Vec<Slot>,
+        mut stored: impl FnMut(PageEntry),
     ) -> Result<(), Refusal> {
         let mut session = self.enter(caller, header)?;
         session.check_region(header)?;
@@ -422,17 +451,13 @@ impl Engine {
         let before = table.stored().get();
         let mut result = Ok(());
         for (entry, slot) in entries.iter().zip(slots.drain(..)) {
-            match table.get(entry.page) {
-                Some(portion) if portion.version >= entry.version => {
-                    unused.push(slot);
-                    let (version, checksum) = (portion.version, portion.checksum);
-                    if version != entry.version || checksum != entry.checksum {
-                        let stored = self.entry(entry.page, portion);
-                        result = Err(Refusal::page(RefusalCode::OldVersion, stored));
-                    }
-                }
-                _ => {
+            match self.standing(table, entry) {
+                Standing::New => {
                     let (version, checksum) = (entry.version, entry.checksum);
+                    stored(PageEntry {
+                        slot: slot.number(),
+                        ..*entry
+                    });
                     unused.extend(table.put(
                         entry.page,
                         Portion {
@@ -442,14 +467,157 @@ impl Engine {
                         },
                     ));
                 }
+                Standing::Stored(there) => {
+                    unused.push(slot);
+                    stored(there);
+                }
+                Standing::Old(there) => {
+                    unused.push(slot);
+                    result = Err(Refusal::page(RefusalCode::OldVersion, there));
+                }
             }
         }
         let added = table.stored().get() - before;
         drop(session);
+        self.count_written(entries.len(), added);
+        result
+    }
+
+    fn count_written(&self, pages: usize, added: u64) {
         self.pages.fetch_add(added, Ordering::Relaxed);
         count(&self.counters.writes, 1);
-        count(&self.counters.pages_written, entries.len());
+        count(&self.counters.pages_written, pages);
+    }
+
+    /// How a page that is to be written stands to what is stored.
+    fn standing(&self, table: &Table, entry: &PageEntry) -> Standing {
+        match table.get(entry.page) {
+            Some(portion) if portion.version >= entry.version => {
+                let there = self.entry(entry.page, portion);
+                let is_same = there.version == entry.version && there.checksum == entry.checksum;
+                if is_same {
+                    Standing::Stored(there)
+                } else {
+                    Standing::Old(there)
+                }
+            }
+            _ => Standing::New,
+        }
+    }
+
+    /// Tops the session's slots up to `wanted` and lists all of them.
+    pub(crate) fn assign_slots(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        wanted: usize,
+        slots: &mut Vec<Slot>,
+        mut list: impl FnMut(u32),
+    ) -> Result<(), Refusal> {
+        if !caller.shares_arena {
+            return Err(RefusalCode::Unsupported.into());
+        }
+        let mut session = self.enter(caller, header)?;
+        let missing = wanted
+            .min(SLOTS_ASSIGNED_MAX)
+            .saturating_sub(session.assigned.len());
+        self.assign(&mut session, missing, slots, |_| ());
+        session.assigned.keys().for_each(|slot| list(*slot));
+        Ok(())
+    }
+
+    /// Gives the session that many fresh slots, or none if the arena has not as many.
+    fn assign(
+        &self,
+        session: &mut Session,
+        count: usize,
+        slots: &mut Vec<Slot>,
+        mut list: impl FnMut(u32),
+    ) {
+        let count = u32::try_from(count).expect("at most SLOTS_ASSIGNED_MAX");
+        if self.arena.take(count, slots) {
+            for slot in slots.drain(..) {
+                list(slot.number());
+                session.assigned.insert(slot.number(), slot);
+            }
+        }
+    }
+
+    /// Stores pages that the client has written into slots of its session: either all that are
+    /// new match their checksums and are stored, or nothing changes. The session gets as many
+    /// fresh slots for those used up, which go to `list`.
+    ///
+    /// The session stays locked throughout: it has one writer, who waits for this.
+    pub(crate) fn commit_slots(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        entries: impl ExactSizeIterator<Item = PageEntry> + Clone,
+        slots: &mut Vec<Slot>,
+        list: impl FnMut(u32),
+    ) -> Result<(), Refusal> {
+        let mut session = self.enter(caller, header)?;
+        session.check_region(header)?;
+        let session = &mut *session;
+        for entry in entries.clone() {
+            self.check_commit(session, &entry)?;
+        }
+        let before = session.region.table.stored().get();
+        let (mut used, mut result, pages) = (0, Ok(()), entries.len());
+        for entry in entries {
+            let table = &mut session.region.table;
+            match self.standing(table, &entry) {
+                Standing::Stored(_) => {}
+                Standing::Old(there) => {
+                    result = Err(Refusal::page(RefusalCode::OldVersion, there));
+                }
+                Standing::New => {
+                    let slot = session.assigned.remove(&entry.slot);
+                    let slot = slot.ok_or_else(|| Refusal::page(RefusalCode::NoSlot, entry))?;
+                    let (version, checksum) = (entry.version, entry.checksum);
+                    slots.extend(table.put(
+                        entry.page,
+                        Portion {
+                            slot,
+                            version,
+                            checksum,
+                        },
+                    ));
+                    used += 1;
+                }
+            }
+        }
+        let added = session.region.table.stored().get() - before;
+        self.count_written(pages, added);
+        self.arena.release(slots.drain(..));
+        self.assign(session, used, slots, list);
         result
+    }
+
+    /// Whether a page may be committed: it lies in the region and, unless it is stored already,
+    /// in a slot of the session whose bytes match the checksum.
+    fn check_commit(&self, session: &Session, entry: &PageEntry) -> Result<(), Refusal> {
+        if !session.region.contains(entry.page) {
+            return Err(Refusal::page(RefusalCode::OutOfBounds, *entry));
+        }
+        if !matches!(self.standing(&session.region.table, entry), Standing::New) {
+            return Ok(());
+        }
+        let Some(slot) = session.assigned.get(&entry.slot) else {
+            return Err(Refusal::page(RefusalCode::NoSlot, *entry));
+        };
+        let mut content = [0; PAGE_SIZE];
+        self.arena.copy_out(slot, &mut content);
+        let found = page_checksum(session.region.id, entry.page, entry.version, &content);
+        if found != entry.checksum {
+            count(&self.counters.damaged_pages, 1);
+            let found = PageEntry {
+                checksum: found,
+                ..*entry
+            };
+            return Err(Refusal::page(RefusalCode::WrongChecksum, found));
+        }
+        Ok(())
     }
 
     /// Forgets pages.
@@ -489,7 +657,7 @@ impl Engine {
             }
             session.check_epoch(header)?;
         }
-        self.end(&shared, |_| true);
+        self.end(&shared, Cause::Disconnected, |_| true);
         Ok(())
     }
 
@@ -544,7 +712,7 @@ impl Engine {
                 (session.name.clone(), session.region.table.stored().get())
             };
             // A connection may have come back since.
-            if self.end(&shared, is_over) {
+            if self.end(&shared, Cause::TimedOut, is_over) {
                 count(&self.counters.sessions_timed_out, 1);
                 ended(&name, pages);
             }
@@ -552,7 +720,12 @@ impl Engine {
     }
 
     /// Frees all that a session holds, if `still` says so. Returns whether it did.
-    fn end(&self, shared: &SharedSession, still: impl FnOnce(&Session) -> bool) -> bool {
+    fn end(
+        &self,
+        shared: &SharedSession,
+        cause: Cause,
+        still: impl FnOnce(&Session) -> bool,
+    ) -> bool {
         let mut sessions = self.sessions();
         let mut session = lock(shared);
         if session.ended || !still(&session) {
@@ -570,7 +743,14 @@ impl Engine {
         self.reservation.release(session.granted);
         let stored = session.region.table.stored().get();
         let mut table = std::mem::take(&mut session.region.table);
+        let assigned = std::mem::take(&mut session.assigned);
         drop(session);
+        match cause {
+            Cause::Disconnected => self.arena.release(assigned.into_values()),
+            // The client may be asleep in the middle of writing into them: they are never used
+            // again. At most a megabyte for each such session.
+            Cause::TimedOut => drop(assigned),
+        }
         self.pages.fetch_sub(stored, Ordering::Relaxed);
         table.clear(|slots| self.arena.release(slots.drain(..)));
         self.surplus.store(true, Ordering::Relaxed);

@@ -49,12 +49,15 @@ impl Output {
         self.queued
     }
 
-    /// Queues a message without pages, which `write` appends to the buffer that it is given,
-    /// starting at the position that it is given.
+    /// Queues what `write` appends to the buffer that it is given, which ends at the position
+    /// that it is given.
     pub(crate) fn push_head(&mut self, write: impl FnOnce(&mut Vec<u8>, usize)) {
         let start = self.heads.len();
         write(&mut self.heads, start);
         let bytes = self.heads.len() - start;
+        if bytes == 0 {
+            return;
+        }
         self.queued += bytes;
         if let Some(Part::Head(before)) = self.parts.back_mut() {
             *before += bytes;

@@ -22,7 +22,8 @@ use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
     Action, Attach, BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello,
-    Malloc, PageEntry, Payload, ProtocolVersion, RangeEntry, RefusalCode, Setup, seal, verify_body,
+    Malloc, PageEntry, Payload, ProtocolVersion, RangeEntry, RefusalCode, Setup, Slots, seal,
+    verify_body,
 };
 
 use crate::counters::{DropReason, count};
@@ -367,6 +368,18 @@ impl Peer {
                     .free(caller, header, ranges, &mut self.unused)
                     .map(|()| push(output, granted, |_| ()))
             }
+            Action::Slots => {
+                let wanted = Slots::decode(body).map(|slots| slots.wanted as usize);
+                wanted.map_err(malformed).and_then(|wanted| {
+                    listing(output, granted, |list| {
+                        engine.assign_slots(caller, header, wanted, &mut self.unused, list)
+                    })
+                })
+            }
+            Action::Commit => listing(output, granted, |list| {
+                let entries = PageEntry::decode_all(entries);
+                engine.commit_slots(caller, header, entries, &mut self.unused, list)
+            }),
             Action::Disconnect => engine
                 .disconnect(header)
                 .map(|()| push(output, granted, |_| ())),
@@ -436,12 +449,37 @@ impl Peer {
         let header = *header;
         let mut slots = std::mem::take(slots);
         self.stage = Stage::Head;
-        let (entries, unused) = (&self.entries, &mut self.unused);
-        let result = engine.commit_write(&self.caller, &header, entries, &mut slots, unused);
+        let mut result = Ok(());
+        self.output.push_head(|bytes, start| {
+            bytes.resize(start + HEADER_BYTES, 0);
+            let (caller, unused) = (&self.caller, &mut self.unused);
+            let entries = &self.entries;
+            result = engine.commit_write(caller, &header, entries, &mut slots, unused, |entry| {
+                // Where its pages are matters to a client that reads them there.
+                if caller.shares_arena {
+                    entry.encode(bytes);
+                }
+            });
+            if result.is_err() {
+                bytes.truncate(start);
+                return;
+            }
+            let entries = if caller.shares_arena {
+                header.entries
+            } else {
+                0
+            };
+            seal(
+                Header {
+                    entries,
+                    ..header.granted()
+                },
+                &mut bytes[start..],
+            );
+        });
         self.output.keep_list(slots);
-        match result {
-            Ok(()) => push(&mut self.output, header.granted(), |_| ()),
-            Err(refusal) => self.refuse(engine, &header, refusal),
+        if let Err(refusal) = result {
+            self.refuse(engine, &header, refusal);
         }
         true
     }
@@ -518,6 +556,25 @@ fn read(
     } else {
         output.push_pages(slots);
     }
+    result
+}
+
+/// Queues a reply whose body is the list of slots that `serve` makes, unless it refuses.
+fn listing(
+    output: &mut Output,
+    granted: Header,
+    serve: impl FnOnce(&mut dyn FnMut(u32)) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let mut result = Ok(());
+    output.push_head(|bytes, start| {
+        bytes.resize(start + HEADER_BYTES, 0);
+        result = serve(&mut |slot| Slots::encode_assigned(slot, bytes));
+        if result.is_ok() {
+            seal(granted, &mut bytes[start..]);
+        } else {
+            bytes.truncate(start);
+        }
+    });
     result
 }
 

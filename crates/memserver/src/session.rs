@@ -1,11 +1,13 @@
 //! Sessions: who has reserved how much, and the region that belongs to it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use farmem_region::{
     BlockId, ByteCount, Epoch, ExternalAddress, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange,
     RegionId, SessionId,
 };
+use farmem_vmem::Slot;
 use farmem_wire::{FullBody, Header, RefusalCode};
 
 use crate::config::ServerConfig;
@@ -30,6 +32,9 @@ pub(crate) struct Session {
     pub(crate) attached: Vec<ConnectionId>,
     /// Since when no connection is attached.
     pub(crate) orphaned_since: Option<Nanos>,
+    /// Slots that the client, which has the arena's file, writes its next pages into. They are
+    /// the session's and not a connection's: while it lives, the client may be writing.
+    pub(crate) assigned: HashMap<u32, Slot>,
     /// Everything is freed; what still arrives is refused.
     pub(crate) ended: bool,
 }

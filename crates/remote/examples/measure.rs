@@ -1,6 +1,6 @@
 //! Prints what a page costs over the network of this machine: round trips of one page, operations
-//! a second, and throughput beside that of a plain stream. `measure [SECONDS]` spends that long on
-//! each line.
+//! a second, and throughput beside that of a plain stream. `measure [SECONDS [unix|shm|tcp]]` spends
+//! that long on each line.
 
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
@@ -34,17 +34,22 @@ fn main() {
     let seconds = std::env::args()
         .nth(1)
         .map_or(1.0, |text| text.parse().expect("a number"));
+    let only = std::env::args().nth(2);
     let time = Duration::from_secs_f64(seconds);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let directory = tempfile::tempdir().expect("a directory for the socket");
     let path = directory.path().join("server");
     for (name, endpoint) in [
         ("unix", Endpoint::Unix(path)),
+        ("shm", Endpoint::Unix(directory.path().join("shared"))),
         (
             "tcp",
             Endpoint::Tcp("127.0.0.1:0".parse().expect("an address")),
         ),
     ] {
+        if only.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
         round_trips(name, &endpoint, cores, time);
         throughput(name, &endpoint, time);
     }
@@ -101,6 +106,7 @@ fn start(endpoint: &Endpoint, spin_us: u64, core: Option<usize>) -> Server {
     let memory = ByteCount::new(REGION_PAGES * PAGE_SIZE as u64);
     let mut config = ServerConfig::new(vec![endpoint.clone()], memory);
     config.spin = Duration::from_micros(spin_us);
+    config.share_arena = matches!(endpoint, Endpoint::Unix(path) if path.ends_with("shared"));
     let server = MemServer::bind(config).expect("a server");
     let endpoint = server.endpoints().next().expect("it listens").clone();
     let stop = server.stop_handle();

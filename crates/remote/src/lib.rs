@@ -23,6 +23,7 @@ mod exchange;
 mod link;
 mod messages;
 mod reconnect;
+mod shared;
 mod store;
 
 pub use config::{RemoteConfig, SessionInfo, Timeouts};

@@ -16,11 +16,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 use farmem_region::{Frames, Nanos, PAGE_SIZE, RegionId};
 use farmem_transport::{Connection, Moved, SLICES_MAX, recycle, recycle_mut, skip_bytes};
 use farmem_wire::{
-    BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, PAGE_ENTRY_BYTES, PageEntry,
-    Payload, verify_body,
+    BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, PageEntry, Payload,
+    verify_body,
 };
 
 use crate::messages::{MessageIndex, Messages};
+use crate::shared::SharedArena;
 
 /// Bytes gathered for one call: more would only be copied by the kernel in several steps.
 const SEND_BYTES_MAX: usize = 1 << 20;
@@ -114,6 +115,7 @@ impl Link {
     pub(crate) fn send(
         &mut self,
         messages: &mut Messages,
+        mut arena: Option<&mut SharedArena>,
         region: RegionId,
         frames: &dyn Frames,
         now: Nanos,
@@ -124,7 +126,12 @@ impl Link {
         }
         while !messages.unsent.is_empty() {
             let mut slices = recycle(std::mem::take(&mut self.slices));
-            gather(messages, region, frames, &mut slices);
+            let ready = seal_first(messages, arena.as_deref_mut(), region, frames);
+            gather(messages, ready, frames, &mut slices);
+            if slices.is_empty() {
+                self.slices = recycle(slices);
+                break;
+            }
             let moved = self.connection.send(skip_bytes(&mut slices, self.out_sent));
             self.slices = recycle(slices);
             let Moved::Bytes(sent) = moved? else { break };
@@ -261,20 +268,19 @@ impl Link {
         messages: &Messages,
         frames: &mut dyn Frames,
     ) -> Result<bool, LinkError> {
-        let guess = match &self.known {
-            Some((header, message)) => {
-                (header.payload_kind() == Payload::Pages).then_some(*message)
+        let (guess, head_end) = match &self.known {
+            Some((header, message)) => (Some(*message), HEADER_BYTES + header.covered_bytes()),
+            None => {
+                let first = messages.sent.front().copied();
+                let bytes = first.map(|first| messages.get(first).reply_head_bytes());
+                (first, bytes.unwrap_or(HEADER_BYTES))
             }
-            None => messages.sent.front().copied(),
         };
-        let guess = guess.filter(|message| messages.get(*message).receives_pages());
-        let head_end = match (&self.known, guess) {
-            (Some((header, _)), _) => HEADER_BYTES + header.covered_bytes(),
-            (None, Some(message)) => {
-                HEADER_BYTES + messages.get(message).wanted.len() * PAGE_ENTRY_BYTES
-            }
-            (None, None) => HEADER_BYTES,
+        let has_pages = |message: &MessageIndex| match &self.known {
+            Some((header, _)) => header.payload_kind() == Payload::Pages,
+            None => messages.get(*message).receives_pages(),
         };
+        let pages_of = guess.filter(has_pages);
         let mut slices = recycle_mut(std::mem::take(&mut self.slices_mut));
         if self.head_received < head_end {
             slices.push(IoSliceMut::new(
@@ -282,7 +288,7 @@ impl Link {
             ));
         }
         let mut room = head_end - self.head_received;
-        if let Some(message) = guess {
+        if let Some(message) = pages_of {
             let ids = &messages.get(message).frames;
             let first = self.pages_received / PAGE_SIZE;
             let before = slices.len();
@@ -333,7 +339,7 @@ impl Link {
     }
 
     /// If the guess by which bytes were received was wrong, moves those behind the header to the
-    /// spill.
+    /// spill. A body that is as long as guessed is where it belongs.
     fn check_guess(
         &mut self,
         messages: &Messages,
@@ -343,9 +349,12 @@ impl Link {
         let Some((header, message)) = self.known else {
             return;
         };
-        let is_right = header.payload_kind() == Payload::Pages && guess == Some(message)
-            || self.head_received == HEADER_BYTES && self.pages_received == 0;
-        if is_right {
+        let head_bytes = HEADER_BYTES + header.covered_bytes();
+        let fits = match header.payload_kind() {
+            Payload::Pages => guess == Some(message),
+            Payload::Body => self.head_received <= head_bytes && self.pages_received == 0,
+        };
+        if fits {
             return;
         }
         self.spill
@@ -362,24 +371,57 @@ impl Link {
     }
 }
 
-/// The buffers of the first messages to be sent.
-fn gather<'a>(
-    messages: &'a mut Messages,
+/// Completes the first messages to be sent; returns how many are ready to go in one call.
+fn seal_first(
+    messages: &mut Messages,
+    mut arena: Option<&mut SharedArena>,
     region: RegionId,
-    frames: &'a dyn Frames,
-    slices: &mut Vec<IoSlice<'a>>,
-) {
+    frames: &dyn Frames,
+) -> usize {
     let (mut bytes, mut count) = (0, 0);
-    for at in 0..messages.unsent.len() {
-        let message = messages.get_mut(messages.unsent[at]);
-        message.seal(region, frames);
-        bytes += message.bytes();
+    while let Some(index) = messages.unsent.get(count).copied() {
+        if !messages.get(index).sealed
+            && !seal_write(messages, index, arena.as_deref_mut(), region, frames)
+        {
+            break;
+        }
+        bytes += messages.get(index).bytes();
         count += 1;
         if bytes >= SEND_BYTES_MAX || count >= SLICES_MAX / 2 {
             break;
         }
     }
-    let messages = &*messages;
+    count
+}
+
+/// Completes a write, or makes a commit of it; returns false if it has to wait for fresh slots.
+fn seal_write(
+    messages: &mut Messages,
+    index: MessageIndex,
+    arena: Option<&mut SharedArena>,
+    region: RegionId,
+    frames: &dyn Frames,
+) -> bool {
+    if let Some(arena) = arena.filter(|_| !messages.get(index).needs_write) {
+        if arena.place(messages.get_mut(index), region, frames) {
+            messages.get_mut(index).sealed = true;
+            return true;
+        }
+        if arena.is_usable() && messages.has_commit() {
+            return false;
+        }
+    }
+    messages.get_mut(index).seal_write(region, frames);
+    true
+}
+
+/// The buffers of the first `count` messages to be sent.
+fn gather<'a>(
+    messages: &'a Messages,
+    count: usize,
+    frames: &'a dyn Frames,
+    slices: &mut Vec<IoSlice<'a>>,
+) {
     for index in messages.unsent.iter().take(count) {
         let message = messages.get(*index);
         slices.push(IoSlice::new(&message.head));

@@ -6,8 +6,8 @@ use farmem_region::{
     FrameId, Frames, Nanos, Outcome, PageIndex, PageRange, RegionId, StoreError, Ticket, Version,
 };
 use farmem_wire::{
-    Action, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PageEntry, RangeEntry, page_checksum,
-    seal,
+    Action, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PageEntry, RangeEntry,
+    SLOTS_ASSIGNED_MAX, Slots, page_checksum, seal,
 };
 
 use crate::config::SessionInfo;
@@ -49,6 +49,10 @@ pub(crate) struct Message {
     is_sent: bool,
     /// Whether it was sent before: the first sending may have had its effect.
     pub(crate) resent: bool,
+    /// Whether it is a read that has not been tried without the server.
+    pub(crate) untried: bool,
+    /// Whether it is a write that must not become a commit.
+    pub(crate) needs_write: bool,
     /// How often its pages arrived damaged, there or here.
     pub(crate) damaged: u32,
     /// When the server first refused it as busy.
@@ -70,16 +74,53 @@ impl Message {
         self.header.action == Action::Write
     }
 
+    /// Bytes of header, entries and body of the reply that grants it. Only a guess: the reply's
+    /// own header decides.
+    pub(crate) fn reply_head_bytes(&self) -> usize {
+        HEADER_BYTES
+            + match self.header.action {
+                Action::Read => self.wanted.len() * PAGE_ENTRY_BYTES,
+                Action::Commit => self.wanted.len() * size_of::<u32>(),
+                _ => 0,
+            }
+    }
+
+    /// Completes a read's head.
+    pub(crate) fn seal_read(&mut self) {
+        self.header.entries = u32::try_from(self.wanted.len()).expect("at most a message's pages");
+        self.head.truncate(HEADER_BYTES);
+        for Wanted { page, version } in &self.wanted {
+            let entry = PageEntry {
+                page: *page,
+                version: *version,
+                ..PageEntry::default()
+            };
+            entry.encode(&mut self.head);
+        }
+        self.finish();
+    }
+
+    /// The entries of a message that is sealed.
+    pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = PageEntry> + '_ {
+        let end = HEADER_BYTES + self.header.entry_bytes();
+        PageEntry::decode_all(&self.head[HEADER_BYTES..end])
+    }
+
+    /// A commit that was refused is to go as a write, with its pages.
+    pub(crate) fn unplace(&mut self) {
+        self.header.action = Action::Write;
+        self.header.payload = self.header.entries * farmem_region::PAGE_SIZE as u32;
+        self.sealed = false;
+        self.needs_write = true;
+    }
+
     /// Whether a reply that grants it carries pages.
     pub(crate) fn receives_pages(&self) -> bool {
         self.header.action == Action::Read
     }
 
     /// Computes a write's checksums and completes its head.
-    pub(crate) fn seal(&mut self, region: RegionId, frames: &dyn Frames) {
-        if self.sealed {
-            return;
-        }
+    pub(crate) fn seal_write(&mut self, region: RegionId, frames: &dyn Frames) {
         self.sealed = true;
         self.head.truncate(HEADER_BYTES);
         for (wanted, frame) in self.wanted.iter().zip(&self.frames) {
@@ -192,15 +233,8 @@ impl Messages {
                 .resize(HEADER_BYTES + count as usize * PAGE_ENTRY_BYTES, 0);
             return;
         }
-        for Wanted { page, version } in &message.wanted {
-            let entry = PageEntry {
-                page: *page,
-                version: *version,
-                ..PageEntry::default()
-            };
-            entry.encode(&mut message.head);
-        }
-        message.finish();
+        message.untried = true;
+        message.seal_read();
     }
 
     /// Adds a free.
@@ -227,6 +261,17 @@ impl Messages {
     ) {
         let message = self.add(session, Action::Malloc, Some(operation));
         malloc.encode(&mut message.head);
+        message.finish();
+    }
+
+    /// Asks for slots to write into, unless that has been asked already.
+    pub(crate) fn add_slots(&mut self, session: &SessionInfo) {
+        if self.any(|message| message.header.action == Action::Slots) {
+            return;
+        }
+        let wanted = u32::try_from(SLOTS_ASSIGNED_MAX).expect("a small number");
+        let message = self.add(session, Action::Slots, None);
+        Slots { wanted }.encode(&mut message.head);
         message.finish();
     }
 
@@ -261,6 +306,8 @@ impl Messages {
         message.frames.clear();
         message.sealed = false;
         message.resent = false;
+        message.untried = false;
+        message.needs_write = false;
         message.damaged = 0;
         message.busy_since = None;
         self.vacant.push(index);
@@ -298,8 +345,26 @@ impl Messages {
 
     /// Whether a ping has no reply yet.
     pub(crate) fn has_ping(&self) -> bool {
-        let is_ping = |index: &MessageIndex| self.list[*index].header.action == Action::Ping;
-        self.sent.iter().rev().chain(&self.unsent).any(is_ping)
+        self.any(|message| message.header.action == Action::Ping)
+    }
+
+    /// Whether a commit has no reply yet: with it there will be fresh slots.
+    pub(crate) fn has_commit(&self) -> bool {
+        self.any(|message| message.header.action == Action::Commit)
+    }
+
+    /// Whether a commit without a reply uses the slot.
+    pub(crate) fn uses_slot(&self, slot: u32) -> bool {
+        self.any(|message| {
+            message.header.action == Action::Commit
+                && message.entries().any(|entry| entry.slot == slot)
+        })
+    }
+
+    fn any(&self, is_so: impl Fn(&Message) -> bool) -> bool {
+        let delayed = self.delayed.iter().map(|(_, index)| index);
+        let mut all = self.sent.iter().rev().chain(&self.unsent).chain(delayed);
+        all.any(|index| is_so(&self.list[*index]))
     }
 }
 
@@ -315,6 +380,8 @@ impl Message {
             sealed: false,
             is_sent: false,
             resent: false,
+            untried: false,
+            needs_write: false,
             damaged: 0,
             busy_since: None,
         }

@@ -59,6 +59,7 @@ impl Reconnect {
         config: &RemoteConfig,
         session: &SessionInfo,
         replaces: u64,
+        share_arena: bool,
         now: Nanos,
     ) -> Step {
         let times = &config.timeouts;
@@ -76,7 +77,7 @@ impl Reconnect {
             }
             match Exchange::new(&config.server) {
                 Ok(mut exchange) => {
-                    exchange.ask_hello(false);
+                    exchange.ask_hello(share_arena);
                     self.attempt = Some(Attempt {
                         exchange,
                         began: now,

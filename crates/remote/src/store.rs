@@ -7,9 +7,10 @@ use farmem_region::{
     Completion, Frames, Nanos, Outcome, PageCount, PageStore, Readiness, Request, StoreError,
     Ticket,
 };
+use farmem_transport::ArenaFile;
 use farmem_wire::{
     Action, Advice, FullBody, GrantedSetup, Header, Malloc, MallocReply, PAGES_PER_MESSAGE_MAX,
-    RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, page_checksum,
+    RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
 };
 
 use crate::config::{RemoteConfig, SessionInfo};
@@ -19,6 +20,7 @@ use crate::messages::{
     MESSAGES_MAX, MessageIndex, Messages, Operation, OperationIndex, Operations, Wanted,
 };
 use crate::reconnect::{Reconnect, Step};
+use crate::shared::SharedArena;
 
 /// A region grows by this much at a time, within what is reserved.
 const EXTENT: PageCount = PageCount::new((64 << 20) / farmem_region::PAGE_SIZE as u64);
@@ -41,6 +43,8 @@ pub struct RemoteStore {
     connection: u64,
     messages: Messages,
     operations: Operations,
+    /// The memory of a server on this machine that lets us.
+    arena: Option<SharedArena>,
     /// Connections that broke since the last reply.
     fruitless: u32,
 }
@@ -63,7 +67,8 @@ impl RemoteStore {
     pub fn connect(config: RemoteConfig, now: Nanos) -> Result<(Self, SessionInfo), StoreError> {
         let deadline = Instant::now() + Duration::from_micros(config.timeouts.connect_us);
         let begin = || {
-            let (mut exchange, _, hello) = Exchange::open(&config.server, false, deadline)?;
+            let share = config.share_arena;
+            let (mut exchange, _, hello) = Exchange::open(&config.server, share, deadline)?;
             let setup = Setup {
                 amount: config.amount,
                 accept_partial: config.accept_partial,
@@ -77,7 +82,7 @@ impl RemoteStore {
                 .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
             Ok((exchange, hello, reply.header, body))
         };
-        let (exchange, hello, header, body) =
+        let (mut exchange, hello, header, body) =
             begin().map_err(|error: ExchangeError| error.into_store_error(&config.server))?;
         let session = SessionInfo {
             server: config.server.clone(),
@@ -89,15 +94,24 @@ impl RemoteStore {
             granted: body.granted,
             pages: body.pages,
         };
-        let store = Self {
+        // A file that cannot be used is as good as none.
+        let arena = exchange
+            .passed
+            .take()
+            .and_then(|file| ArenaFile::adopt(file).ok());
+        let mut store = Self {
             config,
             session: session.clone(),
             state: State::Up(Link::new(Box::new(exchange.into_socket()), now)),
             connection: hello.connection,
             messages: Messages::default(),
             operations: Operations::default(),
+            arena: arena.map(SharedArena::new),
             fruitless: 0,
         };
+        if store.arena.is_some() {
+            store.messages.add_slots(&store.session);
+        }
         Ok((store, session))
     }
 
@@ -222,7 +236,13 @@ impl RemoteStore {
             return Ok(());
         };
         link.look_again();
-        link.send(&mut self.messages, self.session.region, frames, now)?;
+        link.send(
+            &mut self.messages,
+            self.arena.as_mut(),
+            self.session.region,
+            frames,
+            now,
+        )?;
         while let State::Up(link) = &mut self.state
             && let Some(arrived) = link.receive(&self.messages, frames, now)?
         {
@@ -240,7 +260,13 @@ impl RemoteStore {
             self.messages.add_ping(&self.session);
         }
         // What became due by the replies.
-        Ok(link.send(&mut self.messages, self.session.region, frames, now)?)
+        Ok(link.send(
+            &mut self.messages,
+            self.arena.as_mut(),
+            self.session.region,
+            frames,
+            now,
+        )?)
     }
 
     /// Takes a reply.
@@ -257,10 +283,22 @@ impl RemoteStore {
             (Some(code), _) => self.handle_refusal(code, message, &header, now)?,
             (None, Action::Read) => self.check_pages(message, &header, frames),
             (None, Action::Malloc) => self.handle_growth(message, &header),
+            (None, Action::Write | Action::Commit | Action::Slots) => {
+                self.learn_places(message, &header);
+                Handled::Ended(Ok(()))
+            }
             (None, _) => Handled::Ended(Ok(())),
         };
         match result {
-            Handled::Ended(result) => self.end_message(message, result, done),
+            Handled::Ended(result) => {
+                end_message(
+                    &mut self.messages,
+                    &mut self.operations,
+                    message,
+                    result,
+                    done,
+                );
+            }
             Handled::SendAgain(due) => self.messages.send_again(message, due),
         }
         Ok(())
@@ -295,6 +333,9 @@ impl RemoteStore {
             }
             let content = frames.bytes(*frame);
             let found = page_checksum(self.session.region, entry.page, entry.version, content);
+            if let Some(arena) = &mut self.arena {
+                arena.learn(&entry);
+            }
             if found != entry.checksum {
                 if asked.damaged < DAMAGED_TRIES_MAX {
                     self.messages.get_mut(message).damaged += 1;
@@ -314,6 +355,54 @@ impl RemoteStore {
             *server_nanos += u64::from(header.server_nanos);
         }
         Handled::Ended(Ok(()))
+    }
+
+    /// Takes what a reply says of the server's memory.
+    fn learn_places(&mut self, message: MessageIndex, header: &Header) {
+        let (State::Up(link), Some(arena)) = (&self.state, &mut self.arena) else {
+            return;
+        };
+        match header.action {
+            Action::Write => link.entries(header).for_each(|entry| arena.learn(&entry)),
+            Action::Commit => {
+                self.messages
+                    .get(message)
+                    .entries()
+                    .for_each(|entry| arena.learn(&entry));
+                arena.add_fresh(Slots::decode_assigned(link.body(header)));
+            }
+            _ => {
+                let assigned = Slots::decode_assigned(link.body(header));
+                arena.set_fresh(assigned.filter(|slot| !self.messages.uses_slot(*slot)));
+            }
+        }
+    }
+
+    /// Fetches what can be fetched without the server.
+    fn fetch_shared(&mut self, frames: &mut dyn Frames, done: &mut Vec<Completion>) {
+        let Some(arena) = &mut self.arena else { return };
+        let mut at = 0;
+        while let Some(index) = self.messages.unsent.get(at).copied() {
+            let message = self.messages.get_mut(index);
+            if !std::mem::take(&mut message.untried) {
+                at += 1;
+                continue;
+            }
+            arena.fetch(message, self.session.region, frames);
+            if !message.wanted.is_empty() {
+                message.seal_read();
+                at += 1;
+                continue;
+            }
+            self.messages.unsent.remove(at);
+            end_message(
+                &mut self.messages,
+                &mut self.operations,
+                index,
+                Ok(()),
+                done,
+            );
+        }
     }
 
     fn handle_growth(&mut self, message: MessageIndex, header: &Header) -> Handled {
@@ -365,6 +454,13 @@ impl RemoteStore {
             RefusalCode::OldVersion if asked.resent => Ok(Handled::Ended(Ok(()))),
             RefusalCode::WrongChecksum if asked.damaged < DAMAGED_TRIES_MAX => {
                 asked.damaged += 1;
+                if asked.header.action == Action::Commit {
+                    asked.unplace();
+                }
+                Ok(Handled::SendAgain(now))
+            }
+            RefusalCode::NoSlot => {
+                asked.unplace();
                 Ok(Handled::SendAgain(now))
             }
             RefusalCode::NoSession
@@ -398,27 +494,6 @@ impl RemoteStore {
         }
     }
 
-    fn end_message(
-        &mut self,
-        message: MessageIndex,
-        result: Result<(), StoreError>,
-        done: &mut Vec<Completion>,
-    ) {
-        let operation = self.messages.get(message).operation;
-        self.messages.remove(message);
-        let Some(index) = operation else { return };
-        if let (Err(error), Some(operation)) = (result, self.operations.get_mut(index)) {
-            operation.error.get_or_insert(error);
-        }
-        if let Some(ended) = self.operations.message_ended(index) {
-            let result = ended.error.map_or(Ok(ended.outcome), Err);
-            done.push(Completion {
-                ticket: ended.ticket,
-                result,
-            });
-        }
-    }
-
     /// The connection is of no use any more: begins to make another one.
     fn link_broke(&mut self, error: &LinkError, now: Nanos) -> Result<(), StoreError> {
         self.fruitless += 1;
@@ -436,7 +511,8 @@ impl RemoteStore {
         let State::Down(reconnect) = &mut self.state else {
             return Ok(());
         };
-        match reconnect.advance(&self.config, &self.session, self.connection, now) {
+        let shares = self.arena.is_some();
+        match reconnect.advance(&self.config, &self.session, self.connection, shares, now) {
             Step::Waiting => Ok(()),
             Step::Up { socket, connection } => {
                 self.connection = connection;
@@ -504,6 +580,9 @@ impl PageStore for RemoteStore {
             Request::Release(ranges) => {
                 let messages = ranges.len().div_ceil(RANGES_PER_MESSAGE_MAX);
                 let operation = self.begin(ticket, Outcome::Released, messages)?;
+                if let Some(arena) = &mut self.arena {
+                    ranges.iter().for_each(|range| arena.forget(range));
+                }
                 for ranges in ranges.chunks(RANGES_PER_MESSAGE_MAX) {
                     self.messages.add_free(&self.session, operation, ranges);
                 }
@@ -519,6 +598,9 @@ impl PageStore for RemoteStore {
         frames: &mut dyn Frames,
         done: &mut Vec<Completion>,
     ) -> Result<(), StoreError> {
+        if !matches!(self.state, State::Failed(_)) {
+            self.fetch_shared(frames, done);
+        }
         let result = match &self.state {
             State::Failed(error) => return Err(error.clone()),
             State::Down(_) => self.advance_reconnect(now),
@@ -557,6 +639,29 @@ impl PageStore for RemoteStore {
                 }
             }
         }
+    }
+}
+
+/// Ends a message, and its operation if it was the last one.
+fn end_message(
+    messages: &mut Messages,
+    operations: &mut Operations,
+    message: MessageIndex,
+    result: Result<(), StoreError>,
+    done: &mut Vec<Completion>,
+) {
+    let operation = messages.get(message).operation;
+    messages.remove(message);
+    let Some(index) = operation else { return };
+    if let (Err(error), Some(operation)) = (result, operations.get_mut(index)) {
+        operation.error.get_or_insert(error);
+    }
+    if let Some(ended) = operations.message_ended(index) {
+        let result = ended.error.map_or(Ok(ended.outcome), Err);
+        done.push(Completion {
+            ticket: ended.ticket,
+            result,
+        });
     }
 }
 

@@ -79,9 +79,10 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         match ServerAddress::from_str(text)? {
             ServerAddress::Unix(path) => Ok(Self::Unix(path)),
-            ServerAddress::Tcp(number) => {
-                number.parse().map(Self::Tcp).map_err(|_| AddressError(text.to_owned()))
-            }
+            ServerAddress::Tcp(number) => number
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| AddressError(text.to_owned())),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Moves bytes between a client and a memory server: TCP and Unix sockets behind the one trait
-//! [`Connection`]. Knows no messages; what the bytes mean is `farmem-wire`'s business.
+//! [`Connection`], and the memory of a server on the same machine. Knows no messages; what the bytes mean is `farmem-wire`'s business.
 //!
 //! Only this crate opens sockets. Its client side also runs in the pager, inside foreign address
 //! spaces: no thread, no global state, no signal (`MSG_NOSIGNAL`), system calls made directly.
@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod arena;
 mod listener;
 mod slices;
 mod socket;
 
 pub use address::{AddressError, Endpoint, ServerAddress};
+pub use arena::ArenaFile;
 pub use listener::Listener;
 pub use slices::{SLICES_MAX, recycle, recycle_mut, skip_bytes, skip_bytes_mut};
 pub use socket::{Connection, Moved, Socket};

@@ -1,5 +1,5 @@
 //! The arena: memory of a memory server in slots of one page, over a memfd that a client on the
-//! same machine can map and a device can register.
+//! same machine can be given and a device can register.
 //!
 //! A [`Slot`] is a token for one page of the arena, as a `Box` is for one page of the heap: who
 //! has the only token may change the page, who has one of several may read it. Tokens are 8
@@ -196,7 +196,7 @@ impl Arena {
             .is_err()
     }
 
-    /// The page's bytes. If a client has been given the arena to map, it may change them
+    /// The page's bytes. If a client has been given the arena's file, it may change them
     /// meanwhile: then copy them before believing them.
     #[must_use]
     pub fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8; PAGE_SIZE] {
@@ -247,8 +247,8 @@ impl Arena {
         }
     }
 
-    /// Copies a page out. Sound and meaningful even while a client that maps the arena changes
-    /// the page: what was copied is what is then looked at.
+    /// Copies a page out. Sound and meaningful even while a client that has the file changes the
+    /// page: what was copied is what is then looked at.
     pub fn copy_out(&self, slot: &Slot, page: &mut [u8; PAGE_SIZE]) {
         self.check(slot);
         let from = self.page(slot.number).as_ptr();
@@ -378,81 +378,6 @@ impl FreeSlots {
     }
 }
 
-/// The arena of a server on the same machine, as a client maps it. Pages are only ever copied:
-/// the server may change any of them at any time, so a copy must be checked before it is
-/// believed.
-#[derive(Debug)]
-pub struct ArenaView {
-    base: NonNull<u8>,
-    slots: u32,
-}
-
-// SAFETY: the mapping is not bound to a thread.
-unsafe impl Send for ArenaView {}
-
-impl ArenaView {
-    /// Maps the arena behind a memfd.
-    ///
-    /// # Errors
-    /// If it is not a memfd that is sealed against shrinking and has that many slots, or cannot
-    /// be mapped.
-    pub fn map(file: &OwnedFd, slots: u32) -> io::Result<Self> {
-        let bytes = u64::from(slots) * PAGE_SIZE as u64;
-        let sealed = rustix::fs::fcntl_get_seals(file)?.contains(SealFlags::SHRINK);
-        let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
-        if !sealed || size < bytes || slots == 0 {
-            let what = format!("the server's arena has {size} bytes, sealed: {sealed}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        Ok(Self {
-            base: map_shared(file, bytes)?,
-            slots,
-        })
-    }
-
-    /// Slots there are.
-    #[must_use]
-    pub const fn slots(&self) -> u32 {
-        self.slots
-    }
-
-    /// Copies a slot's page to `page`; false if there is no such slot.
-    #[must_use]
-    pub fn copy_out(&self, slot: u32, page: &mut [u8; PAGE_SIZE]) -> bool {
-        let Some(from) = self.page(slot) else {
-            return false;
-        };
-        // SAFETY: both are whole pages, one in the mapping, one of the caller's, and never the
-        // same. No reference to the shared page is made. The seal keeps the mapping backed.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), page, 1) };
-        true
-    }
-
-    /// Copies `page` to a slot; false if there is no such slot.
-    #[must_use]
-    pub fn copy_in(&mut self, slot: u32, page: &[u8; PAGE_SIZE]) -> bool {
-        let Some(to) = self.page(slot) else {
-            return false;
-        };
-        // SAFETY: as in `copy_out`.
-        unsafe { std::ptr::copy_nonoverlapping(page, to.as_ptr(), 1) };
-        true
-    }
-
-    fn page(&self, slot: u32) -> Option<NonNull<[u8; PAGE_SIZE]>> {
-        // SAFETY: the slot lies in the mapping.
-        (slot < self.slots).then(|| unsafe { self.base.add(slot as usize * PAGE_SIZE).cast() })
-    }
-}
-
-impl Drop for ArenaView {
-    fn drop(&mut self) {
-        let bytes = self.slots as usize * PAGE_SIZE;
-        // SAFETY: the mapping is ours, and pages of it are only ever copied.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), bytes) };
-    }
-}
-
 /// Maps a memfd, kept out of forked children and core dumps.
 fn map_shared(file: &OwnedFd, bytes: u64) -> io::Result<NonNull<u8>> {
     let length = usize::try_from(bytes).map_err(io::Error::other)?;
@@ -557,25 +482,18 @@ mod tests {
     }
 
     #[test]
-    fn a_client_sees_what_the_server_stores() {
+    fn who_has_the_file_sees_what_is_stored_and_cannot_shrink_it() {
         let arena = Arena::new(CHUNK_SLOTS).unwrap();
-        let mut slots = take(&arena, 1);
-        arena.bytes_mut(&mut slots[0]).fill(9);
-        let mut view = ArenaView::map(&arena.file, arena.slots()).unwrap();
+        let mut slots = take(&arena, 2);
+        arena.bytes_mut(&mut slots[1]).fill(9);
+        let at = u64::from(slots[1].number()) * PAGE_SIZE as u64;
         let mut page = [0; PAGE_SIZE];
-        assert!(view.copy_out(slots[0].number(), &mut page));
+        rustix::io::pread(arena.descriptor(), &mut page, at).unwrap();
         assert_eq!(page, [9; PAGE_SIZE]);
-        assert!(view.copy_in(slots[0].number(), &[3; PAGE_SIZE]));
-        assert!(!view.copy_out(arena.slots(), &mut page));
-        arena.copy_out(&slots[0], &mut page);
+        rustix::io::pwrite(arena.descriptor(), &[3; PAGE_SIZE], at).unwrap();
+        arena.copy_out(&slots[1], &mut page);
         assert_eq!(page, [3; PAGE_SIZE]);
+        assert!(rustix::fs::ftruncate(arena.descriptor(), 0).is_err());
         arena.release(slots);
-    }
-
-    #[test]
-    fn a_file_that_could_shrink_is_not_mapped() {
-        let file = rustix::fs::memfd_create("unsealed", MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&file, CHUNK_BYTES).unwrap();
-        assert!(ArenaView::map(&file, 1).is_err());
     }
 }

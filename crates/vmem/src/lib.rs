@@ -18,7 +18,7 @@ mod scratch;
 mod shared;
 mod uffd;
 
-pub use arena::{Arena, ArenaView, Slot};
+pub use arena::{Arena, Slot};
 pub use maps::{Mapping, MappingKind, ProcessMaps};
 pub use pagemap::{Pagemap, PresentRun};
 pub use probe::{Probe, probe};

@@ -206,12 +206,21 @@ impl<'a> Setup<'a> {
     /// Reads a body.
     ///
     /// # Errors
-    /// [`BodyError`] if it is cut short or the name is no text.
+    /// [`BodyError`] if it is cut short, or a text is too long or no text.
     pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
         let mut fields = Fields::of(body, 16)?;
         let amount = ByteCount::new(fields.u64());
         let flags = fields.u32();
         let (name, credentials) = (usize::from(fields.u16()), usize::from(fields.u16()));
+        if let Some(long) = [name, credentials]
+            .into_iter()
+            .find(|len| *len > NAME_BYTES_MAX)
+        {
+            return Err(BodyError::Value {
+                field: "length of a text",
+                value: long as u64,
+            });
+        }
         let needed = 16 + name + credentials;
         let text = body.get(16..needed).ok_or(BodyError::Short {
             found: body.len(),
@@ -323,6 +332,47 @@ impl MallocReply {
             pages: PageCount::new(fields.u64()),
             granted: ByteCount::new(fields.u64()),
         })
+    }
+}
+
+/// Asks for fresh slots of the arena: as many are added as are missing, and all are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slots {
+    /// Slots that the session is to have, at most [`SLOTS_ASSIGNED_MAX`].
+    pub wanted: u32,
+}
+
+/// Slots that a session may have for its next writes: those of one full message, or of a few
+/// messages of a usual run. As many as a body can list.
+pub const SLOTS_ASSIGNED_MAX: usize = crate::BODY_BYTES_MAX / 4;
+
+impl Slots {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.wanted.to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        Ok(Self {
+            wanted: Fields::of(body, 4)?.u32(),
+        })
+    }
+
+    /// Appends a slot to the body of a reply to slots or commit, which is a list of them.
+    pub fn encode_assigned(slot: u32, out: &mut Vec<u8>) {
+        out.extend_from_slice(&slot.to_le_bytes());
+    }
+
+    /// The slots that such a reply lists.
+    pub fn decode_assigned(body: &[u8]) -> impl ExactSizeIterator<Item = u32> + '_ {
+        body.as_chunks()
+            .0
+            .iter()
+            .map(|bytes| u32::from_le_bytes(*bytes))
     }
 }
 

@@ -24,7 +24,7 @@ mod stat;
 
 pub use body::{
     Attach, AttachMode, BodyError, FullBody, GrantedSetup, HELLO_BYTES, Hello, HelloReply, Malloc,
-    MallocReply, NAME_BYTES_MAX, SETUP_BYTES_MAX, Setup,
+    MallocReply, NAME_BYTES_MAX, SETUP_BYTES_MAX, SLOTS_ASSIGNED_MAX, Setup, Slots,
 };
 pub use checksum::{crc32c, page_checksum};
 pub use entry::{PAGE_ENTRY_BYTES, PageEntry, RangeEntry};

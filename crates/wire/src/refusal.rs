@@ -102,8 +102,8 @@ refusals! {
     WrongChecksum = 17, Retry, "the page was damaged on its way";
     /// Credentials are needed, or those given are wrong.
     Unauthorised = 18, GiveUp, "the credentials were not accepted";
-    /// A slot that is not assigned to this connection.
-    NoSlot = 19, GiveUp, "the slot is not assigned to this connection";
+    /// A slot that is not assigned to the session.
+    NoSlot = 19, Refresh, "the slot is not assigned to the session";
 }
 
 #[cfg(test)]

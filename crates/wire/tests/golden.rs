@@ -7,8 +7,8 @@ use farmem_region::{
 };
 use farmem_wire::{
     Action, Attach, AttachMode, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply,
-    Malloc, MallocReply, PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, page_checksum,
-    seal,
+    Malloc, MallocReply, PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, Slots,
+    page_checksum, seal,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -183,6 +183,7 @@ fn body_bytes() {
         &|out| reply.encode(out),
         "010000000000000002000000000000000300000000000000",
     );
+    check(&|out| Slots { wanted: 258 }.encode(out), "02010000");
     let full = FullBody {
         asked: ByteCount::new(1),
         free: ByteCount::new(2),

@@ -133,6 +133,18 @@ fn what_is_too_large_is_refused_by_its_header() {
 }
 
 #[test]
+fn a_name_that_is_too_long_is_refused() {
+    // Found by the fuzzer.
+    let mut body = vec![b'x'; 400];
+    body[12..16].copy_from_slice(&[255, 0, 0, 0]);
+    assert_eq!(Setup::decode(&body).unwrap().name.len(), 255);
+    body[12..16].copy_from_slice(&[0, 1, 0, 0]);
+    assert!(Setup::decode(&body).is_err());
+    body[12..16].copy_from_slice(&[0, 0, 0, 1]);
+    assert!(Setup::decode(&body).is_err());
+}
+
+#[test]
 fn an_older_server_tells_fewer_fields() {
     let mut bytes = Vec::new();
     ServerStat {

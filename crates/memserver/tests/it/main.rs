@@ -5,3 +5,4 @@ mod misbehaviour;
 mod raw;
 mod requests;
 mod sessions;
+mod shared;

@@ -8,3 +8,4 @@ mod hostile;
 mod loss;
 mod proxy;
 mod server;
+mod shared;

@@ -1,0 +1,196 @@
+//! The memory of a server on the same machine, reached without the server.
+
+use std::time::{Duration, Instant};
+
+use farmem_region::{PageCount, PageIndex, PageRange, Request, StoreError};
+use farmem_remote::{RemoteConfig, admin};
+
+use crate::client::{Client, config};
+use crate::server::{Over, TestServer};
+
+fn start(mebibytes: u64) -> TestServer {
+    TestServer::start(Over::Unix, mebibytes, |config| config.share_arena = true)
+}
+
+#[test]
+fn pages_go_there_and_come_back_without_the_server() {
+    let server = start(64);
+    let mut client = Client::connect(config(&server.endpoint, 16), 1000).unwrap();
+    client.grow(4096).unwrap();
+    for (first, count, version) in [(0, 1, 1), (1, 64, 1), (100, 1000, 1), (100, 1000, 2)] {
+        client.stamp(first, count, version);
+        client.store(first, count, version).unwrap();
+        client.frames.0.fill([0; 4096]);
+        client.fetch(first, count, version).unwrap();
+        client.check(first, count, version);
+    }
+    let stat = server.stat();
+    assert_eq!(
+        (stat.reads, stat.pages_read),
+        (0, 0),
+        "the server was asked for pages"
+    );
+    assert_eq!((stat.pages, stat.pages_written), (1065, 2065));
+    // 4 KiB a page would have come over the socket.
+    assert!(
+        stat.bytes_in < 1_500_000,
+        "{} bytes came over the socket",
+        stat.bytes_in
+    );
+    client.store.disconnect().unwrap();
+    server.wait_until_empty();
+}
+
+#[test]
+fn who_does_not_share_is_served_beside_who_does() {
+    let server = start(64);
+    let mut shares = Client::connect(config(&server.endpoint, 16), 64).unwrap();
+    let mut asks = Client::connect(
+        RemoteConfig {
+            share_arena: false,
+            ..config(&server.endpoint, 16)
+        },
+        64,
+    )
+    .unwrap();
+    for client in [&mut shares, &mut asks] {
+        client.grow(64).unwrap();
+    }
+    for version in 1..20 {
+        for (client, first) in [(&mut shares, 0), (&mut asks, 7)] {
+            client.stamp(first, 50, version);
+            client.store(first, 50, version).unwrap();
+            client.frames.0.fill([0; 4096]);
+            client.fetch(first, 50, version).unwrap();
+            client.check(first, 50, version);
+        }
+    }
+    assert_eq!(server.stat().reads, 19);
+}
+
+#[test]
+fn a_server_that_does_not_share_is_asked() {
+    for over in crate::server::BOTH {
+        let server = TestServer::start(over, 64, |config| {
+            config.share_arena = matches!(over, Over::Tcp);
+        });
+        let mut client = Client::connect(config(&server.endpoint, 16), 16).unwrap();
+        client.grow(16).unwrap();
+        client.store(0, 16, 1).unwrap();
+        client.fetch(0, 16, 1).unwrap();
+        assert_eq!(server.stat().reads, 1);
+    }
+}
+
+#[test]
+fn a_released_page_and_an_old_version_are_errors_here_too() {
+    let server = start(64);
+    let mut client = Client::connect(config(&server.endpoint, 16), 16).unwrap();
+    client.grow(16).unwrap();
+    client.store(0, 16, 1).unwrap();
+    client.store(0, 16, 2).unwrap();
+    assert!(matches!(
+        client.fetch(0, 1, 1),
+        Err(StoreError::Refused { .. })
+    ));
+    assert!(matches!(
+        client.fetch(0, 1, 3),
+        Err(StoreError::Refused { .. })
+    ));
+    let range = PageRange {
+        start: PageIndex::new(4),
+        count: PageCount::new(8),
+    };
+    client.run(Request::Release(&[range])).unwrap();
+    let error = client.fetch(4, 1, 2).unwrap_err();
+    assert!(error.to_string().contains("no such page"), "{error}");
+    client.fetch(0, 4, 2).unwrap();
+    client.stamp(4, 8, 3);
+    client.store(4, 8, 3).unwrap();
+    client.fetch(4, 8, 3).unwrap();
+    client.check(4, 8, 3);
+}
+
+#[test]
+fn a_full_server_takes_overwrites_still() {
+    let server = TestServer::start(Over::Unix, 4, |config| {
+        config.share_arena = true;
+        config.limits.inflight_bytes = farmem_region::ByteCount::new(1 << 20);
+    });
+    let mut client = Client::connect(config(&server.endpoint, 4), 1024).unwrap();
+    client.grow(1024).unwrap();
+    for version in 1..6 {
+        client.stamp(0, 1024, version);
+        client.store(0, 1024, version).unwrap();
+    }
+    client.frames.0.fill([0; 4096]);
+    client.fetch(0, 1024, 5).unwrap();
+    client.check(0, 1024, 5);
+    client.store.disconnect().unwrap();
+    server.wait_until_empty();
+}
+
+#[test]
+fn a_dead_server_is_reported_though_its_memory_lives_on() {
+    let mut server = start(64);
+    let mut client = Client::connect(config(&server.endpoint, 16), 16).unwrap();
+    client.grow(32).unwrap();
+    client.stamp(0, 16, 1);
+    client.store(0, 16, 1).unwrap();
+    server.stop();
+    let began = Instant::now();
+    let error = loop {
+        // What is fetched meanwhile is right, or an error.
+        match client.fetch(0, 16, 1) {
+            Ok(_) => client.check(0, 16, 1),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::Lost { .. }), "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[test]
+fn many_clients_share_one_arena() {
+    let server = start(256);
+    std::thread::scope(|scope| {
+        for seed in 0..6u64 {
+            let endpoint = &server.endpoint;
+            scope.spawn(move || {
+                let mut client = Client::connect(config(endpoint, 16), 256).unwrap();
+                client.grow(2000).unwrap();
+                for version in 1..30 {
+                    let first = seed * 100 + version * 7;
+                    let count = (version * 37 % 256) as u32 + 1;
+                    client.stamp(first, count, version);
+                    client.store(first, count, version).unwrap();
+                    client.frames.0.fill([0; 4096]);
+                    client.fetch(first, count, version).unwrap();
+                    client.check(first, count, version);
+                }
+                let session = client.session();
+                drop(client);
+                admin::disconnect_session(endpoint, &session, Duration::from_secs(1)).unwrap();
+            });
+        }
+    });
+    server.wait_until_empty();
+}
+
+#[test]
+fn slots_of_a_client_that_may_be_asleep_are_not_used_again() {
+    let server = TestServer::start(Over::Unix, 64, |config| {
+        config.share_arena = true;
+        config.limits.session_timeout = Duration::from_millis(50);
+    });
+    let mut client = Client::connect(config(&server.endpoint, 16), 16).unwrap();
+    client.grow(16).unwrap();
+    client.store(0, 16, 1).unwrap();
+    drop(client);
+    let stat = server.wait_until(|stat| stat.sessions == 0);
+    assert_eq!((stat.pages, stat.slots), (0, 256));
+}
