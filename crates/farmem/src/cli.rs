@@ -12,6 +12,9 @@ use crate::size::Size;
 #[derive(Debug, Parser)]
 #[command(name = "farmem", version, max_term_width = 100)]
 pub(crate) struct Cli {
+    /// Read flags from FILE [default: /etc/farmem/farmem.toml if there is one]
+    #[arg(long, value_name = "FILE", global = true, env = "FARMEM_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -30,6 +33,8 @@ pub(crate) enum Command {
     Server(ServerCommand),
     /// Check whether this machine can run programs under farmem, and say what to change
     Doctor(DoctorOptions),
+    /// Print a script that completes farmem's commands and flags in a shell
+    Completion(CompletionOptions),
 }
 
 const RUN_HELP: &str = "\
@@ -115,6 +120,13 @@ pub(crate) struct DoctorOptions {
     /// How to print
     #[command(flatten)]
     pub(crate) output: OutputOptions,
+}
+
+/// `farmem completion`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionOptions {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
 }
 
 /// How a listing is printed.

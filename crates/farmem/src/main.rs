@@ -7,6 +7,7 @@
 
 mod artefacts;
 mod cli;
+mod config;
 mod doctor;
 mod elf;
 mod machine;
@@ -16,9 +17,10 @@ mod server;
 mod size;
 mod table;
 
+use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command, ServerCommand};
 
@@ -28,7 +30,17 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let definition = match config::command() {
+        Ok(definition) => definition,
+        Err(error) => {
+            say(&error);
+            return ExitCode::from(if is_run() { run::OWN_FAILURE } else { FAILURE });
+        }
+    };
+    let parsed = definition
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -37,6 +49,11 @@ fn main() -> ExitCode {
         Command::Serve(options) => ending(serve::serve(&options)),
         Command::Server(ServerCommand::Show(options)) => ending(server::show(&options)),
         Command::Doctor(options) => ending(doctor::doctor(&options)),
+        Command::Completion(options) => {
+            let name = "farmem";
+            clap_complete::generate(options.shell, &mut Cli::command(), name, &mut io::stdout());
+            ExitCode::SUCCESS
+        }
     }
 }
 
@@ -53,6 +70,12 @@ fn usage(error: &clap::Error) -> ExitCode {
         (true, true) => ExitCode::from(run::OWN_FAILURE),
         (true, false) => ExitCode::from(USAGE),
     }
+}
+
+fn is_run() -> bool {
+    std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "run")
 }
 
 fn ending(result: anyhow::Result<ExitCode>) -> ExitCode {

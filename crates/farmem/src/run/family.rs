@@ -46,6 +46,34 @@ pub(crate) fn children() -> Vec<Pid> {
     children
 }
 
+/// All processes of the run: children of this process, their children, and so on.
+pub(crate) fn descendants() -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(Pid::from_raw)
+        .filter(|&pid| is_descendant(pid))
+        .collect()
+}
+
+/// Whether missing pages of the process are reported to a userfaultfd.
+pub(crate) fn has_userfaultfd(pid: Pid) -> bool {
+    let areas = fs::read_to_string(format!("/proc/{}/smaps", pid.as_raw_pid()));
+    areas.is_ok_and(|areas| reports_missing_pages(&areas))
+}
+
+fn reports_missing_pages(smaps: &str) -> bool {
+    let flags = smaps
+        .lines()
+        .filter_map(|line| line.strip_prefix("VmFlags:"));
+    flags
+        .flat_map(str::split_ascii_whitespace)
+        .any(|flag| flag == "um")
+}
+
 /// The name that the kernel keeps of a process.
 pub(crate) fn name_of(pid: Pid) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid())).ok()?;
@@ -67,10 +95,20 @@ mod tests {
         let pid = Pid::from_child(&child);
         assert!(is_descendant(pid));
         assert!(children().contains(&pid));
+        assert!(descendants().contains(&pid));
+        assert!(!has_userfaultfd(pid));
         assert!(!is_descendant(rustix::process::getppid().unwrap()));
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!is_descendant(pid));
         assert!(!children().contains(&pid));
+        assert!(!descendants().contains(&pid));
+    }
+
+    #[test]
+    fn a_userfaultfd_is_seen_by_the_flag_of_an_area() {
+        let area = "7f00-7f01 rw-p 00000000 00:00 0\nRss: 4 kB\nVmFlags: rd wr mr mw me ac";
+        assert!(!reports_missing_pages(&format!("{area} sd\n")));
+        assert!(reports_missing_pages(&format!("{area} sd\n{area} um sd\n")));
     }
 }

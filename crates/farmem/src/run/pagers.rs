@@ -139,17 +139,32 @@ impl Pager {
     /// The connection is closed. Returns what to tell people if the program was stopped for it.
     pub(crate) fn lose_peer(&mut self) -> Option<String> {
         self.peer = None;
-        if self.stage != Stage::Armed || self.program_ended.is_some() {
+        if self.stage != Stage::Armed || !self.stop() {
             return None;
         }
-        let out = StatsSnapshot::read(&self.stats).map_or(0, |now| now.get(Counter::ExternalBytes));
-        self.stop().then(|| {
-            let title = self.title();
-            format!(
-                "lost the pager of {title}, and with it {} of its memory; stopped it",
-                Size(out)
-            )
-        })
+        let out = self
+            .counts()
+            .map_or(0, |now| now.get(Counter::ExternalBytes));
+        let title = self.title();
+        Some(format!(
+            "lost the pager of {title}, and with it {} of its memory; stopped it",
+            Size(out)
+        ))
+    }
+
+    /// Whether pages may be out that nobody will bring back.
+    pub(crate) fn left_pages(&self) -> bool {
+        self.peer.is_none() && self.stage == Stage::Armed
+    }
+
+    /// The userfaultfds of children whose pages this pager kept.
+    pub(crate) fn take_children(&mut self) -> impl Iterator<Item = OwnedFd> + use<> {
+        std::mem::take(&mut self.children).into_values()
+    }
+
+    /// The process whose memory is paged.
+    pub(crate) fn program_pid(&self) -> u32 {
+        self.hello.program_pid
     }
 
     /// The server has lost everything. Returns what to tell people if the program was stopped.

@@ -92,6 +92,8 @@ pub(crate) struct Supervisor {
     /// Connections that have not said hello, with the process that made them.
     callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
     pagers: BTreeMap<PagerId, Pager>,
+    /// Userfaultfds of forked children whose pager was lost.
+    guards: Vec<OwnedFd>,
     next_id: PagerId,
     /// The program is stopped by a signal.
     program_stopped: bool,
@@ -121,6 +123,7 @@ impl Supervisor {
             budget: Budget::new(parts.limit_bytes),
             callers: BTreeMap::new(),
             pagers: BTreeMap::new(),
+            guards: Vec::new(),
             next_id: 0,
             program_stopped: false,
             program_ending: None,
@@ -397,7 +400,10 @@ impl Supervisor {
                 },
                 _,
             )) => {
-                self.remark(&format!("process {program_pid} is not paged: {message}"));
+                // One that has ended meanwhile needs no pager.
+                if process(program_pid).is_some_and(family::is_descendant) {
+                    self.remark(&format!("process {program_pid} is not paged: {message}"));
+                }
             }
             Ok(Received::Nothing) => {
                 self.callers.insert(id, (peer, pid));
@@ -443,10 +449,7 @@ impl Supervisor {
         if descriptors != 1 {
             return Err("its pager shares no stats page".to_owned());
         }
-        let program = i32::try_from(hello.program_pid)
-            .ok()
-            .and_then(Pid::from_raw);
-        program
+        process(hello.program_pid)
             .filter(|&pid| family::is_descendant(pid))
             .ok_or_else(|| "it does not belong to this run, or has its own process ids".to_owned())
     }
@@ -531,7 +534,27 @@ impl Supervisor {
             self.failure = Some(OWN_FAILURE);
             self.say(&message);
         }
+        self.stop_children_of(id);
         self.retire(id);
+    }
+
+    /// Stops forked children whose pages a lost pager kept, also those that it had no time to
+    /// tell of: whoever is registered with a userfaultfd and has no pager of its own.
+    fn stop_children_of(&mut self, id: PagerId) {
+        let Some(pager) = self.pagers.get_mut(&id).filter(|pager| pager.left_pages()) else {
+            return;
+        };
+        // Open until the run has ended: no child may read a zero page before it dies.
+        self.guards.extend(pager.take_children());
+        let served: Vec<u32> = self.pagers.values().map(Pager::program_pid).collect();
+        for pid in family::descendants() {
+            let number = pid.as_raw_pid();
+            if !served.contains(&number.unsigned_abs()) && family::has_userfaultfd(pid) {
+                let _ = kill_process(pid, Signal::KILL);
+                self.failure = Some(OWN_FAILURE);
+                self.say(&format!("stopped its forked child (process {number}) too"));
+            }
+        }
     }
 
     /// Lets a pager go if there is nothing more to wait for.
@@ -599,6 +622,10 @@ fn ending(status: WaitStatus) -> Option<Ending> {
     exited
         .map(Ending::Exited)
         .or_else(|| status.terminating_signal().map(Ending::Signalled))
+}
+
+fn process(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
 }
 
 /// Whether there is a terminal whose job control could continue this process.
