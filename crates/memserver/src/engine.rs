@@ -15,8 +15,8 @@ use farmem_region::{
 };
 use farmem_vmem::{Arena, Slot};
 use farmem_wire::{
-    Action, Attach, AttachMode, FullBody, GrantedSetup, Header, Hello, HelloReply, Malloc,
-    MallocReply, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
+    Action, Attach, AttachMode, BodyError, FullBody, GrantedSetup, Header, Hello, HelloReply,
+    Malloc, MallocReply, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
     ServerStat, Setup, page_checksum,
 };
 
@@ -73,6 +73,12 @@ impl From<RefusalCode> for Refusal {
             code,
             detail: Detail::None,
         }
+    }
+}
+
+impl From<BodyError> for Refusal {
+    fn from(_: BodyError) -> Self {
+        RefusalCode::Malformed.into()
     }
 }
 
@@ -559,8 +565,9 @@ impl Engine {
         let mut session = self.enter(caller, header)?;
         session.check_region(header)?;
         let session = &mut *session;
+        let mut content = [0; PAGE_SIZE];
         for entry in entries.clone() {
-            self.check_commit(session, &entry)?;
+            self.check_commit(session, &entry, &mut content)?;
         }
         let before = session.region.table.stored().get();
         let (mut used, mut result, pages) = (0, Ok(()), entries.len());
@@ -595,8 +602,14 @@ impl Engine {
     }
 
     /// Whether a page may be committed: it lies in the region and, unless it is stored already,
-    /// in a slot of the session whose bytes match the checksum.
-    fn check_commit(&self, session: &Session, entry: &PageEntry) -> Result<(), Refusal> {
+    /// in a slot of the session whose bytes match the checksum. They are copied to `content` to be
+    /// looked at.
+    fn check_commit(
+        &self,
+        session: &Session,
+        entry: &PageEntry,
+        content: &mut [u8; PAGE_SIZE],
+    ) -> Result<(), Refusal> {
         if !session.region.contains(entry.page) {
             return Err(Refusal::page(RefusalCode::OutOfBounds, *entry));
         }
@@ -606,9 +619,8 @@ impl Engine {
         let Some(slot) = session.assigned.get(&entry.slot) else {
             return Err(Refusal::page(RefusalCode::NoSlot, *entry));
         };
-        let mut content = [0; PAGE_SIZE];
-        self.arena.copy_out(slot, &mut content);
-        let found = page_checksum(session.region.id, entry.page, entry.version, &content);
+        self.arena.copy_out(slot, content);
+        let found = page_checksum(session.region.id, entry.page, entry.version, content);
         if found != entry.checksum {
             count(&self.counters.damaged_pages, 1);
             let found = PageEntry {

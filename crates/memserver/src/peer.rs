@@ -15,6 +15,7 @@
 //! in the small buffer already.
 
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::time::Instant;
 
 use farmem_region::{Nanos, PAGE_SIZE};
@@ -22,8 +23,7 @@ use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
     Action, Attach, BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello,
-    Malloc, PageEntry, Payload, ProtocolVersion, RangeEntry, RefusalCode, Setup, Slots, seal,
-    verify_body,
+    Malloc, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, Setup, Slots, seal, verify_body,
 };
 
 use crate::counters::{DropReason, count};
@@ -47,7 +47,7 @@ pub(crate) struct Peer {
     stage: Stage,
     input: Box<[u8; INPUT_BYTES]>,
     /// Bytes of `input` that are to be looked at.
-    unread: std::ops::Range<usize>,
+    unread: Range<usize>,
     output: Output,
     /// Whether the arena's descriptor rides on the next byte that is sent.
     passes_arena: bool,
@@ -302,16 +302,45 @@ impl Peer {
         if header.action != Action::Hello && header.version != ProtocolVersion::V1.number() {
             return Err(DecodeError::Version(header.version).into());
         }
-        if header.payload_kind() == Payload::Pages {
-            self.begin_write(engine, header, start);
-        } else {
-            let entries = start..start + header.entry_bytes();
-            let body = entries.end..self.unread.start;
-            if let Err(refusal) = self.serve_request(engine, &header, entries, body)? {
-                self.refuse(engine, &header, refusal);
+        let entries = start..start + header.entry_bytes();
+        let body = entries.end..self.unread.start;
+        match header.action {
+            Action::Write => self.begin_write(engine, header, start),
+            Action::Hello => self.greet(engine, &header, body)?,
+            _ => {
+                if let Err(refusal) = self.serve_request(engine, &header, entries, body) {
+                    self.refuse(engine, &header, refusal);
+                }
             }
         }
         Ok(true)
+    }
+
+    /// Answers hello. The body lies in the input.
+    fn greet(
+        &mut self,
+        engine: &Engine,
+        header: &Header,
+        body: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let Ok(hello) = Hello::decode(&self.input[body]) else {
+            self.refuse(engine, header, RefusalCode::Malformed.into());
+            return Ok(());
+        };
+        let local = self.connection.passes_descriptors();
+        let Some(reply) = engine.hello(&mut self.caller, &hello, local) else {
+            self.refuse(engine, header, RefusalCode::WrongVersion.into());
+            let Hello { oldest, newest, .. } = hello;
+            return Err(DropReason::Version { oldest, newest });
+        };
+        self.greeted = true;
+        self.passes_arena = reply.arena_shared;
+        let granted = Header {
+            incarnation: engine.incarnation(),
+            ..header.granted()
+        };
+        push(&mut self.output, granted, |bytes| reply.encode(bytes));
+        Ok(())
     }
 
     /// Serves a request that is complete. `entries` and `body` lie in the input.
@@ -319,80 +348,49 @@ impl Peer {
         &mut self,
         engine: &Engine,
         header: &Header,
-        entries: std::ops::Range<usize>,
-        body: std::ops::Range<usize>,
-    ) -> Result<Result<(), Refusal>, DropReason> {
+        entries: Range<usize>,
+        body: Range<usize>,
+    ) -> Result<(), Refusal> {
         let (entries, body) = (&self.input[entries], &self.input[body]);
-        let malformed = |_| Refusal::from(RefusalCode::Malformed);
-        let output = &mut self.output;
+        let (output, caller, unused) = (&mut self.output, &mut self.caller, &mut self.unused);
         let granted = header.granted();
-        let caller = &mut self.caller;
-        Ok(match header.action {
-            Action::Hello => match Hello::decode(body) {
-                Err(error) => Err(malformed(error)),
-                Ok(hello) => {
-                    let local = self.connection.passes_descriptors();
-                    let Some(reply) = engine.hello(caller, &hello, local) else {
-                        push(output, header.refused(RefusalCode::WrongVersion), |_| ());
-                        return Err(DropReason::Version {
-                            oldest: hello.oldest,
-                            newest: hello.newest,
-                        });
-                    };
-                    self.greeted = true;
-                    self.passes_arena = reply.arena_shared;
-                    let granted = Header {
-                        incarnation: engine.incarnation(),
-                        ..granted
-                    };
-                    push(output, granted, |bytes| reply.encode(bytes));
-                    Ok(())
-                }
-            },
-            Action::Setup => Setup::decode(body)
-                .map_err(malformed)
-                .and_then(|setup| engine.setup(caller, &setup))
-                .map(|(session, body)| push(output, answer(header, session), |b| body.encode(b))),
-            Action::Attach => Attach::decode(body)
-                .map_err(malformed)
-                .and_then(|attach| engine.attach(caller, header, &attach))
-                .map(|(session, body)| push(output, answer(header, session), |b| body.encode(b))),
-            Action::Malloc => Malloc::decode(body)
-                .map_err(malformed)
-                .and_then(|malloc| engine.malloc(caller, header, &malloc))
-                .map(|reply| push(output, granted, |bytes| reply.encode(bytes))),
-            Action::Read => read(engine, caller, output, header, entries, self.received_at),
+        match header.action {
+            Action::Setup => {
+                let (session, body) = engine.setup(caller, &Setup::decode(body)?)?;
+                push(output, answer(header, session), |bytes| body.encode(bytes));
+            }
+            Action::Attach => {
+                let (session, body) = engine.attach(caller, header, &Attach::decode(body)?)?;
+                push(output, answer(header, session), |bytes| body.encode(bytes));
+            }
+            Action::Malloc => {
+                let reply = engine.malloc(caller, header, &Malloc::decode(body)?)?;
+                push(output, granted, |bytes| reply.encode(bytes));
+            }
+            Action::Read => read(engine, caller, output, header, entries, self.received_at)?,
             Action::Free => {
-                let ranges = RangeEntry::decode_all(entries);
-                engine
-                    .free(caller, header, ranges, &mut self.unused)
-                    .map(|()| push(output, granted, |_| ()))
+                engine.free(caller, header, RangeEntry::decode_all(entries), unused)?;
+                push(output, granted, |_| ());
             }
             Action::Slots => {
-                let wanted = Slots::decode(body).map(|slots| slots.wanted as usize);
-                wanted.map_err(malformed).and_then(|wanted| {
-                    listing(output, granted, |list| {
-                        engine.assign_slots(caller, header, wanted, &mut self.unused, list)
-                    })
-                })
+                let wanted = Slots::decode(body)?.wanted as usize;
+                push_list(output, granted, |list| {
+                    engine.assign_slots(caller, header, wanted, unused, list)
+                })?;
             }
-            Action::Commit => listing(output, granted, |list| {
+            Action::Commit => push_list(output, granted, |list| {
                 let entries = PageEntry::decode_all(entries);
-                engine.commit_slots(caller, header, entries, &mut self.unused, list)
-            }),
-            Action::Disconnect => engine
-                .disconnect(header)
-                .map(|()| push(output, granted, |_| ())),
-            Action::Stat => {
-                push(output, granted, |bytes| engine.stat().encode(bytes));
-                Ok(())
-            }
-            Action::Ping => {
+                engine.commit_slots(caller, header, entries, unused, list)
+            })?,
+            Action::Disconnect => {
+                engine.disconnect(header)?;
                 push(output, granted, |_| ());
-                Ok(())
             }
-            _ => Err(RefusalCode::Unsupported.into()),
-        })
+            Action::Stat => push(output, granted, |bytes| engine.stat().encode(bytes)),
+            Action::Ping => push(output, granted, |_| ()),
+            _ => return Err(RefusalCode::Unsupported.into()),
+        }
+        Ok(())
     }
 
     /// Lets a write's pages in, or skips them.
@@ -560,7 +558,7 @@ fn read(
 }
 
 /// Queues a reply whose body is the list of slots that `serve` makes, unless it refuses.
-fn listing(
+fn push_list(
     output: &mut Output,
     granted: Header,
     serve: impl FnOnce(&mut dyn FnMut(u32)) -> Result<(), Refusal>,

@@ -29,8 +29,6 @@ const POLLED_MAX: usize = 4;
 const ROUNDS_PER_LOOK: u32 = 16;
 /// The shortest time worth polling for: less than a system call finds nothing.
 const POLL_LEAST: Duration = Duration::from_micros(5);
-/// How long accepting rests when the kernel has no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const STOP: u64 = u64::MAX;
 const MAIL: u64 = u64::MAX - 1;
@@ -89,8 +87,8 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     index: usize,
     listeners: Vec<Listener>,
-    /// When accepting goes on after the kernel ran out of descriptors.
-    accept_after: Option<Instant>,
+    /// Listeners that rest because the kernel ran out of descriptors.
+    resting: Vec<usize>,
     epoll: OwnedFd,
     peers: Vec<Option<Watched>>,
     vacant: Vec<usize>,
@@ -154,7 +152,7 @@ impl Worker {
             shared: Arc::clone(shared),
             index,
             listeners,
-            accept_after: None,
+            resting: Vec::new(),
             epoll,
             peers: Vec::new(),
             vacant: Vec::new(),
@@ -254,7 +252,7 @@ impl Worker {
                     self.poll_until = Instant::now() + self.polling.time();
                 }
                 if received && (watched.peer.is_watched() || self.shared.engine.has_surplus()) {
-                    self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+                    self.expect_tick();
                 }
                 self.watch_again(index);
                 received
@@ -314,7 +312,7 @@ impl Worker {
             .connections
             .fetch_sub(1, Ordering::Relaxed);
         // A session may have lost its last connection.
-        self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+        self.expect_tick();
     }
 
     fn close_all(&mut self) {
@@ -327,13 +325,6 @@ impl Worker {
     }
 
     fn accept(&mut self, listener: usize) {
-        if self
-            .accept_after
-            .is_some_and(|after| Instant::now() < after)
-        {
-            return;
-        }
-        self.accept_after = None;
         loop {
             match self.listeners[listener].accept() {
                 Ok(Some(socket)) => self.place(socket),
@@ -342,10 +333,23 @@ impl Worker {
                     self.shared
                         .log
                         .line(format_args!("cannot accept a client: {error}"));
-                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                    // It would be reported as ready all the time: until the next tick.
+                    self.watch_listener(listener, epoll::EventFlags::empty());
+                    self.resting.push(listener);
+                    self.expect_tick();
                     return;
                 }
             }
+        }
+    }
+
+    fn watch_listener(&self, listener: usize, interest: epoll::EventFlags) {
+        let data = EventData::new_u64(LISTENER - listener as u64);
+        let descriptor = self.listeners[listener].descriptor();
+        if let Err(errno) = epoll::modify(&self.epoll, descriptor, data, interest) {
+            self.shared
+                .log
+                .line(format_args!("cannot watch a listener: {errno}"));
         }
     }
 
@@ -390,7 +394,7 @@ impl Worker {
             self.drop_peer(index, &DropReason::Broken(errno.into()));
             return None;
         }
-        self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+        self.expect_tick();
         Some(index)
     }
 
@@ -399,10 +403,17 @@ impl Worker {
             .map(|tick| tick.saturating_duration_since(Instant::now()))
     }
 
+    fn expect_tick(&mut self) {
+        self.next_tick.get_or_insert_with(|| Instant::now() + TICK);
+    }
+
     /// Looks at everything that time changes, if it is time.
     fn tick(&mut self) {
         if self.next_tick.is_none_or(|tick| Instant::now() < tick) {
             return;
+        }
+        for listener in std::mem::take(&mut self.resting) {
+            self.watch_listener(listener, epoll::EventFlags::IN);
         }
         let now = self.now();
         let mut more = false;

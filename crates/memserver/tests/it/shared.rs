@@ -28,7 +28,7 @@ fn sharing(server: &TestServer, pages: u64) -> Raw {
 
 fn assign(client: &mut Raw, wanted: u32) -> Result<Vec<u32>, RefusalCode> {
     let (header, body) = client.call(client.request(Action::Slots), |out| {
-        Slots { wanted }.encode(out)
+        Slots { wanted }.encode(out);
     });
     header
         .refusal
@@ -53,7 +53,7 @@ fn commit(client: &mut Raw, entries: &[PageEntry]) -> Result<Vec<u32>, RefusalCo
         ..client.request(Action::Commit)
     };
     let (reply, body) = client.call(header, |out| {
-        entries.iter().for_each(|entry| entry.encode(out))
+        entries.iter().for_each(|entry| entry.encode(out));
     });
     reply
         .refusal
