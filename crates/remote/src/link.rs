@@ -72,6 +72,8 @@ pub(crate) struct Link {
     connection: Box<dyn Connection>,
     /// Bytes of the first unsent message that have been sent.
     out_sent: usize,
+    /// Whether the socket took no more.
+    pub(crate) is_blocked: bool,
     /// The reply that is coming in: its header, entries and body.
     head: Box<[u8; HEAD_BYTES_MAX + BODY_BYTES_MAX]>,
     head_received: usize,
@@ -94,6 +96,7 @@ impl Link {
         Self {
             connection,
             out_sent: 0,
+            is_blocked: false,
             head: Box::new([0; HEAD_BYTES_MAX + BODY_BYTES_MAX]),
             head_received: 0,
             known: None,
@@ -124,6 +127,7 @@ impl Link {
             // Nothing is owed to us yet: the time that counts begins now.
             self.last_heard = now;
         }
+        (self.is_blocked, messages.has_new) = (false, false);
         while !messages.unsent.is_empty() {
             let mut slices = recycle(std::mem::take(&mut self.slices));
             let ready = seal_first(messages, arena.as_deref_mut(), region, frames);
@@ -134,7 +138,10 @@ impl Link {
             }
             let moved = self.connection.send(skip_bytes(&mut slices, self.out_sent));
             self.slices = recycle(slices);
-            let Moved::Bytes(sent) = moved? else { break };
+            let Moved::Bytes(sent) = moved? else {
+                self.is_blocked = true;
+                break;
+            };
             self.out_sent += sent;
             while let Some(first) = messages.unsent.front() {
                 let bytes = messages.get(*first).bytes();
@@ -144,6 +151,7 @@ impl Link {
                 self.out_sent -= bytes;
                 messages.mark_sent();
             }
+            messages.first_begun = self.out_sent > 0;
         }
         Ok(())
     }
@@ -378,14 +386,19 @@ fn seal_first(
     region: RegionId,
     frames: &dyn Frames,
 ) -> usize {
-    let (mut bytes, mut count) = (0, 0);
+    let (mut bytes, mut pages, mut count) = (0, 0, 0);
     while let Some(index) = messages.unsent.get(count).copied() {
+        let is_begun = count == 0 && messages.first_begun;
+        if !is_begun && !messages.has_window(index, pages) {
+            break;
+        }
         if !messages.get(index).sealed
             && !seal_write(messages, index, arena.as_deref_mut(), region, frames)
         {
             break;
         }
         bytes += messages.get(index).bytes();
+        pages += messages.get(index).page_bytes();
         count += 1;
         if bytes >= SEND_BYTES_MAX || count >= SLICES_MAX / 2 {
             break;

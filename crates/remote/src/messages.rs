@@ -6,8 +6,8 @@ use farmem_region::{
     FrameId, Frames, Nanos, Outcome, PageIndex, PageRange, RegionId, StoreError, Ticket, Version,
 };
 use farmem_wire::{
-    Action, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PageEntry, RangeEntry,
-    SLOTS_ASSIGNED_MAX, Slots, page_checksum, seal,
+    Action, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX, PageEntry,
+    RangeEntry, SLOTS_ASSIGNED_MAX, Slots, page_checksum, seal,
 };
 
 use crate::config::SessionInfo;
@@ -15,6 +15,15 @@ use crate::config::SessionInfo;
 /// Messages that may wait for their replies. Four times what fills a fast network's pipe at one
 /// page a message; beyond it, submitting says "busy".
 pub(crate) const MESSAGES_MAX: usize = 1024;
+
+/// Pages of a message that carries more than one. Four of them are as fast as one of four times
+/// the size, and what is urgent waits for one only.
+pub(crate) const MESSAGE_PAGES: usize = 64;
+const _: () = assert!(MESSAGE_PAGES <= PAGES_PER_MESSAGE_MAX);
+
+/// Bytes of pages that may be sent and not acknowledged. Enough for a network of 10 Gbit/s and
+/// 800 us; more would only wait in the kernel, in front of the next read.
+const PAGES_SENT_BYTES_MAX: usize = 1 << 20;
 
 /// Bits of a request id that name the message's place in the list.
 const INDEX_BITS: u32 = 16;
@@ -62,12 +71,16 @@ pub(crate) struct Message {
 impl Message {
     /// Bytes that are sent: the pages too, if it is a write.
     pub(crate) fn bytes(&self) -> usize {
-        self.head.len()
-            + if self.sends_pages() {
-                self.header.payload_bytes()
-            } else {
-                0
-            }
+        self.head.len() + self.page_bytes()
+    }
+
+    /// Bytes of the pages that are sent.
+    pub(crate) fn page_bytes(&self) -> usize {
+        if self.sends_pages() {
+            self.header.payload_bytes()
+        } else {
+            0
+        }
     }
 
     pub(crate) fn sends_pages(&self) -> bool {
@@ -158,6 +171,12 @@ pub(crate) struct Messages {
     pub(crate) unsent: VecDeque<MessageIndex>,
     /// Sent, in this order.
     pub(crate) sent: VecDeque<MessageIndex>,
+    /// Whether a part of the first unsent message has been sent.
+    pub(crate) first_begun: bool,
+    /// Whether something was added since it was last tried to send.
+    pub(crate) has_new: bool,
+    /// Bytes of pages in messages that were sent.
+    pages_sent: usize,
     /// To be sent again later.
     pub(crate) delayed: VecDeque<(Nanos, MessageIndex)>,
 }
@@ -200,6 +219,7 @@ impl Messages {
             self.list.len() - 1
         });
         self.next += 1;
+        self.has_new = true;
         self.unsent.push_back(index);
         let message = &mut self.list[index];
         message.request = (self.next << INDEX_BITS) | index as u64;
@@ -235,6 +255,34 @@ impl Messages {
         }
         message.untried = true;
         message.seal_read();
+        self.overtake();
+    }
+
+    /// A thread waits for what is read, and nobody for what is written: the read that was added
+    /// last goes before writes of other pages that are not begun.
+    fn overtake(&mut self) {
+        let Some(read) = self.unsent.pop_back() else {
+            return;
+        };
+        let pages = self.list[read].wanted.iter().map(|wanted| wanted.page);
+        let (first, last) = (pages.clone().min(), pages.max());
+        let is_apart = |index: &MessageIndex| {
+            let message = &self.list[*index];
+            let mut pages = message.wanted.iter().map(|wanted| Some(wanted.page));
+            matches!(message.header.action, Action::Write | Action::Commit)
+                && pages.all(|page| page < first || page > last)
+        };
+        let begun = usize::from(self.first_begun);
+        let waiting = self.unsent.iter().skip(begun).rev();
+        let overtaken = waiting.take_while(|index| is_apart(index)).count();
+        self.unsent.insert(self.unsent.len() - overtaken, read);
+    }
+
+    /// Whether one more message may be sent, beside `waiting` bytes of pages, before the replies
+    /// to others have come.
+    pub(crate) fn has_window(&self, index: MessageIndex, waiting: usize) -> bool {
+        let (before, bytes) = (self.pages_sent + waiting, self.list[index].page_bytes());
+        bytes == 0 || before == 0 || before + bytes <= PAGES_SENT_BYTES_MAX
     }
 
     /// Adds a free.
@@ -284,6 +332,7 @@ impl Messages {
     pub(crate) fn mark_sent(&mut self) {
         if let Some(index) = self.unsent.pop_front() {
             self.list[index].is_sent = true;
+            self.pages_sent += self.list[index].page_bytes();
             self.sent.push_back(index);
         }
     }
@@ -291,6 +340,7 @@ impl Messages {
     /// Takes a message that has its reply out of those that were sent.
     pub(crate) fn take_sent(&mut self, index: MessageIndex) {
         self.list[index].is_sent = false;
+        self.pages_sent -= self.list[index].page_bytes();
         if self.sent.front() == Some(&index) {
             self.sent.pop_front();
         } else {
@@ -315,6 +365,7 @@ impl Messages {
 
     /// Everything without a reply is to be sent again, in the same order.
     pub(crate) fn send_all_again(&mut self) {
+        (self.pages_sent, self.first_begun) = (0, false);
         while let Some(index) = self.sent.pop_back() {
             let message = &mut self.list[index];
             (message.is_sent, message.resent) = (false, true);
@@ -434,5 +485,87 @@ impl Operations {
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Operation> + '_ {
         self.vacant.clear();
         self.list.drain(..).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::{ByteCount, Epoch, Incarnation, PageCount, SessionId};
+    use farmem_transport::Endpoint;
+
+    use super::*;
+
+    fn session() -> SessionInfo {
+        SessionInfo {
+            server: Endpoint::Unix("/nowhere".into()),
+            session: SessionId::new(1),
+            token: 1,
+            epoch: Epoch::new(1),
+            incarnation: Incarnation::new(1),
+            region: RegionId::new(1),
+            granted: ByteCount::new(0),
+            pages: PageCount::new(0),
+        }
+    }
+
+    fn add(messages: &mut Messages, action: Action, first: u64, count: u64) {
+        let pages: Vec<_> = (first..first + count)
+            .map(|page| {
+                let (page, version) = (PageIndex::new(page), Version::new(1));
+                (Wanted { page, version }, FrameId::new(0))
+            })
+            .collect();
+        messages.add_pages(&session(), action, 0, pages.into_iter());
+    }
+
+    /// First pages of what is to be sent, in its order.
+    fn order(messages: &Messages) -> Vec<u64> {
+        let first = |index: &MessageIndex| messages.get(*index).wanted[0].page.get();
+        messages.unsent.iter().map(first).collect()
+    }
+
+    #[test]
+    fn a_read_goes_before_writes_of_other_pages() {
+        let mut messages = Messages::default();
+        add(&mut messages, Action::Write, 10, 10);
+        add(&mut messages, Action::Write, 30, 10);
+        add(&mut messages, Action::Read, 100, 1);
+        assert_eq!(order(&messages), [100, 10, 30]);
+        // Not before another read, and not before a write of the same page.
+        add(&mut messages, Action::Read, 101, 1);
+        add(&mut messages, Action::Read, 15, 1);
+        add(&mut messages, Action::Read, 31, 1);
+        assert_eq!(order(&messages), [100, 101, 10, 15, 30, 31]);
+    }
+
+    #[test]
+    fn a_read_does_not_go_before_what_is_begun() {
+        let mut messages = Messages::default();
+        add(&mut messages, Action::Write, 10, 10);
+        add(&mut messages, Action::Write, 30, 10);
+        messages.first_begun = true;
+        add(&mut messages, Action::Read, 100, 1);
+        assert_eq!(order(&messages), [10, 100, 30]);
+    }
+
+    #[test]
+    fn pages_that_are_not_acknowledged_are_limited() {
+        let mut messages = Messages::default();
+        for at in 0..20 {
+            add(&mut messages, Action::Write, at * 64, 64);
+        }
+        let mut sent = 0;
+        while messages.has_window(messages.unsent[0], 0) {
+            messages.mark_sent();
+            sent += 1;
+        }
+        assert_eq!(sent * 64 * farmem_region::PAGE_SIZE, PAGES_SENT_BYTES_MAX);
+        let first = messages.sent[0];
+        messages.take_sent(first);
+        messages.remove(first);
+        assert!(messages.has_window(messages.unsent[0], 0));
+        messages.send_all_again();
+        assert_eq!(order(&messages)[0], 64);
+        assert_eq!(messages.pages_sent, 0);
     }
 }

@@ -9,15 +9,16 @@ use farmem_region::{
 };
 use farmem_transport::ArenaFile;
 use farmem_wire::{
-    Action, Advice, FullBody, GrantedSetup, Header, Malloc, MallocReply, PAGES_PER_MESSAGE_MAX,
-    RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
+    Action, Advice, FullBody, GrantedSetup, Header, Malloc, MallocReply, RANGES_PER_MESSAGE_MAX,
+    RefusalCode, Setup, Slots, page_checksum,
 };
 
 use crate::config::{RemoteConfig, SessionInfo};
 use crate::exchange::{Exchange, ExchangeError};
 use crate::link::{Arrived, Link, LinkError};
 use crate::messages::{
-    MESSAGES_MAX, MessageIndex, Messages, Operation, OperationIndex, Operations, Wanted,
+    MESSAGE_PAGES, MESSAGES_MAX, MessageIndex, Messages, Operation, OperationIndex, Operations,
+    Wanted,
 };
 use crate::reconnect::{Reconnect, Step};
 use crate::shared::SharedArena;
@@ -160,10 +161,10 @@ impl RemoteStore {
             _ => Outcome::Stored,
         };
         let mut left = pages.len();
-        let operation = self.begin(ticket, outcome, left.div_ceil(PAGES_PER_MESSAGE_MAX))?;
+        let operation = self.begin(ticket, outcome, left.div_ceil(MESSAGE_PAGES))?;
         let mut pages = pages;
         while left > 0 {
-            let count = left.min(PAGES_PER_MESSAGE_MAX);
+            let count = left.min(MESSAGE_PAGES);
             let chunk = Chunk {
                 pages: &mut pages,
                 left: count,
@@ -634,7 +635,7 @@ impl PageStore for RemoteStore {
                 let delayed = self.messages.delayed.front().map(|(due, _)| *due);
                 Readiness {
                     descriptor: Some(link.connection().descriptor().as_raw_fd()),
-                    wants_write: !self.messages.unsent.is_empty(),
+                    wants_write: link.is_blocked || self.messages.has_new,
                     deadline: heartbeat.into_iter().chain(delayed).min(),
                 }
             }
