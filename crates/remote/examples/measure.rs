@@ -88,7 +88,13 @@ fn round_trips(name: &str, endpoint: &Endpoint, cores: usize, time: Duration) {
 fn throughput(name: &str, endpoint: &Endpoint, time: Duration) {
     for writes in [false, true] {
         let server = start(endpoint, 50, None);
+        let began = Instant::now();
         let mut client = connect(&server.0);
+        let bytes = REGION_PAGES as f64 * PAGE_SIZE as f64;
+        let rate = bytes / began.elapsed().as_secs_f64() / 1e6;
+        println!(
+            "{name:4} first writes, 256 pages a request, one request at a time: {rate:.0} MB/s"
+        );
         let line = measure(&mut client, BULK_DEPTH, BULK_PAGES, writes, time);
         let what = if writes { "write" } else { "read" };
         println!("{name:4} {what} {BULK_PAGES} pages a message, depth {BULK_DEPTH}: {line}");
