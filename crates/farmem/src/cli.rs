@@ -53,6 +53,9 @@ pub(crate) struct RunOptions {
     /// The memory server: HOST:PORT or unix:PATH [default: a private one]
     #[arg(long, value_name = "ADDR", env = "FARMEM_SERVER")]
     pub(crate) server: Option<String>,
+    /// Put what the memory server has no room for into a file in DIR, which is gone with the program
+    #[arg(long, value_name = "DIR", env = "FARMEM_SPILL")]
+    pub(crate) spill: Option<PathBuf>,
     /// Write counts and latencies to FILE as JSON when the program has ended
     #[arg(long, value_name = "FILE", env = "FARMEM_STATS")]
     pub(crate) stats: Option<PathBuf>,

@@ -146,7 +146,10 @@ impl PagerLink {
     /// # Errors
     /// When there are no descriptors left.
     pub fn duplicate(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, buffer: Box::default() })
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            buffer: Box::default(),
+        })
     }
 
     /// To wait on: readable means that [`Self::try_receive`] has something to say.

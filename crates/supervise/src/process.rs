@@ -42,17 +42,7 @@ impl SignalQueue {
     /// # Errors
     /// What the kernel says.
     pub fn block(signals: &[Signal]) -> io::Result<Self> {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: `set` is writable; sigemptyset initialises it whole.
-        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        for signal in signals {
-            // SAFETY: `set` was initialised just above and is not shared.
-            if unsafe { libc::sigaddset(set.as_mut_ptr(), signal.as_raw()) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        // SAFETY: sigemptyset initialised it.
-        let set = unsafe { set.assume_init() };
+        let set = set_of(signals)?;
         let before = set_mask(libc::SIG_BLOCK, &set)?;
         // SAFETY: `set` is a valid set; -1 asks for a new descriptor.
         let raw =
@@ -90,6 +80,18 @@ impl SignalQueue {
         }))
     }
 
+    /// Sends a signal to this process and lets it do what it would have done without the queue. Returns
+    /// after a stop once the process is continued, and not at all if the signal ends it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn let_through(&self, signal: Signal) -> io::Result<()> {
+        let set = set_of(&[signal])?;
+        rustix::process::kill_process(rustix::process::getpid(), signal)?;
+        let blocked = set_mask(libc::SIG_UNBLOCK, &set)?;
+        set_mask(libc::SIG_SETMASK, &blocked).map(|_| ())
+    }
+
     /// Unblocks the signals: from here on they do what they would have done to this process.
     pub fn restore(self) {
         // The mask came from the kernel, so it cannot be refused.
@@ -101,6 +103,20 @@ impl AsFd for SignalQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+fn set_of(signals: &[Signal]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `set` is writable; sigemptyset initialises it whole.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in signals {
+        // SAFETY: `set` was initialised just above and is not shared.
+        if unsafe { libc::sigaddset(set.as_mut_ptr(), signal.as_raw()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: sigemptyset initialised it.
+    Ok(unsafe { set.assume_init() })
 }
 
 fn set_mask(how: i32, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {

@@ -19,10 +19,13 @@ const TIMEOUT: Duration = Duration::from_millis(400);
 pub(crate) struct Farewells(Vec<JoinHandle<()>>);
 
 impl Farewells {
-    /// Ends a session, or tells people why the server keeps its memory a while longer.
-    pub(crate) fn add(&mut self, report: SessionReport) {
+    /// Ends a session, or tells people why the server keeps its memory a while longer; unless they
+    /// have been `told` already that something is wrong, most likely with that server.
+    pub(crate) fn add(&mut self, report: SessionReport, told: bool) {
         self.0.push(thread::spawn(move || {
-            if let Err(error) = disconnect(&report) {
+            if let Err(error) = disconnect(&report)
+                && !told
+            {
                 let SessionReport {
                     session, server, ..
                 } = report;

@@ -90,6 +90,7 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     let artefacts = Artefacts::find()?;
     doctor::require_for_run()?;
     let limit_bytes = local_limit(options.local)?;
+    let spill = options.spill.as_deref().map(spill_directory).transpose()?;
     let stats_file = options.stats.as_deref().map(create).transpose()?;
     // From here on no other thread may exist, and every process that loses its parent is ours.
     let signals = SignalQueue::block(&supervisor::SIGNALS).context("cannot queue signals")?;
@@ -121,6 +122,7 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
         limit_bytes,
         server,
         private_server,
+        spill,
         listener,
         progress: options.progress,
         quiet: options.quiet,
@@ -169,6 +171,22 @@ fn local_limit(asked: Option<Size>) -> anyhow::Result<u64> {
         );
     }
     Ok(bytes)
+}
+
+/// The directory for what the memory server has no room for, by a name that does not depend on
+/// where the program goes.
+fn spill_directory(asked: &Path) -> anyhow::Result<String> {
+    let directory = asked
+        .canonicalize()
+        .ok()
+        .filter(|directory| directory.is_dir());
+    let Some(directory) = directory else {
+        bail!("--spill {}: there is no such directory", asked.display());
+    };
+    match directory.into_os_string().into_string() {
+        Ok(text) => Ok(text),
+        Err(text) => bail!("--spill {}: the name is not UTF-8", text.display()),
+    }
 }
 
 /// The address that pagers connect to, and the private server if it is one.

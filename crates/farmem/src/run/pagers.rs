@@ -57,6 +57,8 @@ pub(crate) struct Remains {
     pub(crate) counts: Result<ProcessCounts, StatsError>,
     /// A session that nobody has ended.
     pub(crate) session: Option<SessionReport>,
+    /// People know that the program was stopped and why.
+    pub(crate) stopped: bool,
 }
 
 impl Pager {
@@ -231,6 +233,7 @@ impl Pager {
         Remains {
             counts,
             session: self.session,
+            stopped: self.stopped,
         }
     }
 }

@@ -62,6 +62,8 @@ pub(crate) struct SupervisorParts {
     pub(crate) server: String,
     /// The process behind `server`, if it is ours.
     pub(crate) private_server: Option<PrivateServer>,
+    /// The directory for what the server has no room for.
+    pub(crate) spill: Option<String>,
     /// Where pagers call.
     pub(crate) listener: Listener,
     /// Show a live line.
@@ -97,6 +99,8 @@ pub(crate) struct Supervisor {
     next_id: PagerId,
     /// The program is stopped by a signal.
     program_stopped: bool,
+    /// What the program was stopped by, if this process must follow.
+    stop_with: Option<Signal>,
     program_ending: Option<(Ending, Instant)>,
     /// farmem had to stop a program: what it exits with.
     failure: Option<u8>,
@@ -126,6 +130,7 @@ impl Supervisor {
             guards: Vec::new(),
             next_id: 0,
             program_stopped: false,
+            stop_with: None,
             program_ending: None,
             failure: None,
             tally: Tally::default(),
@@ -145,6 +150,12 @@ impl Supervisor {
         let ending = loop {
             for source in self.wait(signals)? {
                 self.handle(source, signals)?;
+            }
+            if let Some(signal) = self.stop_with.take() {
+                self.line.clear();
+                signals
+                    .let_through(signal)
+                    .context("cannot stop with the program")?;
             }
             self.lose_patience();
             self.sample();
@@ -286,10 +297,8 @@ impl Supervisor {
             // process to stop too. Whoever sends SIGSTOP means the program alone.
             let job_control = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
             let stopped_by = status.stopping_signal().and_then(Signal::from_named_raw);
-            if stopped_by.is_some_and(|signal| job_control.contains(&signal)) && has_terminal() {
-                self.line.clear();
-                let _ = kill_process(rustix::process::getpid(), Signal::STOP);
-            }
+            self.stop_with =
+                stopped_by.filter(|signal| job_control.contains(signal) && has_terminal());
         }
     }
 
@@ -467,7 +476,7 @@ impl Supervisor {
                 SupervisorMessage::Welcome(Welcome {
                     limit_bytes: bytes,
                     server: self.parts.server.clone(),
-                    spill: None,
+                    spill: self.parts.spill.clone(),
                     reservation_bytes: RESERVATION_BYTES,
                     share_arena: self.parts.private_server.is_some(),
                     readahead_pages_max: READAHEAD_PAGES_MAX,
@@ -566,13 +575,17 @@ impl Supervisor {
             return;
         };
         let title = pager.title();
-        let Remains { counts, session } = pager.remains();
+        let Remains {
+            counts,
+            session,
+            stopped,
+        } = pager.remains();
         match counts {
             Ok(counts) => self.tally.ended(counts),
             Err(error) => self.say(&format!("the counts of {title} are lost: {error}")),
         }
         if let Some(session) = session {
-            self.farewells.add(session);
+            self.farewells.add(session, stopped);
         }
         self.budget.leave(id);
         self.share_out(None);
