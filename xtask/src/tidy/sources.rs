@@ -21,6 +21,7 @@ const UNSAFE_PLACES: [&str; 7] = [
     "crates/pagerd/",
     "crates/workloads/",
     "crates/pager/tests/",
+    "crates/remote/tests/no_allocation.rs",
     "crates/supervise/src/process.rs",
 ];
 
