@@ -13,7 +13,8 @@ const LONG: [(&str, &str); 0] = [];
 
 /// Where unsafe code may stand: `vmem` changes address spaces, `transport` hands descriptors over,
 /// `preload` and `pagerd` run inside foreign processes, `workloads` misuses memory on purpose, the
-/// pager's tests page their own, one of the store's counts allocations, and the supervisor needs signal masks, pre_exec and getrusage.
+/// pager's tests page their own, one test of the network store counts allocations, and the
+/// supervisor needs signal masks, pre_exec and getrusage.
 const UNSAFE_PLACES: [&str; 8] = [
     "crates/vmem/",
     "crates/transport/",
