@@ -74,10 +74,11 @@ fn reports_missing_pages(smaps: &str) -> bool {
         .any(|flag| flag == "um")
 }
 
-/// The name that the kernel keeps of a process.
-pub(crate) fn name_of(pid: Pid) -> Option<String> {
-    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid())).ok()?;
-    Some(name.trim_end().to_owned())
+/// Whether the process is a watcher or a pager: they share the memory of a program and give
+/// themselves a name. One that has ended meanwhile counts as ours: nothing is to be done to it.
+pub(crate) fn is_ours(pid: Pid) -> bool {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
+    name.is_ok_and(|name| name.starts_with("farmem-")) || !is_descendant(pid)
 }
 
 #[cfg(test)]

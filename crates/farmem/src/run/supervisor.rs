@@ -337,14 +337,9 @@ impl Supervisor {
 
     /// Processes that the program has left running: no pagers, and not our server.
     fn left_behind(&self) -> Vec<Pid> {
-        let is_ours = |pid: &Pid| {
-            self.is_private_server(*pid)
-                || family::name_of(*pid).is_none_or(|name| name.starts_with("farmem-"))
-        };
-        family::children()
-            .into_iter()
-            .filter(|pid| !is_ours(pid))
-            .collect()
+        let mut children = family::children();
+        children.retain(|&pid| !self.is_private_server(pid) && !family::is_ours(pid));
+        children
     }
 
     /// Whether nothing of the run is left. Orphans and daemons stay under the supervisor until
@@ -558,7 +553,8 @@ impl Supervisor {
         let served: Vec<u32> = self.pagers.values().map(Pager::program_pid).collect();
         for pid in family::descendants() {
             let number = pid.as_raw_pid();
-            if !served.contains(&number.unsigned_abs()) && family::has_userfaultfd(pid) {
+            let served = served.contains(&number.unsigned_abs()) || family::is_ours(pid);
+            if !served && family::has_userfaultfd(pid) {
                 let _ = kill_process(pid, Signal::KILL);
                 self.failure = Some(OWN_FAILURE);
                 self.say(&format!("stopped its forked child (process {number}) too"));
