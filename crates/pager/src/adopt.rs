@@ -37,6 +37,10 @@ impl Engine {
         if !near || !grown || now < self.adoption.next_scan {
             return Ok(false);
         }
+        if self.changes.are_waiting() || !io.memory.settled() {
+            // What has been moved would be taken for new.
+            return Ok(false);
+        }
         self.adoption.next_scan = now.plus_micros(SCAN_PERIOD_MICROS);
         self.budget.reset_unexplained();
         let mut found = Vec::new();

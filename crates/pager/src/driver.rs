@@ -4,11 +4,12 @@
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use farmem_region::{Completion, FrameId, Nanos, PageStore};
+use farmem_region::{Completion, FrameId, Nanos, PageIndex, PageStore, Version};
 use farmem_vmem::{AddressRange, Event};
 
 use crate::counts::{Counts, Sample};
 use crate::engine::{Config, Engine, Fatal, Io};
+use crate::library::{Flush, Flushed};
 use crate::memory::{OwnMemory, SpaceId};
 
 /// Forked children are asked this often whether they still live.
@@ -131,6 +132,25 @@ impl<S: PageStore> Pager<S> {
         engine.adopt_range(&mut Io { memory, store, clock: &clock }, range)
     }
 
+    /// Makes it known that the servers have a page: see [`Engine::restore`].
+    pub fn restore(&mut self, address: usize, page: PageIndex, version: Version) {
+        self.engine.restore(address, page, version);
+    }
+
+    /// The pages that the servers have: see [`Engine::copies`].
+    pub fn copies(&mut self, each: &mut dyn FnMut(PageIndex, Version)) -> Version {
+        self.engine.copies(each)
+    }
+
+    /// Goes on with a flush: see [`Engine::flush_step`].
+    ///
+    /// # Errors
+    /// [`Fatal`]: the program must be stopped.
+    pub fn flush_step(&mut self, flush: &mut Flush) -> Result<Flushed, Fatal> {
+        let Self { engine, memory, store, .. } = self;
+        engine.flush_step(&mut Io { memory, store, clock: &clock }, flush)
+    }
+
     /// One round: everything that is there to be read, then a bounded amount of upkeep.
     ///
     /// # Errors
@@ -147,6 +167,7 @@ impl<S: PageStore> Pager<S> {
         }
         let Self { engine, memory, store, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
+        engine.catch_up(io)?;
         if engine.has_deferred() {
             engine.retry_arrived(io);
             engine.retry_deferred(io)?;
@@ -163,6 +184,7 @@ impl<S: PageStore> Pager<S> {
         if now >= self.next_child_check {
             self.next_child_check = now.plus_micros(CHILD_CHECK_MICROS);
             self.drop_ended_children();
+            self.memory.rest();
         }
         Ok(self.wait(now, busy))
     }
@@ -202,6 +224,9 @@ impl<S: PageStore> Pager<S> {
             return Ok(());
         }
         let Self { engine, memory, store, events, .. } = self;
+        // Who is read to change mappings goes on at once; a fault that was read with it must not be
+        // answered as if that had not happened.
+        events.sort_by_key(|event| matches!(event, Event::Fault { .. }));
         let io = &mut Io { memory, store, clock: &clock };
         for event in events.drain(..) {
             match event {

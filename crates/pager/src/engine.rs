@@ -11,7 +11,7 @@ use farmem_region::{
     Completion, FetchPage, FrameId, Nanos, Outcome, PAGE_SIZE, PageCount, PageIndex, PageRange,
     PageStore, Request, StoreError, Ticket, Version,
 };
-use farmem_vmem::{AddressRange, Stop};
+use farmem_vmem::{AddressRange, Progress, Stop};
 use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 use crate::budget::Budget;
@@ -19,7 +19,7 @@ use crate::counts::{Counts, Latency, Sample};
 use crate::frames::{FramePool, FrameUse};
 use crate::memory::{Memory, SpaceId, ZERO_RUN_PAGES};
 use crate::ranges::RangeSet;
-use crate::slots::Slots;
+use crate::slots::{SlotPolicy, Slots};
 use crate::streams::{Plan, Streams};
 use crate::table::{Entry, Fingerprint, PageTable, Place};
 use crate::threads::Threads;
@@ -48,6 +48,8 @@ pub struct Config {
     pub secret: [u8; 192],
     /// Pages that the region has at the start.
     pub region_pages: PageCount,
+    /// How a page finds its slot.
+    pub slots: SlotPolicy,
 }
 
 /// What the engine works on, handed in with every call.
@@ -142,8 +144,13 @@ pub(crate) struct Fetch {
 /// Pages asked for with the faulting one in the first request of a long plan; the rest follows in
 /// requests of this size too, so that installing overlaps with receiving.
 const FETCH_PAGES_MAX: usize = 64;
+/// Passes of the clock hand that a page survives for a hit in the victim buffer.
+const USES_PER_HIT: u8 = 2;
 /// Requests at once; more faults wait. 64 of 64 pages are 16 MiB.
 const FETCHES_MAX: usize = 64;
+
+/// What the kernel answers when a run reaches over the border of two mappings: less of it may do.
+pub(crate) const BORDER: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
 
 /// The pager. See the module's text.
 #[derive(Debug)]
@@ -154,6 +161,7 @@ pub struct Engine {
     pub(crate) pinned: RangeSet,
     pub(crate) quarantine: crate::events::Quarantine,
     pub(crate) suspect: Option<AddressRange>,
+    pub(crate) changes: crate::changes::Changes,
     pub(crate) frames: FramePool,
     pub(crate) slots: Slots,
     pub(crate) budget: Budget,
@@ -193,7 +201,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: &Config, windows: usize) -> Self {
         let zero_fingerprint = xxh3_128_with_secret(&[0; PAGE_SIZE], &config.secret);
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(config.slots);
         slots.set_capacity(config.region_pages);
         Self {
             spaces: vec![Space {
@@ -206,6 +214,7 @@ impl Engine {
             pinned: RangeSet::default(),
             quarantine: crate::events::Quarantine::default(),
             suspect: None,
+            changes: crate::changes::Changes::default(),
             frames: FramePool::new(windows),
             slots,
             budget: Budget::new(config.limit_bytes),
@@ -259,7 +268,7 @@ impl Engine {
     /// outside.
     #[must_use]
     pub fn has_deferred(&self) -> bool {
-        !self.deferred.is_empty() || !self.arrived.is_empty()
+        !self.deferred.is_empty() || !self.arrived.is_empty() || self.changes.are_waiting()
     }
 
     /// Whether requests to the store are under way.
@@ -280,6 +289,11 @@ impl Engine {
         let version = Version::new(self.next_version);
         self.next_version += 1;
         version
+    }
+
+    /// Versions to come are greater than this one.
+    pub(crate) fn raise_version(&mut self, version: Version) {
+        self.next_version = self.next_version.max(version.get() + 1);
     }
 
     pub(crate) const fn take_ticket(&mut self) -> Ticket {
@@ -331,6 +345,10 @@ impl Engine {
     }
 
     fn answer(&mut self, io: &mut Io<'_>, fault: Fault) -> Result<(), Fatal> {
+        if self.changes.are_waiting() && fault.space == SpaceId::OWN {
+            self.deferred.push_back(fault);
+            return Ok(());
+        }
         let full = self.budget.is_full() && !self.stuck;
         let Some(space) = self.space_mut(fault.space) else { return Ok(()) };
         let place = space.table.get(fault.address).map(Entry::place);
@@ -360,6 +378,12 @@ impl Engine {
         if fault.space == SpaceId::OWN {
             let mut there = false;
             io.memory.present(page, &mut |_| there = true);
+            if !there && self.quarantine.overlaps(page) {
+                // It was filled after its removal was announced and before it was done.
+                self.drop_pages(io, fault.space, page);
+                self.deferred.push_back(fault);
+                return Ok(());
+            }
             // While mappings change the page may be gone for a good reason not yet read.
             if !there && io.memory.settled() {
                 let quiet = (io.clock)().since(fault.since) > 1_000_000_000;
@@ -404,12 +428,16 @@ impl Engine {
     /// Fills an untouched page, and its successors if the program touches page after page.
     fn zero_fill(&mut self, io: &mut Io<'_>, fault: Fault) {
         let run = self.zero_run_from(fault);
-        let range = AddressRange::pages_from(fault.address, run);
+        let mut range = AddressRange::pages_from(fault.address, run);
         let pull = self.threads.on_fault(fault.thread, fault.since);
         // The shared zero page would be replaced on a later write without our knowledge; where
         // only our own doings are counted that must not be.
         let written = fault.write || self.scope == Scope::Ranges;
-        let progress = io.memory.zero_in(fault.space, range, written, pull);
+        let mut progress = io.memory.zero_in(fault.space, range, written, pull);
+        if progress == BORDER && run > 1 {
+            range = AddressRange::pages_from(fault.address, 1);
+            progress = io.memory.zero_in(fault.space, range, written, pull);
+        }
         self.threads.on_wake(fault.thread, (io.clock)());
         let pages = progress.bytes / PAGE_SIZE;
         if pages == 0 {
@@ -488,7 +516,7 @@ impl Engine {
         let mut moved_out = false;
         if let Some(entry) = self.own_table().get_mut(fault.address) {
             entry.set_place(Place::Resident);
-            entry.set_uses(entry.uses() + 1);
+            entry.set_uses(entry.uses() + USES_PER_HIT);
             moved_out = true;
         }
         debug_assert!(moved_out);
@@ -658,7 +686,7 @@ impl Engine {
                 self.slots.set_capacity(pages);
                 Ok(())
             }
-            Err(error @ StoreError::Full { .. }) if self.growing => {
+            Err(error @ (StoreError::Full { .. } | StoreError::DiskFull { .. })) if self.growing => {
                 self.growing = false;
                 self.full = Some(error);
                 Ok(())

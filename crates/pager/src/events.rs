@@ -6,6 +6,7 @@
 use farmem_region::{Nanos, PAGE_SIZE};
 use farmem_vmem::{AddressRange, Mapping, Uffd};
 
+use crate::changes::Change;
 use crate::engine::{Engine, Fatal, Io, Space};
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
@@ -35,12 +36,14 @@ impl Quarantine {
         self.older.remove(range);
     }
 
+    fn is_due(&self, now: Nanos) -> bool {
+        !self.is_empty() && now.since(self.turned) >= QUARANTINE_NANOS
+    }
+
     /// Forgets what was inserted more than one period ago.
     fn age(&mut self, now: Nanos) {
-        if now.since(self.turned) >= QUARANTINE_NANOS {
-            self.older = std::mem::take(&mut self.recent);
-            self.turned = now;
-        }
+        self.older = std::mem::take(&mut self.recent);
+        self.turned = now;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -58,14 +61,21 @@ impl Quarantine {
 impl Engine {
     /// Lets quarantined ranges go when their time is over and no change is under way.
     pub fn age_quarantine(&mut self, io: &mut Io<'_>) {
-        if !self.quarantine.is_empty() && io.memory.settled() {
-            self.quarantine.age((io.clock)());
+        let now = (io.clock)();
+        if self.quarantine.is_due(now) && io.memory.settled() {
+            self.quarantine.age(now);
         }
     }
 
     /// The program's contents of a range are about to be dropped: they read as zero from now on.
     pub fn on_remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
         self.counts.events += 1;
+        if space != SpaceId::OWN || self.in_turn(Change::Remove(range)).is_some() {
+            self.remove(io, space, range);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
         self.drop_pages(io, space, range);
         if space == SpaceId::OWN {
             self.quarantine.insert(range);
@@ -83,6 +93,21 @@ impl Engine {
         range: AddressRange,
     ) -> Result<(), Fatal> {
         self.counts.events += 1;
+        if space != SpaceId::OWN || self.in_turn(Change::Unmap(range)).is_some() {
+            self.unmap(io, space, range)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unmap(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        range: AddressRange,
+    ) -> Result<(), Fatal> {
+        if self.changes.is_second_report(space, range) {
+            return Ok(());
+        }
         if space == SpaceId::OWN {
             self.check_suspect(io, range)?;
             self.adopted.remove(range);
@@ -105,7 +130,21 @@ impl Engine {
         to: usize,
     ) -> Result<(), Fatal> {
         self.counts.events += 1;
-        let target = AddressRange::pages_from(to, from.pages());
+        let to = AddressRange::pages_from(to, from.pages());
+        if space != SpaceId::OWN || self.in_turn(Change::Remap { from, to }).is_some() {
+            self.remap(io, space, from, to)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remap(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        from: AddressRange,
+        target: AddressRange,
+    ) -> Result<(), Fatal> {
+        self.changes.moved_away(space, from);
         if space == SpaceId::OWN {
             self.check_suspect(io, from)?;
             self.adopted.remove(from);
@@ -122,7 +161,7 @@ impl Engine {
             table.take_range(from, &mut |address, entry| moved.push((address, entry)));
         }
         for (address, entry) in moved {
-            let next = to + (address - from.start());
+            let next = target.start() + (address - from.start());
             self.move_entry(space, address, next, entry);
         }
         // Who waited at the old place looks again, and finds no mapping there.
@@ -199,6 +238,15 @@ impl Engine {
     /// entries too; they do no harm, as the child has those pages.
     pub fn on_fork(&mut self, io: &mut Io<'_>, parent: SpaceId, uffd: Uffd) {
         self.counts.events += 1;
+        if parent != SpaceId::OWN {
+            return self.fork(io, parent, uffd);
+        }
+        if let Some(Change::Fork(uffd)) = self.in_turn(Change::Fork(uffd)) {
+            self.fork(io, parent, uffd);
+        }
+    }
+
+    pub(crate) fn fork(&mut self, io: &mut Io<'_>, parent: SpaceId, uffd: Uffd) {
         self.counts.forks += 1;
         let id = SpaceId(self.next_space);
         self.next_space += 1;
@@ -227,6 +275,7 @@ impl Engine {
     pub fn on_space_gone(&mut self, io: &mut Io<'_>, space: SpaceId) {
         self.drop_pages(io, space, AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1)));
         self.spaces.retain(|other| other.id != space);
+        self.changes.forget(space);
         self.deferred.retain(|fault| fault.space != space);
         io.memory.remove_space(space);
     }

@@ -8,11 +8,13 @@ use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange, Reques
 use farmem_vmem::{AddressRange, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
-use crate::frames::{FrameUse, WINDOW_FRAMES, WindowId};
+use crate::frames::{FrameUse, WINDOW_FRAMES};
 use crate::table::{Entry, Fingerprint, Place};
 
-/// Windows that one step looks at before it gives up: 64 MiB of addresses.
+/// Windows with pages that one step looks at before it gives up.
 const WINDOWS_PER_STEP: usize = 64;
+/// Adopted ranges without pages that one step passes over before it gives up.
+const RANGES_PER_STEP: usize = 1024;
 /// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.
 /// 4,096 pages are 16 MiB: some milliseconds of a fast network.
 const BUSY_FRAMES_MAX: usize = 4096;
@@ -47,30 +49,56 @@ pub(crate) enum Evicted {
 impl Engine {
     /// Moves the next window's cold pages out.
     pub(crate) fn evict_step(&mut self, io: &mut Io<'_>) -> Result<Evicted, Fatal> {
-        if self.frames.busy_frames() >= BUSY_FRAMES_MAX || !self.has_slots(io)? {
+        if !self.may_evict(io)? {
             return Ok(Evicted::Nothing);
         }
-        // A change of mappings under way might end before the pages are moved.
-        if !io.memory.settled() {
-            return Ok(Evicted::Nothing);
-        }
-        self.refresh_pinned(io);
         for _ in 0..WINDOWS_PER_STEP {
-            let Some(source) = self.next_source() else { return Ok(Evicted::Nothing) };
-            let mut scan = std::mem::take(&mut self.scan);
-            self.choose(io, source, &mut scan.spans);
-            let result = if scan.spans.is_empty() {
-                Ok(0)
-            } else {
-                self.move_spans(io, source, &mut scan)
-            };
-            self.scan = scan;
-            match result? {
+            let Some(source) = self.next_source(io) else { return Ok(Evicted::Nothing) };
+            match self.evict_window(io, source, true)? {
                 0 => {}
                 pages => return Ok(Evicted::Pages(pages)),
             }
         }
         Ok(Evicted::Nothing)
+    }
+
+    /// Whether pages can be moved out now.
+    pub(crate) fn may_evict(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        if self.frames.busy_frames() >= BUSY_FRAMES_MAX || !self.has_slots(io)? {
+            return Ok(false);
+        }
+        if self.slots.are_fixed() {
+            // A page is stored in the slot that it may just have left.
+            self.send_releases(io)?;
+            if !self.releases.is_empty() {
+                return Ok(false);
+            }
+        }
+        // A change of mappings under way might end before the pages are moved.
+        if self.changes.are_waiting() || !io.memory.settled() {
+            return Ok(false);
+        }
+        self.changes.all_reported();
+        self.refresh_pinned(io);
+        Ok(true)
+    }
+
+    /// Moves out what may be moved of a window, its hot pages only if `spare_hot` does not hold.
+    pub(crate) fn evict_window(
+        &mut self,
+        io: &mut Io<'_>,
+        source: AddressRange,
+        spare_hot: bool,
+    ) -> Result<usize, Fatal> {
+        let mut scan = std::mem::take(&mut self.scan);
+        self.choose(io, source, spare_hot, &mut scan.spans);
+        let result = if scan.spans.is_empty() {
+            Ok(0)
+        } else {
+            self.move_spans(io, source, &mut scan)
+        };
+        self.scan = scan;
+        result
     }
 
     /// Whether slots are free, asking for more ahead of need.
@@ -97,22 +125,35 @@ impl Engine {
         }
     }
 
-    /// The next window of addresses under the hand.
-    fn next_source(&mut self) -> Option<AddressRange> {
-        let range = self.adopted.next_from(self.hand).or_else(|| {
-            self.hand = 0;
-            self.adopted.next_from(0)
-        })?;
-        let start = self.hand.max(range.start());
-        let window = WINDOW_FRAMES * PAGE_SIZE;
-        let end = (start / window + 1) * window;
-        let source = AddressRange::new(start, end.min(range.end()));
-        self.hand = source.end();
-        Some(source)
+    /// The next window of addresses under the hand that has pages at all; `None` if there is none
+    /// up to the end of the adopted ranges.
+    fn next_source(&mut self, io: &Io<'_>) -> Option<AddressRange> {
+        for _ in 0..RANGES_PER_STEP {
+            let range = self.adopted.next_from(self.hand).or_else(|| self.adopted.next_from(0))?;
+            if self.hand >= range.end() {
+                self.hand = 0;
+            }
+            let rest = AddressRange::new(self.hand.max(range.start()), range.end());
+            let Some(start) = io.memory.first_present(rest) else {
+                self.hand = range.end();
+                continue;
+            };
+            let window = WINDOW_FRAMES * PAGE_SIZE;
+            let end = (start / window + 1) * window;
+            self.hand = end.min(range.end());
+            return Some(AddressRange::new(start, self.hand));
+        }
+        None
     }
 
     /// Finds the spans of the window in which every page that is there may be moved.
-    fn choose(&mut self, io: &mut Io<'_>, source: AddressRange, spans: &mut Vec<AddressRange>) {
+    fn choose(
+        &mut self,
+        io: &mut Io<'_>,
+        source: AddressRange,
+        spare_hot: bool,
+        spans: &mut Vec<AddressRange>,
+    ) {
         spans.clear();
         let quarantined = self.quarantine.overlaps(source);
         let pinned = self.pinned.overlapping(source);
@@ -122,7 +163,7 @@ impl Engine {
         io.memory.present(source, &mut |run| {
             for address in (run.range.start()..run.range.end()).step_by(PAGE_SIZE) {
                 let entry = table.get_mut(address);
-                let hot = entry.as_ref().is_some_and(|entry| entry.uses() > 0);
+                let hot = spare_hot && entry.as_ref().is_some_and(|entry| entry.uses() > 0);
                 // Not seen being filled since its removal was announced: it may vanish yet.
                 let vanishing = quarantined && entry.is_none();
                 let stays = run.zero
@@ -156,7 +197,7 @@ impl Engine {
         let Some(window) = self.frames.take_empty() else { return Ok(0) };
         let base = source.start() & !(WINDOW_FRAMES * PAGE_SIZE - 1);
         for &span in &scan.spans {
-            self.move_span(io, span, frame_at(window, span.start() - base));
+            self.move_span(io, span, frame_at(window.first(), span.start() - base));
         }
         self.frames.queue(window);
         let mut moved = 0;
@@ -179,28 +220,42 @@ impl Engine {
 
     fn move_span(&mut self, io: &mut Io<'_>, span: AddressRange, first: FrameId) {
         let mut at = span.start();
+        // One call may not reach over the border of two mappings, and neighbours need not be one
+        // (after mremap, or with different protections): where it is refused, less is tried.
+        let mut step = span.bytes();
         while at < span.end() {
-            let pages_done = (at - span.start()) >> PAGE_SHIFT;
-            let frame = FrameId::new(first.get() + u32::try_from(pages_done).unwrap_or(0));
-            let progress = io.memory.move_out(AddressRange::new(at, span.end()), frame);
+            let part = AddressRange::new(at, span.end().min(at.saturating_add(step)));
+            let progress = io.memory.move_out(part, frame_at(first, at - span.start()));
             at += progress.bytes;
             match progress.stop {
-                None => return,
+                None => step = step.saturating_mul(2),
+                Some(Stop::Unmovable) if part.pages() > 1 => {
+                    step = part.pages() / 2 * PAGE_SIZE;
+                }
                 Some(Stop::Retry) if progress.bytes > 0 => {}
                 Some(Stop::Busy | Stop::Unmovable | Stop::AlreadyThere | Stop::Hole) => {
-                    // This page cannot be moved now: it stays, and is not asked again too soon.
-                    self.counts.busy_pages += 1;
-                    let entry = Entry::new(Place::Resident);
-                    let table = self.own_table();
-                    let known = table.get(at).is_some();
-                    let entry = if known { table.get_mut(at) } else { Some(table.put(at, entry)) };
-                    if let Some(entry) = entry {
-                        entry.set_uses(crate::table::USE_MAX);
-                    }
+                    self.leave_for_now(io, at);
                     at += PAGE_SIZE;
                 }
                 Some(Stop::Retry | Stop::Gone | Stop::NoMemory) => return,
             }
+        }
+    }
+
+    /// The page cannot be moved now: it stays, and is not asked again too soon.
+    fn leave_for_now(&mut self, io: &Io<'_>, address: usize) {
+        let mut there = false;
+        io.memory.present(AddressRange::pages_from(address, 1), &mut |_| there = true);
+        if !there {
+            return;
+        }
+        self.counts.busy_pages += 1;
+        let table = self.own_table();
+        if table.get(address).is_none() {
+            table.put(address, Entry::new(Place::Resident));
+        }
+        if let Some(entry) = table.get_mut(address) {
+            entry.set_uses(crate::table::USE_MAX);
         }
     }
 
@@ -258,7 +313,8 @@ impl Engine {
                     if let Some(slot) = held {
                         self.release(slot);
                     }
-                    self.next_slot(&mut fresh, scan.dirty.len() - at)
+                    let fixed = self.slots.take_fixed(address);
+                    fixed.unwrap_or_else(|| self.next_slot(&mut fresh, scan.dirty.len() - at))
                 }
             };
             let version = self.take_version();
@@ -267,7 +323,7 @@ impl Engine {
             }
             scan.request.push(StorePage { page, version, frame });
         }
-        self.put_back_slots(fresh);
+        self.slots.put_back(fresh);
         let ticket = self.take_ticket();
         io.store.submit(ticket, Request::Store(&scan.request))?;
         self.stores.insert(ticket.0, scan.dirty.iter().map(|&(_, frame, _)| frame).collect());
@@ -285,12 +341,6 @@ impl Engine {
         run.start = PageIndex::new(slot.get() + 1);
         run.count = farmem_region::PageCount::new(run.count.get() - 1);
         slot
-    }
-
-    fn put_back_slots(&mut self, run: PageRange) {
-        for offset in 0..run.count.get() {
-            self.slots.release(PageIndex::new(run.start.get() + offset));
-        }
     }
 
     /// Takes the oldest window out of the victim queue: its pages are out from now on. Returns
@@ -363,15 +413,12 @@ impl Engine {
             return Ok(false);
         }
         if self.budget.excess() > 0 {
-            let mut progress = self.shrink(io)?;
-            self.stuck = !progress && self.frames.busy_frames() == 0;
-            for _ in 1..SHRINK_STEPS_MAX {
-                if !progress || self.budget.excess() == 0 {
-                    break;
-                }
-                progress = self.shrink(io)?;
+            let mut steps = 0;
+            while steps < SHRINK_STEPS_MAX && self.budget.excess() > 0 && self.shrink(io)? {
+                steps += 1;
             }
-            return Ok(!self.stuck);
+            self.stuck = steps == 0 && self.frames.busy_frames() == 0;
+            return Ok(steps > 0);
         }
         self.stuck = false;
         let near = self.budget.estimate() + self.budget.victim_target() >= self.budget.target();
@@ -442,7 +489,7 @@ impl Engine {
         }
         let ticket = self.take_ticket();
         match io.store.submit(ticket, Request::Release(&self.releases)) {
-            Ok(()) => self.releases.clear(),
+            Ok(()) => self.releases.drain(..).for_each(|run| self.slots.free(run)),
             Err(farmem_region::StoreError::Busy { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -450,7 +497,7 @@ impl Engine {
     }
 }
 
-fn frame_at(window: WindowId, offset_bytes: usize) -> FrameId {
+fn frame_at(first: FrameId, offset_bytes: usize) -> FrameId {
     let offset = u32::try_from(offset_bytes >> PAGE_SHIFT).unwrap_or(0);
-    FrameId::new(window.first().get() + offset)
+    FrameId::new(first.get() + offset)
 }

@@ -4,7 +4,7 @@ use farmem_region::{FrameId, PAGE_SIZE};
 use farmem_vmem::{AddressRange, Stop};
 
 use crate::counts::Latency;
-use crate::engine::{Engine, Fetch, FetchingPage, Io};
+use crate::engine::{BORDER, Engine, Fetch, FetchingPage, Io};
 use crate::frames::FrameUse;
 use crate::memory::SpaceId;
 use crate::table::{Entry, Place};
@@ -68,6 +68,9 @@ impl Engine {
     }
 
     fn install_run(&mut self, io: &mut Io<'_>, fetch: &Fetch, at: usize, run: usize) -> Installed {
+        if self.changes.are_waiting() && fetch.space == SpaceId::OWN {
+            return Installed::Later;
+        }
         let page = fetch.pages[at];
         let may_move = fetch.space == SpaceId::OWN && run >= MOVE_PAGES_MIN;
         let mut progress = if may_move {
@@ -99,6 +102,9 @@ impl Engine {
         if copied > 0 {
             return Installed::Some(copied);
         }
+        if progress == BORDER && run > 1 {
+            return self.install_run(io, fetch, at, run / 2);
+        }
         match progress.stop {
             None => Installed::Some(run),
             Some(Stop::Retry | Stop::NoMemory) => Installed::Later,
@@ -126,7 +132,6 @@ impl Engine {
         if space == SpaceId::OWN {
             if let Some(entry) = self.own_table().get_mut(page.address) {
                 entry.set_place(Place::Resident);
-                entry.set_uses(entry.uses().max(1));
             }
         } else {
             // A child's pages are not moved out again by this pager: it needs the copy no more.

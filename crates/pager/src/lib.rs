@@ -14,6 +14,7 @@
 
 mod adopt;
 mod budget;
+mod changes;
 mod counts;
 mod driver;
 mod engine;
@@ -21,6 +22,7 @@ mod events;
 mod evict;
 mod frames;
 mod install;
+mod library;
 mod memory;
 mod ranges;
 mod slots;
@@ -31,4 +33,6 @@ mod threads;
 pub use counts::{Counts, Latency, Sample};
 pub use driver::{Pager, Ready, Wait};
 pub use engine::{Config, Engine, Fatal, Io, Scope};
+pub use library::{Flush, Flushed};
 pub use memory::{Memory, MemoryError, OwnMemory, SpaceId};
+pub use slots::SlotPolicy;

@@ -4,8 +4,8 @@ use std::io;
 
 use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Event, Features, Mapping, Pagemap, PresentRun, ProcessMaps, Progress,
-    ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError, pull_thread_here,
+    Anchor, AddressRange, Event, Features, Mapping, Pagemap, PresentRun, ProcessMaps, Progress,
+    ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
 
@@ -22,7 +22,7 @@ impl SpaceId {
 /// little more; none waits. Pages are named by their addresses, frames by their numbers.
 pub trait Memory: Frames {
     /// Copies frames into missing pages and wakes who waits. With `pull`, that thread continues
-    /// on the pager's processor (see [`pull_thread_here`]).
+    /// on the pager's processor (see [`Anchor`]).
     fn copy_in(
         &mut self,
         space: SpaceId,
@@ -47,6 +47,8 @@ pub trait Memory: Frames {
     fn wake(&mut self, space: SpaceId, range: AddressRange);
     /// The pages of the own space that are there.
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun));
+    /// The first page of a range of the own space that is there.
+    fn first_present(&self, range: AddressRange) -> Option<usize>;
     /// Whether a frame has memory.
     fn frame_present(&self, frame: FrameId) -> bool;
     /// Gives frames that are holes memory; returns how many got it.
@@ -87,6 +89,7 @@ pub struct OwnMemory {
     /// A page that is always there, registered with `uffd`: asking to fill it tells whether
     /// changes are under way.
     probe: Scratch,
+    anchor: Anchor,
     owned: fn(&mut dyn FnMut(AddressRange)),
 }
 
@@ -132,6 +135,7 @@ impl OwnMemory {
             meter: ResidentMeter::open()?,
             threads: ThreadWatch::open(program)?,
             probe,
+            anchor: Anchor::none(),
             owned,
         })
     }
@@ -168,11 +172,26 @@ impl OwnMemory {
     }
 
     fn uffd_of(&self, space: SpaceId) -> Option<&Uffd> {
-        if space == SpaceId::OWN {
-            return Some(&self.uffd);
-        }
-        self.children.iter().find(|(id, _)| *id == space).map(|(_, uffd)| uffd)
+        find_uffd(&self.uffd, &self.children, space)
     }
+
+    /// From now on threads are pulled to the pager's processor as the engine asks for: see
+    /// [`Anchor`]. To be called by the thread that runs the pager, of a process of its own.
+    pub fn pull_threads(&mut self) {
+        self.anchor = Anchor::real_time();
+    }
+
+    /// Lets the pager leave its processor if it has pulled no thread there since the last call.
+    pub fn rest(&mut self) {
+        self.anchor.rest();
+    }
+}
+
+fn find_uffd<'u>(own: &'u Uffd, children: &'u [(SpaceId, Uffd)], space: SpaceId) -> Option<&'u Uffd> {
+    if space == SpaceId::OWN {
+        return Some(own);
+    }
+    children.iter().find(|(id, _)| *id == space).map(|(_, uffd)| uffd)
 }
 
 const GONE: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
@@ -186,8 +205,9 @@ impl Memory for OwnMemory {
         count: usize,
         pull: Option<u32>,
     ) -> Progress {
-        let Some(uffd) = self.uffd_of(space) else { return GONE };
-        pull_thread_here(pull, || self.scratch.copy_in(uffd, target, first, count))
+        let Self { uffd, children, scratch, anchor, .. } = self;
+        let Some(uffd) = find_uffd(uffd, children, space) else { return GONE };
+        anchor.pull(pull, || scratch.copy_in(uffd, target, first, count))
     }
 
     fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress {
@@ -205,8 +225,9 @@ impl Memory for OwnMemory {
         written: bool,
         pull: Option<u32>,
     ) -> Progress {
-        let Some(uffd) = self.uffd_of(space) else { return GONE };
-        pull_thread_here(pull, || {
+        let Self { uffd, children, anchor, .. } = self;
+        let Some(uffd) = find_uffd(uffd, children, space) else { return GONE };
+        anchor.pull(pull, || {
             if written { uffd.copy_static(range, &ZEROS) } else { uffd.zero(range) }
         })
     }
@@ -219,6 +240,10 @@ impl Memory for OwnMemory {
 
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
         self.pagemap.present(range, each);
+    }
+
+    fn first_present(&self, range: AddressRange) -> Option<usize> {
+        self.pagemap.first_present(range)
     }
 
     fn frame_present(&self, frame: FrameId) -> bool {

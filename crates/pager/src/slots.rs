@@ -3,15 +3,30 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use farmem_region::{PageCount, PageIndex, PageRange};
+use farmem_region::{PAGE_SHIFT, PageCount, PageIndex, PageRange};
 
 /// Slots are numbered in 32 bits, the last number means none: 16 TiB of external memory.
 pub(crate) const SLOTS_MAX: u64 = (u32::MAX - 1) as u64;
+
+/// How a page of memory finds its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SlotPolicy {
+    /// Slots are handed out as pages are moved out; the region grows as they run short.
+    #[default]
+    Allocated,
+    /// The page at this address has slot 0, its neighbour slot 1, and so on: a region that is
+    /// mapped as a whole, at its full size.
+    Identity {
+        /// Where the region starts.
+        base: usize,
+    },
+}
 
 /// Hands out runs of slots, so that neighbouring addresses get neighbouring slots and are read
 /// back together.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
+    policy: SlotPolicy,
     /// Slots that the region has.
     capacity: u64,
     /// Slots from here on were never used.
@@ -26,6 +41,33 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
+    /// A region that has no pages yet.
+    #[must_use]
+    pub(crate) fn new(policy: SlotPolicy) -> Self {
+        Self { policy, ..Self::default() }
+    }
+
+    /// Whether each page has a slot of its own.
+    #[must_use]
+    pub(crate) fn are_fixed(&self) -> bool {
+        self.policy != SlotPolicy::Allocated
+    }
+
+    /// The slot of the page at `address`, in use from now on, if each page has a slot of its own.
+    pub(crate) fn take_fixed(&mut self, address: usize) -> Option<PageIndex> {
+        let SlotPolicy::Identity { base } = self.policy else { return None };
+        let slot = (address.checked_sub(base)? >> PAGE_SHIFT) as u64;
+        assert!(slot < self.capacity, "the region is as large as its mapping");
+        self.used(1);
+        Some(PageIndex::new(slot))
+    }
+
+    /// A slot holds a page from before.
+    pub(crate) fn restore(&mut self) {
+        debug_assert!(self.are_fixed());
+        self.used(1);
+    }
+
     /// The region has now `pages` pages.
     pub(crate) fn set_capacity(&mut self, pages: PageCount) {
         self.capacity = pages.get().min(SLOTS_MAX);
@@ -34,7 +76,10 @@ impl Slots {
     /// Slots that can be taken before the region must grow.
     #[must_use]
     pub(crate) const fn available(&self) -> u64 {
-        self.capacity.saturating_sub(self.fresh) + self.free_count
+        match self.policy {
+            SlotPolicy::Allocated => self.capacity.saturating_sub(self.fresh) + self.free_count,
+            SlotPolicy::Identity { .. } => u64::MAX,
+        }
     }
 
     /// Slots that hold a page, now and at most so far.
@@ -48,10 +93,14 @@ impl Slots {
         debug_assert!(count > 0);
         let run = self.take_freed(count).or_else(|| self.take_fresh(count));
         if let Some(run) = run {
-            self.in_use += run.count.get();
-            self.in_use_peak = self.in_use_peak.max(self.in_use);
+            self.used(run.count.get());
         }
         run
+    }
+
+    fn used(&mut self, count: u64) {
+        self.in_use += count;
+        self.in_use_peak = self.in_use_peak.max(self.in_use);
     }
 
     fn take_fresh(&mut self, count: u64) -> Option<PageRange> {
@@ -91,7 +140,8 @@ impl Slots {
     }
 
     /// One holder less. Returns whether that was the last one, so that the servers may forget the
-    /// page.
+    /// page; until they have been told the slot is not [free](Self::free), or they would forget
+    /// what is stored there next.
     pub(crate) fn release(&mut self, slot: PageIndex) -> bool {
         let number = slot.get();
         if let Some(others) = self.shared.get_mut(&number) {
@@ -101,21 +151,34 @@ impl Slots {
             }
             return false;
         }
-        let (mut start, mut length) = (number, 1);
-        if let Some((&s, &l)) = self.free.range(..number).next_back()
-            && s + l == number
+        self.in_use -= 1;
+        true
+    }
+
+    /// Slots that nobody holds may be taken again.
+    pub(crate) fn free(&mut self, run: PageRange) {
+        let (mut start, mut length) = (run.start.get(), run.count.get());
+        if self.are_fixed() || length == 0 {
+            return;
+        }
+        self.free_count += length;
+        if let Some((&s, &l)) = self.free.range(..start).next_back()
+            && s + l == start
         {
             self.free.remove(&s);
             start = s;
             length += l;
         }
-        if let Some(l) = self.free.remove(&(number + 1)) {
+        if let Some(l) = self.free.remove(&(start + length)) {
             length += l;
         }
         self.free.insert(start, length);
-        self.free_count += 1;
-        self.in_use -= 1;
-        true
+    }
+
+    /// Slots of a run that were not needed after all.
+    pub(crate) fn put_back(&mut self, run: PageRange) {
+        self.in_use -= run.count.get();
+        self.free(run);
     }
 }
 
@@ -136,6 +199,10 @@ mod tests {
         assert_eq!(held, (0..100).collect::<Vec<_>>());
         for slot in held.iter().filter(|s| *s % 3 != 0) {
             assert!(slots.release(PageIndex::new(*slot)));
+        }
+        assert_eq!(slots.available(), 0, "not before the servers have been told");
+        for slot in held.iter().filter(|s| *s % 3 != 0) {
+            slots.free(PageRange { start: PageIndex::new(*slot), count: PageCount::new(1) });
         }
         assert_eq!(slots.available(), 66);
         assert_eq!(slots.take(2).unwrap().count, PageCount::new(2));

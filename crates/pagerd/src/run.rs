@@ -1,13 +1,15 @@
 //! The life of the pager: it meets the supervisor, opens a session, and turns until the program
 //! ends.
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use farmem_pager::{Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, Wait};
+use farmem_client::ProgramStore;
+use farmem_pager::{Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait};
 use farmem_region::{ByteCount, Nanos};
-use farmem_remote::{RemoteConfig, RemoteStore, SessionInfo};
+use farmem_remote::{RemoteConfig, SessionInfo};
 use farmem_supervise::{
     Counter, Hello, Histogram, PROTOCOL_VERSION, PagerLink, PagerMessage, SessionReport,
     StatsLayout, StatsWriter, SupervisorMessage, Welcome,
@@ -15,7 +17,7 @@ use farmem_supervise::{
 use farmem_transport::Endpoint;
 use farmem_vmem::{AddressRange, ProcessHandle, SharedWords};
 use rustix::event::epoll;
-use rustix::thread::CpuSet;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::runtime::{self, Arguments};
 
@@ -101,7 +103,7 @@ fn stop(link: &PagerLink, message: &str) -> End {
 
 /// The pager at work.
 struct Service<'a> {
-    pager: Pager<RemoteStore>,
+    pager: Pager<ProgramStore>,
     link: PagerLink,
     stats: StatsWriter<'a>,
     waiter: Waiter,
@@ -135,12 +137,13 @@ impl<'a> Service<'a> {
         arguments: &Arguments,
         link: &PagerLink,
         welcome: &Welcome,
-    ) -> Result<(Pager<RemoteStore>, Waiter), String> {
+    ) -> Result<(Pager<ProgramStore>, Waiter), String> {
         let last_words = link.duplicate().map_err(|error| error.to_string())?;
         let _ = SUPERVISOR.set(last_words);
         let windows = windows_for(welcome.limit_bytes);
-        let memory = OwnMemory::new(arguments.program, windows, owned_ranges)
+        let mut memory = OwnMemory::new(arguments.program, windows, owned_ranges)
             .map_err(|error| error.to_string())?;
+        memory.pull_threads();
         let (store, session) = open_store(welcome)?;
         link.send_armed(memory.uffd().as_fd(), memory.scratch_uffd().as_fd())
             .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
@@ -154,6 +157,7 @@ impl<'a> Service<'a> {
             readahead_pages_max: welcome.readahead_pages_max,
             secret,
             region_pages: session.pages,
+            slots: SlotPolicy::Allocated,
         };
         let waiter = Waiter::new().map_err(|error| format!("epoll fails: {error}"))?;
         waiter
@@ -173,7 +177,7 @@ impl<'a> Service<'a> {
                 Ok(wait) => wait,
                 Err(fatal) => break self.stop(&fatal),
             };
-            let now = Pager::<RemoteStore>::now();
+            let now = Pager::<ProgramStore>::now();
             if now >= self.next_publish {
                 self.next_publish = now.plus_micros(PUBLISH_MICROS);
                 self.publish();
@@ -208,8 +212,11 @@ impl<'a> Service<'a> {
         let children = self.pager.memory().children();
         self.waiter.follow_children(children.iter().map(|(_, uffd)| uffd.as_fd()));
         self.waiter.follow_store(self.pager.store().descriptor(), wait.store_writable);
-        let nanos = if wait.again { 0 } else { wait.deadline.since(now) };
-        let woken = self.waiter.wait(nanos);
+        let woken = if wait.again {
+            self.waiter.look()
+        } else {
+            self.waiter.wait(now, wait.deadline)
+        };
         if woken.program {
             return Err(End::ProgramEnded);
         }
@@ -295,7 +302,7 @@ fn windows_for(limit_bytes: u64) -> usize {
     usize::try_from(pages / 16 / 256 * 6 + 64).unwrap_or(64)
 }
 
-fn open_store(welcome: &Welcome) -> Result<(RemoteStore, SessionInfo), String> {
+fn open_store(welcome: &Welcome) -> Result<(ProgramStore, SessionInfo), String> {
     let endpoint: Endpoint = welcome
         .server
         .parse()
@@ -304,7 +311,11 @@ fn open_store(welcome: &Welcome) -> Result<(RemoteStore, SessionInfo), String> {
     let mut config = RemoteConfig::new(endpoint, "farmem run", amount);
     config.share_arena = welcome.share_arena;
     config.dynamic = true;
-    RemoteStore::connect(config, Pager::<RemoteStore>::now()).map_err(|error| error.to_string())
+    let spill = welcome.spill.as_deref().map(Path::new);
+    // What the server has not got is looked for on the disk.
+    config.accept_partial = spill.is_some();
+    ProgramStore::connect(config, spill, Pager::<ProgramStore>::now())
+        .map_err(|error| error.to_string())
 }
 
 fn report(welcome: &Welcome, session: &SessionInfo) -> SessionReport {
@@ -328,6 +339,7 @@ enum Source {
     Link,
     Program,
     Supervisor,
+    Timer,
 }
 
 /// What has become ready.
@@ -339,8 +351,15 @@ struct Woken {
 }
 
 /// Waits for everything at once, by epoll.
+///
+/// Deadlines come from a timer that is set only when one is earlier than what it is set for: a
+/// time-out given to every wait would set and cancel the processor's timer each time, which costs
+/// a virtual machine more than all else of a fault.
 struct Waiter {
-    epoll: std::os::fd::OwnedFd,
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    /// When the timer goes off.
+    alarm: Option<Nanos>,
     store: Option<(RawFd, bool)>,
     children: Vec<RawFd>,
     events: Vec<epoll::Event>,
@@ -349,7 +368,20 @@ struct Waiter {
 impl Waiter {
     fn new() -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, store: None, children: Vec::new(), events: Vec::with_capacity(16) })
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        let waiter = Self {
+            epoll,
+            timer,
+            alarm: None,
+            store: None,
+            children: Vec::new(),
+            events: Vec::with_capacity(16),
+        };
+        waiter.watch(waiter.timer.as_fd(), Source::Timer)?;
+        Ok(waiter)
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> std::io::Result<()> {
@@ -389,17 +421,37 @@ impl Waiter {
         self.children = now;
     }
 
-    fn wait(&mut self, nanos: u64) -> Woken {
-        let timeout = rustix::event::Timespec {
-            tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
-            tv_nsec: (nanos % 1_000_000_000).cast_signed(),
-        };
+    /// What is ready now.
+    fn look(&mut self) -> Woken {
+        self.collect(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    /// Waits until something is ready or the deadline has come; perhaps for less.
+    fn wait(&mut self, now: Nanos, deadline: Nanos) -> Woken {
+        let nanos = deadline.since(now);
+        if nanos == 0 {
+            return self.look();
+        }
+        if self.alarm.is_none_or(|alarm| alarm <= now || deadline < alarm) {
+            let value = Timespec {
+                tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
+                tv_nsec: (nanos % 1_000_000_000).cast_signed(),
+            };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+            // Setting it anew also takes back an expiry that was not read.
+            let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+            self.alarm = Some(deadline);
+        }
+        self.collect(None)
+    }
+
+    fn collect(&mut self, timeout: Option<&Timespec>) -> Woken {
         self.events.clear();
         let spare = rustix::buffer::spare_capacity(&mut self.events);
         // A signal or a full set of events only means another turn.
-        let _ = epoll::wait(&self.epoll, spare, Some(&timeout));
+        let _ = epoll::wait(&self.epoll, spare, timeout);
         let is = |source: Source| self.events.iter().any(|e| e.data.u64() == source as u64);
-        Woken {
+        let woken = Woken {
             ready: Ready {
                 events: is(Source::Events),
                 store: is(Source::Store),
@@ -408,14 +460,11 @@ impl Waiter {
             link: is(Source::Link),
             program: is(Source::Program),
             supervisor: is(Source::Supervisor),
+        };
+        if is(Source::Timer) {
+            let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+            self.alarm = None;
         }
+        woken
     }
-}
-
-/// Keeps the pager on the processor it is on now.
-#[expect(dead_code, reason = "used with pulled threads")]
-fn stay_here() {
-    let mut here = CpuSet::new();
-    here.set(rustix::thread::sched_getcpu());
-    let _ = rustix::thread::sched_setaffinity(None, &here);
 }

@@ -179,6 +179,29 @@ pub enum StoreError {
         /// What did not match.
         reason: String,
     },
+    /// The disk that takes what the server has no room for has none either.
+    #[error(
+        "no room on the disk of the spill directory {directory}: {reason} (asked for {asked} \
+         bytes); free some there, name a directory on a larger disk with --spill DIR, or start \
+         the memory server with more --memory"
+    )]
+    DiskFull {
+        /// The directory.
+        directory: String,
+        /// Bytes asked for.
+        asked: u64,
+        /// What the system said.
+        reason: String,
+    },
+    /// The disk that takes what the server has no room for fails, or returned something else
+    /// than was stored there.
+    #[error("the spill directory {directory} fails: {reason}")]
+    Disk {
+        /// The directory.
+        directory: String,
+        /// What was seen.
+        reason: String,
+    },
     /// The server refused the request.
     #[error("memory server {server} refused: {reason}")]
     Refused {

@@ -49,47 +49,64 @@ impl Pagemap {
     /// Calls `each` for the runs of present pages in `range`, in the order of addresses. A range
     /// that is not mapped has none.
     pub fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
-        let mut runs =
-            [sys::page_region { start: 0, end: 0, categories: 0 }; RUNS_PER_CALL];
+        let mut runs = [NO_RUN; RUNS_PER_CALL];
         let mut at = range.start();
         while at < range.end() {
-            let mut argument = sys::pm_scan_arg {
-                size: size_of::<sys::pm_scan_arg>() as u64,
-                flags: 0,
-                start: at as u64,
-                end: range.end() as u64,
-                walk_end: 0,
-                vec: runs.as_mut_ptr() as u64,
-                vec_len: RUNS_PER_CALL as u64,
-                max_pages: 0,
-                category_inverted: 0,
-                category_mask: PAGE_IS_PRESENT,
-                category_anyof_mask: 0,
-                return_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
-            };
-            // SAFETY: the request takes this structure; `vec` points to `vec_len` elements that
-            // outlive the call.
-            let count = unsafe {
-                libc::ioctl(
-                    self.file.as_raw_fd(),
-                    libc::Ioctl::from(PAGEMAP_SCAN),
-                    &raw mut argument,
-                )
-            };
-            let Ok(count) = usize::try_from(count) else { return };
+            let rest = AddressRange::new(at, range.end());
+            let Some((count, walked)) = self.scan(rest, &mut runs, 0) else { return };
             for run in &runs[..count] {
-                let start = usize::try_from(run.start).unwrap_or(0);
-                let end = usize::try_from(run.end).unwrap_or(0);
-                each(PresentRun {
-                    range: AddressRange::new(start, end),
-                    zero: run.categories & PAGE_IS_PFNZERO != 0,
-                });
+                each(PresentRun { range: range_of(run), zero: run.categories & PAGE_IS_PFNZERO != 0 });
             }
-            let walked = usize::try_from(argument.walk_end).unwrap_or(range.end());
             if walked <= at {
                 return;
             }
             at = walked;
         }
     }
+
+    /// The first present page of a range.
+    #[must_use]
+    pub fn first_present(&self, range: AddressRange) -> Option<usize> {
+        let mut runs = [NO_RUN; 1];
+        let (count, _) = self.scan(range, &mut runs, 1)?;
+        (count == 1).then(|| range_of(&runs[0]).start())
+    }
+
+    /// One call: the number of runs found and the address up to which was looked. At most
+    /// `pages_max` pages are reported, any number if that is 0.
+    fn scan(
+        &self,
+        range: AddressRange,
+        runs: &mut [sys::page_region],
+        pages_max: u64,
+    ) -> Option<(usize, usize)> {
+        let mut argument = sys::pm_scan_arg {
+            size: size_of::<sys::pm_scan_arg>() as u64,
+            flags: 0,
+            start: range.start() as u64,
+            end: range.end() as u64,
+            walk_end: 0,
+            vec: runs.as_mut_ptr() as u64,
+            vec_len: runs.len() as u64,
+            max_pages: pages_max,
+            category_inverted: 0,
+            category_mask: PAGE_IS_PRESENT,
+            category_anyof_mask: 0,
+            return_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+        };
+        let fd = self.file.as_raw_fd();
+        // SAFETY: the request takes this structure; `vec` points to `vec_len` elements that
+        // outlive the call.
+        let count =
+            unsafe { libc::ioctl(fd, libc::Ioctl::from(PAGEMAP_SCAN), &raw mut argument) };
+        let count = usize::try_from(count).ok()?;
+        Some((count, usize::try_from(argument.walk_end).unwrap_or(range.end())))
+    }
+}
+
+const NO_RUN: sys::page_region = sys::page_region { start: 0, end: 0, categories: 0 };
+
+fn range_of(run: &sys::page_region) -> AddressRange {
+    let address = |raw: u64| usize::try_from(raw).unwrap_or(0);
+    AddressRange::new(address(run.start), address(run.end))
 }

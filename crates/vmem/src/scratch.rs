@@ -106,9 +106,9 @@ impl Scratch {
     /// holes; pages missing in the source leave holes. After it (also after a partial move) the
     /// frames that now hold pages are known by asking the kernel.
     ///
-    /// # Safety
-    /// Whoever uses the memory at `source` must be prepared to take faults on it.
-    pub unsafe fn move_out(
+    /// The caller moves out only what it has registered with a userfaultfd and whose faults it
+    /// answers: then the move cannot be seen by whoever uses that memory.
+    pub fn move_out(
         &mut self,
         source: AddressRange,
         first: FrameId,
@@ -116,7 +116,7 @@ impl Scratch {
     ) -> Progress {
         let range = AddressRange::pages_from(self.address(first), source.pages());
         assert!(self.index(first) + source.pages() <= self.frames, "frames past the scratch area");
-        // SAFETY: the caller allows the source to become missing; the destination is ours.
+        // SAFETY: missing pages of the source are answered by the caller; the destination is ours.
         let progress = unsafe { self.uffd.move_pages(range, source.start(), true, false) };
         let base = self.range().start();
         pagemap.present(range, &mut |run| {

@@ -250,6 +250,28 @@ impl Uffd {
         progress(result, argument.copy, range)
     }
 
+    /// Copies the start of a constant into the missing pages of `range` and wakes who waits there.
+    /// The constant must be at least as long as the range.
+    pub fn copy_static(&self, range: AddressRange, source: &'static [u8]) -> Progress {
+        assert!(range.bytes() <= source.len(), "the constant is shorter than the range");
+        // SAFETY: the source is a constant of at least as many bytes (asserted).
+        unsafe { self.copy(range, source.as_ptr(), true) }
+    }
+
+    /// Whether the address space that this userfaultfd belongs to still exists.
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        // Page 0 is never mapped: a living address space answers "no mapping" (ENOENT), one that
+        // has ended "no process" (ESRCH).
+        let mut argument = sys::uffdio_zeropage {
+            range: sys::uffdio_range { start: 0, len: 4096 },
+            mode: 0,
+            zeropage: 0,
+        };
+        let result = self.call(ioctl::UFFDIO_ZEROPAGE, &mut argument);
+        result.err().and_then(|error| error.raw_os_error()) != Some(libc::ESRCH)
+    }
+
     /// Maps the zero page into the missing pages of `range` and wakes who waits there.
     pub fn zero(&self, range: AddressRange) -> Progress {
         let mut argument =

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use farmem_pager::{Config, Counts, OwnMemory, Pager, Ready, Scope};
+use farmem_pager::{Config, Counts, OwnMemory, Pager, Ready, Scope, SlotPolicy};
 use farmem_region::{
     Completion, Frames, Nanos, Outcome, PAGE_SIZE, PageCount, PageStore, Readiness, Request,
     StoreError, Ticket,
@@ -141,6 +141,7 @@ fn page(
         readahead_pages_max: 64,
         secret: std::array::from_fn(|at| at as u8 ^ 0x5a),
         region_pages: PageCount::new(1 << 20),
+        slots: SlotPolicy::Allocated,
     };
     let mut pager = Pager::new(&config, memory, MemoryStore::default());
     assert!(pager.adopt_range(range));
