@@ -68,6 +68,12 @@ fn own_failures_are_told_apart_from_the_programs() {
             125,
             "/no/such/folder/s",
         ),
+        (
+            &["--spill", "/no/such/folder", "true"],
+            125,
+            "--spill /no/such/folder",
+        ),
+        (&["--spill", plain, "true"], 125, "no such directory"),
         (&[], 125, "PROGRAM"),
         (&[plain], 126, "Permission denied"),
         (&["/"], 126, "Permission denied"),
