@@ -24,13 +24,11 @@ pub struct Ready {
     pub events: bool,
     /// The store's descriptor.
     pub store: bool,
-    /// The scratch area's userfaultfd.
-    pub scratch: bool,
 }
 
 impl Ready {
     /// Look at everything.
-    pub const ALL: Self = Self { events: true, store: true, scratch: true };
+    pub const ALL: Self = Self { events: true, store: true };
 }
 
 /// What the caller waits for before the next turn.
@@ -162,9 +160,6 @@ impl<S: PageStore> Pager<S> {
         if ready.store || self.engine.is_waiting() {
             self.take_completions()?;
         }
-        if ready.scratch {
-            self.take_scratch_faults()?;
-        }
         let Self { engine, memory, store, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
         engine.catch_up(io)?;
@@ -227,16 +222,21 @@ impl<S: PageStore> Pager<S> {
         // Who is read to change mappings goes on at once; a fault that was read with it must not be
         // answered as if that had not happened.
         events.sort_by_key(|event| matches!(event, Event::Fault { .. }));
-        let io = &mut Io { memory, store, clock: &clock };
         for event in events.drain(..) {
             match event {
                 Event::Fault { address, write, thread } => {
-                    engine.on_fault(io, space, address, write, thread)?;
+                    match memory.fill_scratch_hole(address) {
+                        None => {
+                            let io = &mut Io { memory, store, clock: &clock };
+                            engine.on_fault(io, space, address, write, thread)?;
+                        }
+                        Some(filled) => filled.into_iter().for_each(|f| engine.on_hole_filled(f)),
+                    }
                 }
-                Event::Fork(uffd) => engine.on_fork(io, space, uffd),
-                Event::Remap { from, to } => engine.on_remap(io, space, from, to)?,
-                Event::Remove(range) => engine.on_remove(io, space, range),
-                Event::Unmap(range) => engine.on_unmap(io, space, range)?,
+                change => {
+                    let io = &mut Io { memory, store, clock: &clock };
+                    engine.on_change(io, space, change)?;
+                }
             }
         }
         Ok(())
@@ -248,23 +248,6 @@ impl<S: PageStore> Pager<S> {
         let io = &mut Io { memory, store, clock: &clock };
         for completion in completions.drain(..) {
             engine.on_completion(io, completion)?;
-        }
-        Ok(())
-    }
-
-    /// Someone outside (a debugger, mlockall) reads holes of our scratch area.
-    fn take_scratch_faults(&mut self) -> Result<(), Fatal> {
-        self.events.clear();
-        let scratch = self.memory.scratch();
-        if scratch.uffd().read_events(&mut self.events)? == 0 {
-            return Ok(());
-        }
-        for event in self.events.drain(..) {
-            if let Event::Fault { address, .. } = event
-                && let Some(frame) = self.memory.scratch().fill_hole(address)
-            {
-                self.engine.on_hole_filled(frame);
-            }
         }
         Ok(())
     }
@@ -282,6 +265,18 @@ impl<S: PageStore> Pager<S> {
 }
 
 impl Engine {
+    /// Follows a change of the program's mappings.
+    fn on_change(&mut self, io: &mut Io<'_>, space: SpaceId, change: Event) -> Result<(), Fatal> {
+        match change {
+            Event::Fork(uffd) => self.on_fork(io, space, uffd),
+            Event::Remap { from, to } => self.on_remap(io, space, from, to)?,
+            Event::Remove(range) => self.on_remove(io, space, range),
+            Event::Unmap(range) => self.on_unmap(io, space, range)?,
+            Event::Fault { .. } => unreachable!("faults are no changes"),
+        }
+        Ok(())
+    }
+
     /// When the engine must turn again even if nothing happens.
     fn next_deadline(&self) -> Nanos {
         self.budget.next_reading()

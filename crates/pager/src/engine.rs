@@ -80,16 +80,6 @@ pub enum Fatal {
         /// Its address.
         address: usize,
     },
-    /// Memory was unmapped and mapped again while it was being moved out: whose page was taken
-    /// cannot be told.
-    #[error(
-        "the memory at {range:?} was unmapped by one thread and mapped again by another while it \
-         was being moved out"
-    )]
-    MovedUnderUs {
-        /// Where.
-        range: AddressRange,
-    },
     /// The address space refuses.
     #[error(transparent)]
     Memory(#[from] crate::memory::MemoryError),
@@ -160,7 +150,6 @@ pub struct Engine {
     pub(crate) adopted: RangeSet,
     pub(crate) pinned: RangeSet,
     pub(crate) quarantine: crate::events::Quarantine,
-    pub(crate) suspect: Option<AddressRange>,
     pub(crate) changes: crate::changes::Changes,
     pub(crate) frames: FramePool,
     pub(crate) slots: Slots,
@@ -213,7 +202,6 @@ impl Engine {
             adopted: RangeSet::default(),
             pinned: RangeSet::default(),
             quarantine: crate::events::Quarantine::default(),
-            suspect: None,
             changes: crate::changes::Changes::default(),
             frames: FramePool::new(windows),
             slots,

@@ -4,7 +4,7 @@
 //! table says when the event is read is what was true when the change began.
 
 use farmem_region::{Nanos, PAGE_SIZE};
-use farmem_vmem::{AddressRange, Mapping, Uffd};
+use farmem_vmem::{AddressRange, Uffd};
 
 use crate::changes::Change;
 use crate::engine::{Engine, Fatal, Io, Space};
@@ -85,7 +85,6 @@ impl Engine {
     /// A mapping is gone.
     ///
     /// # Errors
-    /// [`Fatal::MovedUnderUs`].
     pub fn on_unmap(
         &mut self,
         io: &mut Io<'_>,
@@ -109,7 +108,6 @@ impl Engine {
             return Ok(());
         }
         if space == SpaceId::OWN {
-            self.check_suspect(io, range)?;
             self.adopted.remove(range);
             self.pinned.remove(range);
             self.quarantine.remove(range);
@@ -121,7 +119,6 @@ impl Engine {
     /// mremap has moved a mapping.
     ///
     /// # Errors
-    /// [`Fatal::MovedUnderUs`].
     pub fn on_remap(
         &mut self,
         io: &mut Io<'_>,
@@ -146,7 +143,6 @@ impl Engine {
     ) -> Result<(), Fatal> {
         self.changes.moved_away(space, from);
         if space == SpaceId::OWN {
-            self.check_suspect(io, from)?;
             self.adopted.remove(from);
             self.adopted.insert(target);
             self.pinned.remove(from);
@@ -283,25 +279,5 @@ impl Engine {
     /// The forked children that are served.
     pub fn child_spaces(&self) -> impl Iterator<Item = SpaceId> + '_ {
         self.spaces.iter().map(|space| space.id).filter(|&id| id != SpaceId::OWN)
-    }
-
-    /// Pages were moved out of memory whose mapping changed at about the same time. If nothing is
-    /// mapped there any more they belonged to what was unmapped. If another thread has mapped
-    /// something there at once, they might belong to that.
-    fn check_suspect(&mut self, io: &mut Io<'_>, gone: AddressRange) -> Result<(), Fatal> {
-        let Some(suspect) = self.suspect.map(|range| range.intersect(gone)) else { return Ok(()) };
-        if suspect.is_empty() {
-            return Ok(());
-        }
-        let mut mapped = false;
-        io.memory.mappings(&mut |Mapping { range, .. }| mapped |= range.overlaps(suspect))
-            .map_err(crate::memory::MemoryError::from)?;
-        let mut taken = false;
-        if let Some(space) = self.spaces.first() {
-            taken = (suspect.start()..suspect.end()).step_by(PAGE_SIZE).any(|address| {
-                space.table.get(address).is_some_and(|e| matches!(e.place(), Place::Victim(_)))
-            });
-        }
-        if mapped && taken { Err(Fatal::MovedUnderUs { range: suspect }) } else { Ok(()) }
     }
 }

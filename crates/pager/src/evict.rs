@@ -212,8 +212,6 @@ impl Engine {
             self.frames.unqueue_newest();
         }
         self.counts.evicted_pages += moved as u64;
-        // Unless nothing was being changed, the pages may belong to what has just been unmapped.
-        self.suspect = (!io.memory.settled()).then_some(source);
         self.write_back(io, scan)?;
         Ok(moved)
     }

@@ -121,15 +121,13 @@ impl OwnMemory {
         owned: fn(&mut dyn FnMut(AddressRange)),
     ) -> Result<Self, MemoryError> {
         let uffd = Uffd::new(Features::Events)?;
-        let mut probe = Scratch::new(1)?;
-        probe.populate(FrameId::new(0), 1);
-        // The probe's own userfaultfd is not needed: its one page moves over to the main one.
-        probe.uffd().unregister(probe.range())?;
-        uffd.register(AddressRange::pages_from(probe.range().start(), 1))?;
+        let mut probe = Scratch::new(&uffd, 1)?;
+        probe.populate(&uffd, FrameId::new(0), 1);
+        let scratch = Scratch::new(&uffd, windows)?;
         Ok(Self {
             uffd,
             children: Vec::new(),
-            scratch: Scratch::new(windows)?,
+            scratch,
             pagemap: Pagemap::open()?,
             maps: ProcessMaps::open()?,
             meter: ResidentMeter::open()?,
@@ -146,10 +144,14 @@ impl OwnMemory {
         &self.uffd
     }
 
-    /// The scratch area's userfaultfd.
-    #[must_use]
-    pub const fn scratch_uffd(&self) -> &Uffd {
-        self.scratch.uffd()
+    /// Answers a fault on a hole of the scratch area, which only an outside reader can cause (a
+    /// debugger, `mlockall`). `None` if the address is not there; otherwise the frame, if it got
+    /// memory.
+    pub fn fill_scratch_hole(&mut self, address: usize) -> Option<Option<FrameId>> {
+        if !self.scratch.range().contains(address) {
+            return None;
+        }
+        Some(self.scratch.fill_hole(&self.uffd, address))
     }
 
     /// The scratch area.
@@ -194,6 +196,13 @@ fn find_uffd<'u>(own: &'u Uffd, children: &'u [(SpaceId, Uffd)], space: SpaceId)
     children.iter().find(|(id, _)| *id == space).map(|(_, uffd)| uffd)
 }
 
+impl Drop for OwnMemory {
+    fn drop(&mut self) {
+        self.scratch.release(&self.uffd);
+        self.probe.release(&self.uffd);
+    }
+}
+
 const GONE: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
 
 impl Memory for OwnMemory {
@@ -215,7 +224,7 @@ impl Memory for OwnMemory {
     }
 
     fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
-        self.scratch.move_out(source, first, &self.pagemap)
+        self.scratch.move_out(&self.uffd, source, first, &self.pagemap)
     }
 
     fn zero_in(
@@ -251,11 +260,11 @@ impl Memory for OwnMemory {
     }
 
     fn populate(&mut self, first: FrameId, count: usize) -> usize {
-        self.scratch.populate(first, count)
+        self.scratch.populate(&self.uffd, first, count)
     }
 
     fn discard(&mut self, first: FrameId, count: usize) {
-        self.scratch.discard(first, count);
+        self.scratch.discard(&self.uffd, first, count);
     }
 
     fn settled(&mut self) -> bool {

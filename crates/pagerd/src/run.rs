@@ -107,6 +107,8 @@ struct Service<'a> {
     link: PagerLink,
     stats: StatsWriter<'a>,
     waiter: Waiter,
+    /// The forked children that the supervisor knows of.
+    children: Vec<SpaceId>,
     next_publish: Nanos,
     next_exec_check: Nanos,
     limit_bytes: u64,
@@ -125,6 +127,7 @@ impl<'a> Service<'a> {
                 link,
                 stats: StatsWriter::new(stats.words()),
                 waiter,
+                children: Vec::new(),
                 next_publish: Nanos::new(0),
                 next_exec_check: Nanos::new(0),
                 limit_bytes: welcome.limit_bytes,
@@ -145,7 +148,7 @@ impl<'a> Service<'a> {
             .map_err(|error| error.to_string())?;
         memory.pull_threads();
         let (store, session) = open_store(welcome)?;
-        link.send_armed(memory.uffd().as_fd(), memory.scratch_uffd().as_fd())
+        link.send_armed(memory.uffd().as_fd())
             .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
             .map_err(|error| error.to_string())?;
         let mut secret = [0; 192];
@@ -162,7 +165,6 @@ impl<'a> Service<'a> {
         let waiter = Waiter::new().map_err(|error| format!("epoll fails: {error}"))?;
         waiter
             .watch(memory.uffd().as_fd(), Source::Events)
-            .and_then(|()| waiter.watch(memory.scratch_uffd().as_fd(), Source::Scratch))
             .and_then(|()| waiter.watch(link.fd(), Source::Link))
             .and_then(|()| waiter.watch(arguments.program_pidfd, Source::Program))
             .and_then(|()| waiter.watch(arguments.supervisor_pidfd, Source::Supervisor))
@@ -209,8 +211,7 @@ impl<'a> Service<'a> {
     }
 
     fn wait(&mut self, wait: Wait, now: Nanos) -> Result<Ready, End> {
-        let children = self.pager.memory().children();
-        self.waiter.follow_children(children.iter().map(|(_, uffd)| uffd.as_fd()));
+        self.follow_children()?;
         self.waiter.follow_store(self.pager.store().descriptor(), wait.store_writable);
         let woken = if wait.again {
             self.waiter.look()
@@ -227,6 +228,29 @@ impl<'a> Service<'a> {
             self.read_link()?;
         }
         Ok(woken.ready)
+    }
+
+    /// Waits for the faults of forked children too, and lets the supervisor hold their userfaultfds:
+    /// were this process to die, theirs would otherwise close and the kernel hand out zero pages.
+    fn follow_children(&mut self) -> Result<(), End> {
+        let children = self.pager.memory().children();
+        if children.iter().map(|(space, _)| space).eq(&self.children) {
+            return Ok(());
+        }
+        let key = |space: SpaceId| u64::from(space.0);
+        for (space, uffd) in children.iter().filter(|(space, _)| !self.children.contains(space)) {
+            // Without it the child's faults are still seen with the next ones of the program.
+            let _ = self.waiter.watch(uffd.as_fd(), Source::Events);
+            let message = PagerMessage::ForkChild { key: key(*space) };
+            self.link.send(&message, &[uffd.as_fd()]).map_err(|_| End::SupervisorDied)?;
+        }
+        let lives = |gone: &SpaceId| children.iter().any(|(space, _)| space == gone);
+        for &gone in self.children.iter().filter(|space| !lives(space)) {
+            let message = PagerMessage::ForkChildGone { key: key(gone) };
+            self.link.send(&message, &[]).map_err(|_| End::SupervisorDied)?;
+        }
+        self.children = children.iter().map(|&(space, _)| space).collect();
+        Ok(())
     }
 
     fn read_link(&mut self) -> Result<(), End> {
@@ -334,7 +358,6 @@ fn report(welcome: &Welcome, session: &SessionInfo) -> SessionReport {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Events = 1,
-    Scratch,
     Store,
     Link,
     Program,
@@ -361,7 +384,6 @@ struct Waiter {
     /// When the timer goes off.
     alarm: Option<Nanos>,
     store: Option<(RawFd, bool)>,
-    children: Vec<RawFd>,
     events: Vec<epoll::Event>,
 }
 
@@ -377,7 +399,6 @@ impl Waiter {
             timer,
             alarm: None,
             store: None,
-            children: Vec::new(),
             events: Vec::with_capacity(16),
         };
         waiter.watch(waiter.timer.as_fd(), Source::Timer)?;
@@ -408,17 +429,6 @@ impl Waiter {
             }
         }
         self.store = wanted;
-    }
-
-    fn follow_children<'f>(&mut self, children: impl Iterator<Item = BorrowedFd<'f>>) {
-        let mut now = Vec::new();
-        for fd in children {
-            now.push(fd.as_raw_fd());
-            if !self.children.contains(&fd.as_raw_fd()) {
-                let _ = self.watch(fd, Source::Events);
-            }
-        }
-        self.children = now;
     }
 
     /// What is ready now.
@@ -455,7 +465,6 @@ impl Waiter {
             ready: Ready {
                 events: is(Source::Events),
                 store: is(Source::Store),
-                scratch: is(Source::Scratch),
             },
             link: is(Source::Link),
             program: is(Source::Program),

@@ -102,17 +102,16 @@ impl PagerLink {
         }
     }
 
-    /// Hands duplicates of the userfaultfds to the supervisor. Before this has succeeded no page
+    /// Hands a duplicate of the userfaultfd to the supervisor. Before this has succeeded no page
     /// may leave the program.
     ///
     /// # Errors
     /// See [`Self::send`].
     pub fn send_armed(
         &self,
-        main: BorrowedFd<'_>,
-        scratch: BorrowedFd<'_>,
+        uffd: BorrowedFd<'_>,
     ) -> Result<(), LinkError> {
-        self.send(&PagerMessage::Armed, &[main, scratch])
+        self.send(&PagerMessage::Armed, &[uffd])
     }
 
     /// Sends a message with its descriptors.
@@ -376,11 +375,11 @@ mod tests {
         let listener = Listener::bind(&name).unwrap();
         thread::scope(|scope| {
             let pager = scope.spawn(|| {
-                let (stats, other) = rustix::pipe::pipe().unwrap();
+                let (stats, _other) = rustix::pipe::pipe().unwrap();
                 let (mut link, got) =
                     PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE).unwrap();
                 assert_eq!(got, welcome());
-                link.send_armed(stats.as_fd(), other.as_fd()).unwrap();
+                link.send_armed(stats.as_fd()).unwrap();
                 await_readable(link.fd());
                 let limit = link.try_receive().unwrap();
                 assert_eq!(limit, Some(SupervisorMessage::Limit { bytes: 7 }));
@@ -397,7 +396,7 @@ mod tests {
             peer.send(&SupervisorMessage::Welcome(welcome())).unwrap();
             await_readable(peer.fd());
             let armed = peer.receive().unwrap();
-            assert!(matches!(armed, Received::Message(PagerMessage::Armed, fds) if fds.len() == 2));
+            assert!(matches!(armed, Received::Message(PagerMessage::Armed, fds) if fds.len() == 1));
             peer.send(&SupervisorMessage::Limit { bytes: 7 }).unwrap();
             drop(peer);
             pager.join().unwrap();

@@ -1,9 +1,14 @@
 //! The pager's scratch area: where pages rest on their way out and where fetched pages arrive.
 //!
 //! It is one reserved range of addresses, divided into windows of [`Scratch::WINDOW_FRAMES`]
-//! frames. A frame either holds a page (*present*) or is a hole. The area is registered with a
-//! userfaultfd of its own, so that pages can be moved into it; touching a hole would wait for the
+//! frames. A frame either holds a page (*present*) or is a hole; touching a hole would wait for the
 //! toucher itself, so presence is tracked here and asserted on every access.
+//!
+//! The area is registered with the program's own userfaultfd. That makes moving pages out exclusive
+//! with the program's changes of its mappings: the kernel moves pages into a registered range only
+//! while no change is under way and none is unread, so what is moved out belongs to what the pager
+//! believes it to. A userfaultfd of the area's own would not stop a move from memory that has just
+//! been unmapped by one thread and mapped anew by another.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::ptr::NonNull;
@@ -11,7 +16,7 @@ use std::ptr::NonNull;
 use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use crate::{AddressRange, Features, Pagemap, Progress, Stop, Uffd, UffdError};
+use crate::{AddressRange, Pagemap, Progress, Stop, Uffd, UffdError};
 
 /// Reserved memory made of frames. See the module's text.
 #[derive(Debug)]
@@ -19,7 +24,7 @@ pub struct Scratch {
     base: NonNull<u8>,
     frames: usize,
     present: Box<[u64]>,
-    uffd: Uffd,
+    whole: AddressRange,
 }
 
 // SAFETY: the area belongs to this value alone, wherever it is.
@@ -29,11 +34,12 @@ impl Scratch {
     /// Frames in a window; a window is moved into by one call.
     pub const WINDOW_FRAMES: usize = 256;
 
-    /// Reserves `windows` windows of holes.
+    /// Reserves `windows` windows of holes, registered with `uffd`, which is the one that every other
+    /// call must be given too.
     ///
     /// # Errors
     /// [`UffdError`] if the range cannot be mapped or registered.
-    pub fn new(windows: usize) -> Result<Self, UffdError> {
+    pub fn new(uffd: &Uffd, windows: usize) -> Result<Self, UffdError> {
         let frames = windows * Self::WINDOW_FRAMES;
         let bytes = frames << PAGE_SHIFT;
         let other = |doing| move |errno: rustix::io::Errno| UffdError::Other {
@@ -63,30 +69,23 @@ impl Scratch {
             doing: "reserving the scratch area",
             source: std::io::Error::from_raw_os_error(libc::ENOMEM),
         })?;
-        let uffd = Uffd::new(Features::FaultsOnly)?;
-        let scratch =
-            Self { base, frames, present: vec![0; frames / 64].into_boxed_slice(), uffd };
-        scratch.uffd.register(scratch.range())?;
+        let present = vec![0; frames / 64].into_boxed_slice();
+        let whole = AddressRange::pages_from(base.as_ptr() as usize, frames);
+        let scratch = Self { base, frames, present, whole };
+        uffd.register(whole)?;
         Ok(scratch)
     }
 
     /// The whole area.
     #[must_use]
-    pub fn range(&self) -> AddressRange {
-        AddressRange::pages_from(self.base.as_ptr() as usize, self.frames)
+    pub const fn range(&self) -> AddressRange {
+        self.whole
     }
 
     /// Number of windows.
     #[must_use]
     pub const fn windows(&self) -> usize {
         self.frames / Self::WINDOW_FRAMES
-    }
-
-    /// The userfaultfd of the area. Its faults come from readers of our memory (debuggers,
-    /// `mlockall`): answer them with [`Scratch::fill_hole`].
-    #[must_use]
-    pub const fn uffd(&self) -> &Uffd {
-        &self.uffd
     }
 
     /// Address of a frame.
@@ -110,6 +109,7 @@ impl Scratch {
     /// answers: then the move cannot be seen by whoever uses that memory.
     pub fn move_out(
         &mut self,
+        uffd: &Uffd,
         source: AddressRange,
         first: FrameId,
         pagemap: &Pagemap,
@@ -117,7 +117,7 @@ impl Scratch {
         let range = AddressRange::pages_from(self.address(first), source.pages());
         assert!(self.index(first) + source.pages() <= self.frames, "frames past the scratch area");
         // SAFETY: missing pages of the source are answered by the caller; the destination is ours.
-        let progress = unsafe { self.uffd.move_pages(range, source.start(), true, false) };
+        let progress = unsafe { uffd.move_pages(range, source.start(), true, false) };
         let base = self.range().start();
         pagemap.present(range, &mut |run| {
             let at = (run.range.start() - base) >> PAGE_SHIFT;
@@ -149,7 +149,7 @@ impl Scratch {
     }
 
     /// Gives `count` frames that are holes fresh memory. Returns how many got it.
-    pub fn populate(&mut self, first: FrameId, count: usize) -> usize {
+    pub fn populate(&mut self, uffd: &Uffd, first: FrameId, count: usize) -> usize {
         const ZEROS: &[u8; 64 * PAGE_SIZE] = &[0; 64 * PAGE_SIZE];
         let mut done = 0;
         while done < count {
@@ -157,7 +157,7 @@ impl Scratch {
             let step = (count - done).min(64);
             let range = AddressRange::pages_from(self.address(frame), step);
             // SAFETY: the source is a constant of at least as many bytes.
-            let progress = unsafe { self.uffd.copy(range, ZEROS.as_ptr(), true) };
+            let progress = unsafe { uffd.copy(range, ZEROS.as_ptr(), true) };
             let pages = progress.bytes >> PAGE_SHIFT;
             self.mark(frame, pages, true);
             done += pages;
@@ -176,13 +176,20 @@ impl Scratch {
     }
 
     /// Gives the memory of `count` frames back to the system: they become holes.
-    pub fn discard(&mut self, first: FrameId, count: usize) {
-        let start = self.address(first) as *mut core::ffi::c_void;
+    ///
+    /// The range is taken out of the userfaultfd for the moment: dropping registered memory is an
+    /// event that the kernel waits for, and the caller is the one who reads it.
+    pub fn discard(&mut self, uffd: &Uffd, first: FrameId, count: usize) {
+        let range = AddressRange::pages_from(self.address(first), count);
         assert!(self.index(first) + count <= self.frames, "frames past the scratch area");
+        if uffd.unregister(range).is_err() {
+            return;
+        }
+        let start = range.start() as *mut core::ffi::c_void;
         // SAFETY: the range lies in our own area (asserted), whose holes are tracked: the frames
-        // are marked as holes below. The area's userfaultfd does not report removals, so this
-        // waits for nobody.
-        let result = unsafe { rustix::mm::madvise(start, count << PAGE_SHIFT, Advice::LinuxDontNeed) };
+        // are marked as holes below.
+        let result = unsafe { rustix::mm::madvise(start, range.bytes(), Advice::LinuxDontNeed) };
+        assert!(uffd.register(range).is_ok(), "the scratch area cannot be registered again");
         if result.is_ok() {
             self.mark(first, count, false);
         }
@@ -190,17 +197,17 @@ impl Scratch {
 
     /// Answers a fault on a hole, which only an outside reader can cause: the frame then holds
     /// zeros that belong to nobody. Returns the frame.
-    pub fn fill_hole(&mut self, address: usize) -> Option<FrameId> {
+    pub fn fill_hole(&mut self, uffd: &Uffd, address: usize) -> Option<FrameId> {
         if !self.range().contains(address) {
             return None;
         }
         let index = (address - self.range().start()) >> PAGE_SHIFT;
         let frame = FrameId::new(u32::try_from(index).ok()?);
         if self.is_present(frame) {
-            self.uffd.wake(AddressRange::pages_from(address, 1));
+            uffd.wake(AddressRange::pages_from(address, 1));
             return None;
         }
-        (self.populate(frame, 1) == 1).then_some(frame)
+        (self.populate(uffd, frame, 1) == 1).then_some(frame)
     }
 
     fn index(&self, frame: FrameId) -> usize {
@@ -228,11 +235,17 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
+impl Scratch {
+    /// Gives the area back. It leaves the userfaultfd first: unmapping registered memory is an event
+    /// that the kernel waits for, and the caller is the one who reads it. Without this call the
+    /// area stays mapped.
+    pub fn release(&mut self, uffd: &Uffd) {
+        if std::mem::take(&mut self.frames) == 0 || uffd.unregister(self.whole).is_err() {
+            return;
+        }
         let start = self.base.as_ptr().cast::<core::ffi::c_void>();
-        // SAFETY: the mapping is ours, made in `new`, and no reference into it outlives `self`.
-        let _ = unsafe { rustix::mm::munmap(start, self.frames << PAGE_SHIFT) };
+        // SAFETY: the mapping is ours, made in `new`; without frames nothing refers into it.
+        let _ = unsafe { rustix::mm::munmap(start, self.whole.bytes()) };
     }
 }
 

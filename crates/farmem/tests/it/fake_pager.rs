@@ -156,11 +156,11 @@ fn pager() -> ! {
         Err(error) => panic!("{error}"),
     };
     println!(
-        "welcome limit={} server={}",
-        welcome.limit_bytes, welcome.server
+        "welcome limit={} server={} spill={:?}",
+        welcome.limit_bytes, welcome.server, welcome.spill
     );
     if script != Script::DieUnarmed {
-        link.send_armed(stats.as_fd(), stats.as_fd()).unwrap();
+        link.send_armed(stats.as_fd()).unwrap();
         link.send(&PagerMessage::Session(session(&welcome.server)), &[])
             .unwrap();
     }

@@ -26,11 +26,22 @@ fn run(script: Script, then: &str) -> Output {
 fn a_pager_gets_the_limit_and_the_server_and_its_counts_are_reported() {
     let installation = Installation::new();
     let file = installation.folder().join("stats.json");
-    let flags = ["--local", "64MiB", "--stats", file.to_str().unwrap()];
+    let flags = [
+        "--local",
+        "64MiB",
+        "--spill",
+        "/tmp/..",
+        "--stats",
+        file.to_str().unwrap(),
+    ];
     let output = output(run_with_pager(&installation, &flags, Script::Bye, "exit 6"));
     assert_eq!(output.status.code(), Some(6), "{output:?}");
     assert!(
         text(&output.stdout).contains("welcome limit=67108864 server=unix:"),
+        "{output:?}"
+    );
+    assert!(
+        text(&output.stdout).contains("spill=Some(\"/\")"),
         "{output:?}"
     );
     let summary = "local peak 13 MiB of 64 MiB, external peak 5 MiB, 11 faults";
