@@ -135,6 +135,11 @@ impl<S: PageStore> Pager<S> {
         self.engine.restore(address, page, version);
     }
 
+    /// Versions to come are greater than or equal to this one.
+    pub fn skip_versions(&mut self, next: Version) {
+        self.engine.skip_versions(next);
+    }
+
     /// The pages that the servers have: see [`Engine::copies`].
     pub fn copies(&mut self, each: &mut dyn FnMut(PageIndex, Version)) -> Version {
         self.engine.copies(each)

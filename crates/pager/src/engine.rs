@@ -155,6 +155,8 @@ pub struct Engine {
     pub(crate) slots: Slots,
     pub(crate) budget: Budget,
     pub(crate) hand: usize,
+    /// Nothing is moved out before: too many pages were busy.
+    pub(crate) evict_after: Nanos,
     pub(crate) threads: Threads,
     pub(crate) fetches: HashMap<u64, Fetch>,
     pub(crate) arrived: VecDeque<Fetch>,
@@ -207,6 +209,7 @@ impl Engine {
             slots,
             budget: Budget::new(config.limit_bytes),
             hand: 0,
+            evict_after: Nanos::new(0),
             threads: Threads::default(),
             fetches: HashMap::new(),
             arrived: VecDeque::new(),
@@ -279,9 +282,9 @@ impl Engine {
         version
     }
 
-    /// Versions to come are greater than this one.
-    pub(crate) fn raise_version(&mut self, version: Version) {
-        self.next_version = self.next_version.max(version.get() + 1);
+    /// Versions to come are greater than or equal to this one.
+    pub fn skip_versions(&mut self, next: Version) {
+        self.next_version = self.next_version.max(next.get());
     }
 
     pub(crate) const fn take_ticket(&mut self) -> Ticket {

@@ -13,6 +13,10 @@ use crate::table::{Entry, Fingerprint, Place};
 
 /// Windows with pages that one step looks at before it gives up.
 const WINDOWS_PER_STEP: usize = 64;
+/// Pages found pinned or shared after which a step gives up.
+const BUSY_PAGES_MAX: u64 = WINDOW_FRAMES as u64;
+/// How long nothing is moved out after that.
+const BUSY_PAUSE_MICROS: u64 = 20_000;
 /// Adopted ranges without pages that one step passes over before it gives up.
 const RANGES_PER_STEP: usize = 1024;
 /// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.
@@ -49,10 +53,16 @@ pub(crate) enum Evicted {
 impl Engine {
     /// Moves the next window's cold pages out.
     pub(crate) fn evict_step(&mut self, io: &mut Io<'_>) -> Result<Evicted, Fatal> {
-        if !self.may_evict(io)? {
+        if (io.clock)() < self.evict_after || !self.may_evict(io)? {
             return Ok(Evicted::Nothing);
         }
+        let busy_before = self.counts.busy_pages;
         for _ in 0..WINDOWS_PER_STEP {
+            if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
+                // Shared with a forked child, most likely: asking again at once changes nothing.
+                self.evict_after = (io.clock)().plus_micros(BUSY_PAUSE_MICROS);
+                return Ok(Evicted::Nothing);
+            }
             let Some(source) = self.next_source(io) else { return Ok(Evicted::Nothing) };
             match self.evict_window(io, source, true)? {
                 0 => {}

@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use farmem_client::ProgramStore;
-use farmem_pager::{Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait};
+use farmem_pager::{
+    Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, SpaceId, Wait,
+};
 use farmem_region::{ByteCount, Nanos};
 use farmem_remote::{RemoteConfig, SessionInfo};
 use farmem_supervise::{
