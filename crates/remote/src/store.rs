@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use farmem_region::{
-    Completion, Frames, Nanos, Outcome, PageCount, PageStore, Readiness, Request, StoreError,
+    Completion, ExternalAddress, Frames, Nanos, Outcome, PageCount, PageStore, Readiness, Request, StoreError,
     Ticket,
 };
 use farmem_transport::ArenaFile;
@@ -48,6 +48,8 @@ pub struct RemoteStore {
     arena: Option<SharedArena>,
     /// Connections that broke since the last reply.
     fruitless: u32,
+    /// Where the region begins on the server, once it has pages.
+    base: Option<ExternalAddress>,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl RemoteStore {
             operations: Operations::default(),
             arena: arena.map(SharedArena::new),
             fruitless: 0,
+            base: None,
         };
         if store.arena.is_some() {
             store.messages.add_slots(&store.session);
@@ -120,6 +123,12 @@ impl RemoteStore {
     #[must_use]
     pub const fn session(&self) -> &SessionInfo {
         &self.session
+    }
+
+    /// Where the region's first block is, once the region has grown for the first time.
+    #[must_use]
+    pub const fn base(&self) -> Option<ExternalAddress> {
+        self.base
     }
 
     /// The descriptor that [`PageStore::readiness`] names.
@@ -414,6 +423,9 @@ impl RemoteStore {
             let reason = "its answer to malloc is cut short".to_owned();
             return Handled::Ended(Err(self.refused(reason)));
         };
+        if self.session.pages.get() == 0 {
+            self.base = Some(reply.address);
+        }
         self.session.pages = self.session.pages.max(reply.pages);
         self.session.granted = self.session.granted.max(reply.granted);
         let operation = self.messages.get(message).operation;

@@ -1,0 +1,276 @@
+//! [`MappedRegion`]: external memory that is used as memory.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use farmem_pager::{
+    Config, Flush, Flushed, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait,
+};
+use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageStore, Version};
+use farmem_vmem::{AddressRange, Area};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+
+use crate::cache::Cache;
+use crate::exchange::{Exchange, poll_store, wait_for};
+use crate::options::{RegionError, RegionOptions};
+use crate::region::Region;
+use crate::spill::ProgramStore;
+
+/// The smallest local memory of a mapping: the pager's own buffers need some of it.
+const LOCAL_MIN: u64 = 2 << 20;
+/// Windows of the scratch area beside those that the victim buffer's share asks for.
+const WINDOWS_MIN: u64 = 64;
+/// Local memory in proportion to which windows are provided, at most.
+const WINDOWS_LOCAL_MAX: u64 = 64 << 30;
+/// Calls of the program to its pager that may wait for an answer: there is one caller.
+const CALLS_MAX: usize = 1;
+
+/// What the server has, and the version to go on with.
+type Versions = (HashMap<u64, Version>, Version);
+
+/// A region that is mapped: a thread of this process, the pager, brings its pages in when they
+/// are touched and moves cold ones out.
+///
+/// * A forked child does not have the mapping: touching it there is a segmentation fault.
+/// * When the server is lost, so are the contents: the process is ended (`abort`) with a message
+///   on standard error, as no access can be answered.
+/// * The mapping must not be given to `mremap`.
+#[derive(Debug)]
+pub struct MappedRegion {
+    options: RegionOptions,
+    area: Area,
+    pager: Option<PagerThread>,
+}
+
+impl MappedRegion {
+    pub(crate) fn start(
+        options: RegionOptions,
+        store: ProgramStore,
+        versions: Versions,
+    ) -> Result<Self, RegionError> {
+        let bytes = usize::try_from(options.size).unwrap_or(usize::MAX);
+        let mapping = |source| RegionError::Map { bytes: options.size, source };
+        let area = Area::new(bytes).map_err(mapping)?;
+        let pager = PagerThread::start(&options, area.range(), store, versions)?;
+        Ok(Self { options, area, pager: Some(pager) })
+    }
+
+    /// Bytes of the region.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.options.size
+    }
+
+    /// The first byte, for code that cannot use slices. The mapping lives as long as this value.
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.area.as_ptr()
+    }
+
+    /// The contents.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.area.as_slice()[..self.bytes()]
+    }
+
+    /// The contents, to change.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        let bytes = self.bytes();
+        &mut self.area.as_mut_slice()[..bytes]
+    }
+
+    /// Returns when everything written so far has been acknowledged by the server. All pages are
+    /// moved out for it; those used next come back.
+    ///
+    /// # Errors
+    /// [`RegionError::Pinned`] if the kernel holds some pages.
+    pub fn flush(&self) -> Result<(), RegionError> {
+        let pinned = self.pager().flush()?;
+        if pinned > 0 { Err(RegionError::Pinned { pages: pinned }) } else { Ok(()) }
+    }
+
+    /// Ends the mapping; the region goes on with the same contents.
+    ///
+    /// # Errors
+    /// Those of [`MappedRegion::flush`].
+    pub fn unmap(mut self) -> Result<Region, RegionError> {
+        self.flush()?;
+        let Some(pager) = self.pager.take() else { unreachable!("only here and in drop") };
+        let (store, (versions, next)) = pager.stop()?;
+        let cache = Cache::new(self.options.cache_size, versions, next);
+        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache))
+    }
+
+    fn pager(&self) -> &PagerThread {
+        match &self.pager {
+            Some(pager) => pager,
+            None => unreachable!("only `unmap` and `drop` take it"),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        usize::try_from(self.options.size).unwrap_or(usize::MAX)
+    }
+}
+
+impl Drop for MappedRegion {
+    fn drop(&mut self) {
+        // Nothing is flushed: the region ends with this, and nobody can read it any more. The
+        // thread ends before the mapping does, which would wait for it to read the event.
+        if let Some(Ok((store, _))) = self.pager.take().map(PagerThread::stop) {
+            // The server frees the region by itself if it cannot be told.
+            let _ = store.disconnect();
+        }
+    }
+}
+
+/// What the pager thread is asked.
+#[derive(Debug)]
+enum Call {
+    Flush(SyncSender<u64>),
+    Stop,
+}
+
+/// The pager thread as its program sees it. The thread never touches the mapping.
+#[derive(Debug)]
+struct PagerThread {
+    calls: SyncSender<Call>,
+    bell: Arc<OwnedFd>,
+    thread: JoinHandle<(ProgramStore, Versions)>,
+}
+
+impl PagerThread {
+    fn start(
+        options: &RegionOptions,
+        range: AddressRange,
+        store: ProgramStore,
+        (versions, next): Versions,
+    ) -> Result<Self, RegionError> {
+        let mut secret = [0; 192];
+        let io = |errno: rustix::io::Errno| RegionError::Map {
+            bytes: options.size,
+            source: errno.into(),
+        };
+        rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())
+            .map_err(io)?;
+        let limit_bytes = options.cache_size.max(LOCAL_MIN);
+        let config = Config {
+            scope: Scope::Ranges,
+            limit_bytes,
+            readahead_pages_max: options.readahead_pages,
+            secret,
+            region_pages: PageCount::new(range.pages() as u64),
+            slots: SlotPolicy::Identity { base: range.start() },
+        };
+        let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
+        let mut pager = Pager::new(&config, memory, store);
+        for (&page, &version) in &versions {
+            let offset = usize::try_from(page).unwrap_or(usize::MAX) * PAGE_SIZE;
+            pager.restore(range.start() + offset, PageIndex::new(page), version);
+        }
+        pager.skip_versions(next);
+        if !pager.adopt_range(range) {
+            return Err(RegionError::NotRegistered);
+        }
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let bell = Arc::new(bell.map_err(io)?);
+        let (calls, receiver) = sync_channel(CALLS_MAX);
+        let heard = bell.clone();
+        let thread = std::thread::Builder::new()
+            .name("farmem-pager".to_owned())
+            .spawn(move || serve(pager, &receiver, &heard))
+            .map_err(|source| RegionError::Map { bytes: options.size, source })?;
+        Ok(Self { calls, bell, thread })
+    }
+
+    fn flush(&self) -> Result<u64, RegionError> {
+        let (answer, receiver) = sync_channel(1);
+        self.call(Call::Flush(answer))?;
+        receiver.recv().map_err(|_| RegionError::NoPager)
+    }
+
+    fn stop(self) -> Result<(ProgramStore, Versions), RegionError> {
+        self.call(Call::Stop)?;
+        self.thread.join().map_err(|_| RegionError::NoPager)
+    }
+
+    fn call(&self, call: Call) -> Result<(), RegionError> {
+        self.calls.send(call).map_err(|_| RegionError::NoPager)?;
+        // Refused only if it rings already.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        Ok(())
+    }
+}
+
+/// The pager thread.
+fn serve(
+    mut pager: Pager<ProgramStore>,
+    calls: &Receiver<Call>,
+    bell: &OwnedFd,
+) -> (ProgramStore, Versions) {
+    let mut flush: Option<(Flush, SyncSender<u64>)> = None;
+    loop {
+        let wait = pager.turn(Ready::ALL).unwrap_or_else(|fatal| end_process(&fatal));
+        pager.drain_samples(&mut |_| ());
+        if let Some((progress, answer)) = &mut flush {
+            match pager.flush_step(progress).unwrap_or_else(|fatal| end_process(&fatal)) {
+                Flushed::NotYet => {}
+                Flushed::Done { pinned } => {
+                    // A caller that is gone needs no answer.
+                    let _ = answer.send(pinned);
+                    flush = None;
+                }
+            }
+        }
+        match calls.try_recv() {
+            Ok(Call::Flush(answer)) => flush = Some((Flush::default(), answer)),
+            Ok(Call::Stop) => break,
+            Err(_) if wait.again => {}
+            Err(_) => sleep(&pager, wait, bell, flush.is_some()),
+        }
+    }
+    let mut versions = HashMap::new();
+    let next = pager.copies(&mut |page, version| {
+        versions.insert(page.get(), version);
+    });
+    (pager.into_store(), (versions, next))
+}
+
+/// Waits for what the pager waits for; not long if a flush goes on.
+fn sleep(pager: &Pager<ProgramStore>, wait: Wait, bell: &OwnedFd, flushing: bool) {
+    /// A flush that waits for windows or frames looks again after this time: 100 us.
+    const FLUSH_PERIOD_NANOS: u64 = 100_000;
+    let store = pager.store();
+    let mut fds = poll_store(store.descriptor(), store.readiness());
+    let memory = pager.memory();
+    for fd in [memory.uffd().as_fd(), bell.as_fd()] {
+        fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    }
+    let mut nanos = wait.deadline.since(Pager::<ProgramStore>::now());
+    if flushing {
+        nanos = nanos.min(FLUSH_PERIOD_NANOS);
+    }
+    wait_for(&mut fds, Some(nanos));
+    let mut number = [0; 8];
+    // Empty unless it rang.
+    let _ = rustix::io::read(bell, &mut number);
+}
+
+/// No access to the mapping can be answered any more. Not through the standard library's stream:
+/// its lock may be held by a thread that waits for a page.
+fn end_process(fatal: &dyn std::error::Error) -> ! {
+    let text = format!("farmem: {fatal}; the contents of a mapped region are lost, this ends\n");
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+    std::process::abort()
+}
+
+/// Windows of the scratch area: the victim buffer's share of the local memory six times over,
+/// because windows moved out of sparse memory are mostly holes.
+fn windows_for(limit_bytes: u64) -> usize {
+    let pages = limit_bytes.min(WINDOWS_LOCAL_MAX) / PAGE_SIZE as u64;
+    usize::try_from(pages / 16 / 256 * 6 + WINDOWS_MIN).unwrap_or(64)
+}

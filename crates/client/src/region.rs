@@ -1,0 +1,202 @@
+//! [`Region`]: external memory that is read and written at offsets.
+
+use std::collections::HashMap;
+
+use farmem_region::{
+    AddressWidths, ByteCount, ExternalAddress, Nanos, PAGE_SIZE, PageCount, Request, StoreError,
+    Version,
+};
+use farmem_remote::RemoteConfig;
+
+use crate::cache::{Cache, CacheCounts};
+use crate::exchange::Exchange;
+use crate::mapped::MappedRegion;
+use crate::options::{RegionError, RegionOptions, WritePolicy};
+use crate::spill::ProgramStore;
+
+/// A region on a memory server. It lives as long as this value (or the [`MappedRegion`] that it
+/// becomes): its end frees the region. What was never written reads as zero.
+#[derive(Debug)]
+pub struct Region {
+    options: RegionOptions,
+    /// `None` once the region has been handed on.
+    parts: Option<(Exchange, Cache)>,
+}
+
+impl Region {
+    /// Makes a region on the server. Waits for the server, a few seconds at most.
+    ///
+    /// # Errors
+    /// [`RegionError::Store`] if the server cannot be reached or has not got that much memory, or
+    /// the spill directory cannot be used.
+    pub fn create(options: RegionOptions) -> Result<Self, RegionError> {
+        let size = ByteCount::new(options.size);
+        let mut config = RemoteConfig::new(options.server.clone(), options.name.clone(), size);
+        config.accept_partial = options.spill.is_some();
+        let (store, session) =
+            ProgramStore::connect(config, options.spill.as_deref(), Nanos::new(0))?;
+        let mut exchange = Exchange::new(store);
+        let mut cache = Cache::new(options.cache_size, HashMap::new(), Version::new(1));
+        // As much on the server as it granted; a file has the rest.
+        let granted = PageCount::new(session.granted.get() / PAGE_SIZE as u64);
+        let wanted = size.pages_rounded_up();
+        let mut pages = session.pages.get();
+        for goal in [granted.get().min(wanted.get()), wanted.get()] {
+            if pages < goal {
+                let grow = Request::Grow(PageCount::new(goal - pages));
+                exchange.ask(grow, cache.frames())?;
+                pages = goal;
+            }
+        }
+        Ok(Self::resume(options, exchange, cache))
+    }
+
+    pub(crate) const fn resume(options: RegionOptions, exchange: Exchange, cache: Cache) -> Self {
+        Self { options, parts: Some((exchange, cache)) }
+    }
+
+    /// Bytes of the region.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.options.size
+    }
+
+    /// Reads the bytes from `offset` on, from the cache if they are there.
+    ///
+    /// # Errors
+    /// [`RegionError::OutOfBounds`], or [`RegionError::Store`] if the server is lost; then every
+    /// later call says so too.
+    pub fn read(&mut self, offset: u64, target: &mut [u8]) -> Result<(), RegionError> {
+        self.check(offset, target.len())?;
+        let pages = ByteCount::new(self.options.size).pages_rounded_up().get();
+        let ahead = (u64::from(self.options.readahead_pages), pages);
+        let (exchange, cache) = self.parts();
+        Ok(cache.read(exchange, offset, target, ahead)?)
+    }
+
+    /// Writes the bytes from `offset` on. With [`WritePolicy::WriteThrough`] the server has
+    /// acknowledged them when this returns.
+    ///
+    /// # Errors
+    /// As [`Region::read`]. After an error some of the bytes may have been written.
+    pub fn write(&mut self, offset: u64, source: &[u8]) -> Result<(), RegionError> {
+        self.check(offset, source.len())?;
+        let through = self.options.write == WritePolicy::WriteThrough;
+        let (exchange, cache) = self.parts();
+        Ok(cache.write(exchange, offset, source, through)?)
+    }
+
+    /// The external address of an offset; `None` outside of the region's first block on the
+    /// server (4 GiB with the default widths), or where the spill file has the page.
+    #[must_use]
+    pub fn address(&self, offset: u64) -> Option<ExternalAddress> {
+        let (exchange, _) = self.parts.as_ref()?;
+        let base = exchange.store.base()?;
+        let inside = exchange.store.kept_inside().bytes().get().min(self.options.size);
+        let widths = AddressWidths::DEFAULT;
+        let (server, block, start) = widths.split(base);
+        if offset >= inside {
+            return None;
+        }
+        widths.join(server, block, start.checked_add(offset)?).ok()
+    }
+
+    /// The offset of an external address; `None` if it does not lie in this region.
+    #[must_use]
+    pub fn offset(&self, address: ExternalAddress) -> Option<u64> {
+        let (exchange, _) = self.parts.as_ref()?;
+        let offset = address.raw().checked_sub(exchange.store.base()?.raw())?;
+        (self.address(offset)? == address).then_some(offset)
+    }
+
+    /// [`Region::read`] by external address.
+    ///
+    /// # Errors
+    /// [`RegionError::NotHere`], and those of [`Region::read`].
+    pub fn read_address(
+        &mut self,
+        address: ExternalAddress,
+        target: &mut [u8],
+    ) -> Result<(), RegionError> {
+        let not_here = RegionError::NotHere { address: address.raw() };
+        let offset = self.offset(address).ok_or(not_here)?;
+        self.read(offset, target)
+    }
+
+    /// [`Region::write`] by external address.
+    ///
+    /// # Errors
+    /// [`RegionError::NotHere`], and those of [`Region::write`].
+    pub fn write_address(
+        &mut self,
+        address: ExternalAddress,
+        source: &[u8],
+    ) -> Result<(), RegionError> {
+        let not_here = RegionError::NotHere { address: address.raw() };
+        let offset = self.offset(address).ok_or(not_here)?;
+        self.write(offset, source)
+    }
+
+    /// Returns when everything written so far has been acknowledged.
+    ///
+    /// # Errors
+    /// [`RegionError::Store`].
+    pub fn flush(&mut self) -> Result<(), RegionError> {
+        let (exchange, cache) = self.parts();
+        Ok(cache.flush(exchange)?)
+    }
+
+    /// What the cache has seen so far.
+    #[must_use]
+    pub fn counts(&self) -> CacheCounts {
+        self.parts.as_ref().map_or_else(CacheCounts::default, |(_, cache)| cache.counts)
+    }
+
+    /// Maps the region: its contents become ordinary memory of this process, of which as much as
+    /// the cache's size is local at a time.
+    ///
+    /// # Errors
+    /// [`RegionError::Memory`] if this process may not page memory, [`RegionError::Map`], and
+    /// those of [`Region::flush`]. The region is gone then.
+    pub fn map(mut self) -> Result<MappedRegion, RegionError> {
+        self.flush()?;
+        let Some((exchange, cache)) = self.parts.take() else { unreachable!("it is not closed") };
+        MappedRegion::start(self.options.clone(), exchange.store, cache.into_versions())
+    }
+
+    /// Ends the region and frees it on the server.
+    ///
+    /// # Errors
+    /// [`RegionError::Store`] if the server could not be told; it frees the region by itself
+    /// after some seconds.
+    pub fn close(mut self) -> Result<(), RegionError> {
+        match self.parts.take() {
+            Some((exchange, _)) => Ok(exchange.store.disconnect()?),
+            None => Ok(()),
+        }
+    }
+
+    fn parts(&mut self) -> (&mut Exchange, &mut Cache) {
+        match &mut self.parts {
+            Some((exchange, cache)) => (exchange, cache),
+            None => unreachable!("only `map`, `close` and `drop` take the parts"),
+        }
+    }
+
+    fn check(&self, offset: u64, bytes: usize) -> Result<(), RegionError> {
+        let (bytes, size) = (bytes as u64, self.options.size);
+        if offset.checked_add(bytes).is_some_and(|end| end <= size) {
+            return Ok(());
+        }
+        Err(RegionError::OutOfBounds { offset, bytes, size })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if let Some((exchange, _)) = self.parts.take() {
+            // The server frees the region by itself if it cannot be told.
+            let _: Result<(), StoreError> = exchange.store.disconnect();
+        }
+    }
+}

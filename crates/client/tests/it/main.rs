@@ -1,0 +1,5 @@
+//! Regions on a memory server in this process.
+
+mod mapped;
+mod server;
+mod unmapped;

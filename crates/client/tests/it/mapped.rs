@@ -1,0 +1,109 @@
+//! Regions that are mapped. These tests need userfaultfd; without it they say so and count as
+//! skipped.
+
+use farmem_client::{Region, WritePolicy};
+
+use crate::server::{Numbers, TestServer};
+
+/// Runs a test, or says why it cannot be run here. In CI that is a failure.
+fn check_or_skip(test: impl FnOnce()) {
+    match farmem_vmem::Uffd::new(farmem_vmem::Features::Events) {
+        Ok(_) => test(),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "not possible in CI: {error}");
+            eprintln!("skipped: {error}");
+        }
+    }
+}
+
+/// R1, cap 23: a mapping four times as large as its local memory keeps what is stored in it.
+#[test]
+fn cap_23_a_mapping_is_memory() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        let mut options = server.options(32);
+        options.cache_size = 8 << 20;
+        let mut mapped = Region::create(options).unwrap().map().unwrap();
+        let bytes = mapped.as_mut_slice();
+        let mut model = vec![0u64; bytes.len() / 4096];
+        let mut numbers = Numbers(5);
+        for round in 1..60_000u64 {
+            let page = numbers.below(model.len());
+            let at = page * 4096 + page % 500 * 8;
+            let word: &mut [u8; 8] = (&mut bytes[at..at + 8]).try_into().unwrap();
+            assert_eq!(u64::from_le_bytes(*word), model[page], "page {page} in round {round}");
+            if numbers.below(3) == 0 {
+                *word = round.to_le_bytes();
+                model[page] = round;
+            }
+        }
+    });
+}
+
+/// Contents written before, during and after a mapping are the same contents.
+#[test]
+fn mapped_and_unmapped_access_see_the_same_contents() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        let mut options = server.options(16);
+        options.cache_size = 4 << 20;
+        options.write = WritePolicy::WriteBack;
+        let mut region = Region::create(options).unwrap();
+        let mut model = vec![0u8; 16 << 20];
+        let mut numbers = Numbers(11);
+        for round in 0..4u8 {
+            for _ in 0..200 {
+                let (offset, bytes) = (numbers.below(15 << 20), numbers.below(20_000));
+                region.write(offset as u64, &vec![round * 2 + 1; bytes]).unwrap();
+                model[offset..offset + bytes].fill(round * 2 + 1);
+            }
+            let mut mapped = region.map().unwrap();
+            assert!(mapped.as_slice() == model, "round {round}");
+            for _ in 0..200 {
+                let (offset, bytes) = (numbers.below(15 << 20), numbers.below(20_000));
+                mapped.as_mut_slice()[offset..offset + bytes].fill(round * 2 + 2);
+                model[offset..offset + bytes].fill(round * 2 + 2);
+            }
+            // Pages that become zero again are forgotten by the server.
+            let zeros = numbers.below(10 << 20);
+            mapped.as_mut_slice()[zeros..zeros + (1 << 20)].fill(0);
+            model[zeros..zeros + (1 << 20)].fill(0);
+            region = mapped.unmap().unwrap();
+            let mut read = vec![0xee; 16 << 20];
+            region.read(0, &mut read).unwrap();
+            assert!(read == model, "round {round}");
+        }
+    });
+}
+
+/// A flush returns, again and again, while the mapping is in use, and loses nothing.
+#[test]
+fn flushes_return_and_lose_nothing() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        let mut options = server.options(8);
+        options.cache_size = 4 << 20;
+        let mut mapped = Region::create(options).unwrap().map().unwrap();
+        for round in 1..20u8 {
+            for page in mapped.as_mut_slice().chunks_mut(4096).step_by(usize::from(round)) {
+                page[usize::from(round)] = round;
+            }
+            mapped.flush().unwrap();
+            let first = &mapped.as_slice()[..4096];
+            assert!((1..=round).all(|at| first[usize::from(at)] == at));
+        }
+    });
+}
+
+/// The end of a mapping ends its session.
+#[test]
+fn the_end_of_a_mapping_frees_the_region() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        let mut mapped = Region::create(server.options(8)).unwrap().map().unwrap();
+        mapped.as_mut_slice().fill(3);
+        assert!(server.reserved() > 0);
+        drop(mapped);
+        assert_eq!(server.reserved(), 0);
+    });
+}

@@ -1,0 +1,63 @@
+//! A memory server on a thread of the test.
+
+use std::thread::JoinHandle;
+
+use farmem_client::{Endpoint, RegionOptions};
+use farmem_memserver::{MemServer, ServerConfig, StopHandle};
+use farmem_region::ByteCount;
+
+/// A running server; stops when dropped.
+pub(crate) struct TestServer {
+    endpoint: Endpoint,
+    stop: StopHandle,
+    thread: Option<JoinHandle<()>>,
+    _directory: tempfile::TempDir,
+}
+
+impl TestServer {
+    pub(crate) fn start(mebibytes: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let endpoint = Endpoint::Unix(directory.path().join("server"));
+        let config = ServerConfig::new(vec![endpoint.clone()], ByteCount::new(mebibytes << 20));
+        let server = MemServer::bind(config).unwrap();
+        let stop = server.stop_handle();
+        let thread = std::thread::spawn(move || server.run().unwrap());
+        Self { endpoint, stop, thread: Some(thread), _directory: directory }
+    }
+
+    /// Options for a region of that many MiB with a cache of 1 MiB.
+    pub(crate) fn options(&self, mebibytes: u64) -> RegionOptions {
+        let mut options = RegionOptions::new(self.endpoint.clone(), mebibytes << 20);
+        options.cache_size = 1 << 20;
+        options
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    /// Bytes that the server has promised to sessions.
+    pub(crate) fn reserved(&self) -> u64 {
+        let patience = std::time::Duration::from_secs(5);
+        farmem_remote::admin::stat(&self.endpoint, patience).unwrap().reserved_bytes
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Numbers that follow from a seed.
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) as usize % bound
+    }
+}
