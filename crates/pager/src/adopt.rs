@@ -17,6 +17,8 @@ const SCAN_PERIOD_MICROS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub(crate) struct Adoption {
     next_scan: Nanos,
+    /// A fault came from registered memory that is not known to be.
+    pub(crate) unknown: bool,
     /// Read-ahead asked for by faults on pages that are still on their way.
     pub(crate) wanted_plans: Vec<(SpaceId, Plan)>,
 }
@@ -33,7 +35,9 @@ impl Engine {
         }
         let now = (io.clock)();
         let near = self.budget.estimate() >= self.budget.adoption_mark();
-        let grown = self.adopted.is_empty() || self.budget.unexplained() >= UNEXPLAINED_PAGES_MAX;
+        let grown = self.adopted.is_empty()
+            || self.adoption.unknown
+            || self.budget.unexplained() >= UNEXPLAINED_PAGES_MAX;
         if !near || !grown || now < self.adoption.next_scan {
             return Ok(false);
         }
@@ -43,6 +47,7 @@ impl Engine {
         }
         self.adoption.next_scan = now.plus_micros(SCAN_PERIOD_MICROS);
         self.budget.reset_unexplained();
+        self.adoption.unknown = false;
         let mut found = Vec::new();
         let adopted = &self.adopted;
         io.memory

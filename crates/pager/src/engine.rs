@@ -319,6 +319,10 @@ impl Engine {
         thread: u32,
     ) -> Result<(), Fatal> {
         self.counts.faults += 1;
+        if space == SpaceId::OWN && self.adopted.find(address).is_none() {
+            // mremap has made a registered mapping larger.
+            self.adoption.unknown = true;
+        }
         let since = (io.clock)();
         self.answer(io, Fault { space, address, write, thread, since })
     }

@@ -28,8 +28,9 @@ const SHRINK_STEPS_MAX: usize = 8;
 pub(crate) const POOL_TARGET: usize = 512;
 /// Slots that must be free before a window is moved out, so that all its pages find one.
 const SLOTS_MIN: u64 = 2 * WINDOW_FRAMES as u64;
-/// Free slots below which the region grows ahead of need: 16 MiB.
-const SLOTS_LOW: u64 = 4096;
+/// Free slots below which the region grows ahead of need: 64 MiB, some tens of milliseconds of
+/// writing at full speed.
+const SLOTS_LOW: u64 = 16 << 10;
 /// Growth of the region asked for at once: 64 MiB.
 const GROW_PAGES: u64 = 16 << 10;
 
@@ -46,30 +47,36 @@ pub(crate) struct Scan {
 pub(crate) enum Evicted {
     /// That many pages are in the victim buffer now.
     Pages(usize),
-    /// Nothing could be moved now.
-    Nothing,
+    /// Something stands against it that passes: acknowledgements, growth of the region, a change of
+    /// the program's mappings, pages that are hot.
+    NotNow,
+    /// No page is there that could be moved.
+    NothingMovable,
 }
 
 impl Engine {
     /// Moves the next window's cold pages out.
     pub(crate) fn evict_step(&mut self, io: &mut Io<'_>) -> Result<Evicted, Fatal> {
-        if (io.clock)() < self.evict_after || !self.may_evict(io)? {
-            return Ok(Evicted::Nothing);
+        if (io.clock)() < self.evict_after {
+            return Ok(Evicted::NothingMovable);
+        }
+        if !self.may_evict(io)? {
+            return Ok(Evicted::NotNow);
         }
         let busy_before = self.counts.busy_pages;
         for _ in 0..WINDOWS_PER_STEP {
             if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
                 // Shared with a forked child, most likely: asking again at once changes nothing.
                 self.evict_after = (io.clock)().plus_micros(BUSY_PAUSE_MICROS);
-                return Ok(Evicted::Nothing);
+                return Ok(Evicted::NothingMovable);
             }
-            let Some(source) = self.next_source(io) else { return Ok(Evicted::Nothing) };
+            let Some(source) = self.next_source(io) else { return Ok(Evicted::NothingMovable) };
             match self.evict_window(io, source, true)? {
                 0 => {}
                 pages => return Ok(Evicted::Pages(pages)),
             }
         }
-        Ok(Evicted::Nothing)
+        Ok(Evicted::NotNow)
     }
 
     /// Whether pages can be moved out now.
@@ -425,13 +432,12 @@ impl Engine {
             while steps < SHRINK_STEPS_MAX && self.budget.excess() > 0 && self.shrink(io)? {
                 steps += 1;
             }
-            self.stuck = steps == 0 && self.frames.busy_frames() == 0;
             return Ok(steps > 0);
         }
         self.stuck = false;
         let near = self.budget.estimate() + self.budget.victim_target() >= self.budget.target();
         if near && self.frames.victim_frames() < self.budget.victim_target() {
-            return Ok(self.evict_step(io)? != Evicted::Nothing);
+            return Ok(matches!(self.evict_step(io)?, Evicted::Pages(_)));
         }
         if near && self.frames.pooled() < POOL_TARGET / 2 {
             return Ok(self.retire_oldest(io, false).is_some());
@@ -452,7 +458,9 @@ impl Engine {
         if enough && self.retire_oldest(io, true).is_some() {
             return Ok(true);
         }
-        if self.evict_step(io)? != Evicted::Nothing {
+        let evicted = self.evict_step(io)?;
+        self.stuck = evicted == Evicted::NothingMovable && self.frames.victim_frames() == 0;
+        if let Evicted::Pages(_) = evicted {
             return Ok(true);
         }
         Ok(self.retire_oldest(io, true).is_some())
