@@ -59,6 +59,7 @@ impl Watcher {
         kernel::leave_directory();
         kernel::forbid_core_dumps();
         kernel::set_name(c"farmem-watcher");
+        kernel::be_on_time();
         // The program's pipes must reach their end when the program closes them. What is opened
         // now becomes 0, 1 and 2: none of these can be written, so no stray print does harm.
         // SAFETY: this process uses none of the program's descriptors.
