@@ -200,8 +200,8 @@ impl PagerThread {
 
     fn call(&self, call: Call) -> Result<(), RegionError> {
         self.calls.send(call).map_err(|_| RegionError::NoPager)?;
-        // Refused only if it rings already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        // Any number but zero rings; refused only if it rings already.
+        let _ = rustix::io::write(&self.bell, &1u64.to_le_bytes());
         Ok(())
     }
 }
