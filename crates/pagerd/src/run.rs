@@ -109,6 +109,9 @@ struct Service<'a> {
     link: PagerLink,
     stats: StatsWriter<'a>,
     waiter: Waiter,
+    program: BorrowedFd<'static>,
+    /// The program has ended, or has another memory after exec.
+    program_ended: bool,
     /// The forked children that the supervisor knows of.
     children: Vec<SpaceId>,
     next_publish: Nanos,
@@ -129,6 +132,8 @@ impl<'a> Service<'a> {
                 link,
                 stats: StatsWriter::new(stats.words()),
                 waiter,
+                program: arguments.program_pidfd,
+                program_ended: false,
                 children: Vec::new(),
                 next_publish: Nanos::new(0),
                 next_exec_check: Nanos::new(0),
@@ -189,9 +194,11 @@ impl<'a> Service<'a> {
             if now >= self.next_exec_check {
                 self.next_exec_check = now.plus_micros(EXEC_CHECK_MICROS);
                 let same = runtime::has_this_memory(arguments.program, arguments.statm);
-                if same.is_ok_and(|same| !same) {
-                    break End::ProgramEnded;
-                }
+                self.program_ended |= same.is_ok_and(|same| !same);
+            }
+            // Forked children may have pages that only this process can bring.
+            if self.program_ended && self.pager.memory().children().is_empty() {
+                break End::ProgramEnded;
             }
             match self.wait(wait, now) {
                 Ok(next) => ready = next,
@@ -221,7 +228,10 @@ impl<'a> Service<'a> {
             self.waiter.wait(now, wait.deadline)
         };
         if woken.program {
-            return Err(End::ProgramEnded);
+            self.program_ended = true;
+            self.waiter.forget(self.program);
+            // A fork that was its last deed has been reported.
+            return Ok(Ready::ALL);
         }
         if woken.supervisor {
             return Err(End::SupervisorDied);
@@ -410,6 +420,11 @@ impl Waiter {
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> std::io::Result<()> {
         let data = epoll::EventData::new_u64(source as u64);
         Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    fn forget(&self, fd: BorrowedFd<'_>) {
+        // Fails only if it is not watched.
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// Watches the store's descriptor, which changes when it reconnects. A closed descriptor
