@@ -362,7 +362,7 @@ impl Engine {
     /// the pages whose memory became free, or `None` if there is no such window now.
     pub(crate) fn retire_oldest(&mut self, io: &mut Io<'_>, discard: bool) -> Option<usize> {
         let window = self.frames.take_oldest()?;
-        let mut freed = 0;
+        let mut freed = 0usize;
         for frame in window.frames() {
             match self.frames.frame(frame) {
                 FrameUse::Victim(address) => {
@@ -384,10 +384,25 @@ impl Engine {
             }
         }
         if discard && freed > 0 {
-            io.memory.discard(window.first(), WINDOW_FRAMES);
+            let kept = self.discard(io, window.first(), WINDOW_FRAMES);
+            freed = freed.saturating_sub(kept);
             self.budget.freed(freed);
         }
         Some(freed)
+    }
+
+    /// Gives the memory of frames back that are holes from now on. Those whose memory the kernel
+    /// keeps join the pool: what is moved out must not meet what they still hold. Returns how many.
+    fn discard(&mut self, io: &mut Io<'_>, first: FrameId, count: usize) -> usize {
+        io.memory.discard(first, count);
+        let mut kept = 0;
+        for frame in (0..count).map(|at| frame_at(first, at << PAGE_SHIFT)) {
+            if io.memory.frame_present(frame) {
+                self.frames.hole_filled(frame);
+                kept += 1;
+            }
+        }
+        kept
     }
 
     /// Takes up to `count` frames for a fetch, fewer if memory is short.
@@ -450,9 +465,11 @@ impl Engine {
         if self.frames.pooled() > POOL_TARGET
             && let Some((first, count)) = self.frames.take_run_to_discard(WINDOW_FRAMES)
         {
-            io.memory.discard(first, count);
-            self.budget.freed(count);
-            return Ok(true);
+            let freed = count - self.discard(io, first, count);
+            self.budget.freed(freed);
+            if freed > 0 {
+                return Ok(true);
+            }
         }
         let enough = self.frames.victim_frames() * 2 > self.budget.victim_target();
         if enough && self.retire_oldest(io, true).is_some() {

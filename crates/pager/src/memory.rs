@@ -53,7 +53,7 @@ pub trait Memory: Frames {
     fn frame_present(&self, frame: FrameId) -> bool;
     /// Gives frames that are holes memory; returns how many got it.
     fn populate(&mut self, first: FrameId, count: usize) -> usize;
-    /// Gives the memory of frames back.
+    /// Gives the memory of frames back; what the kernel keeps is still present.
     fn discard(&mut self, first: FrameId, count: usize);
     /// Whether no change of the own space's mappings is under way or unread.
     fn settled(&mut self) -> bool;
@@ -264,7 +264,7 @@ impl Memory for OwnMemory {
     }
 
     fn discard(&mut self, first: FrameId, count: usize) {
-        self.scratch.discard(&self.uffd, first, count);
+        self.scratch.discard(&self.uffd, first, count, &self.pagemap);
     }
 
     fn settled(&mut self) -> bool {

@@ -1,5 +1,6 @@
 //! Which pages of a range are there: the PAGEMAP_SCAN call (Linux 6.7, see
-//! Documentation/admin-guide/mm/pagemap.rst).
+//! Documentation/admin-guide/mm/pagemap.rst). A page that the kernel has swapped out, or that it
+//! is migrating, is there too: touching it is no fault for userfaultfd, and UFFDIO_MOVE moves it.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,6 +13,8 @@ use crate::AddressRange;
 const PAGEMAP_SCAN: u32 = 0xC060_6610;
 const _: () = assert!(size_of::<sys::pm_scan_arg>() == 0x60);
 const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// In swap, or on its way to another place in memory: it has content all the same.
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// Runs taken by one call; more need further calls.
 const RUNS_PER_CALL: usize = 128;
@@ -90,9 +93,9 @@ impl Pagemap {
             vec_len: runs.len() as u64,
             max_pages: pages_max,
             category_inverted: 0,
-            category_mask: PAGE_IS_PRESENT,
-            category_anyof_mask: 0,
-            return_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+            category_mask: 0,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO,
         };
         let fd = self.file.as_raw_fd();
         // SAFETY: the request takes this structure; `vec` points to `vec_len` elements that
@@ -109,4 +112,39 @@ const NO_RUN: sys::page_region = sys::page_region { start: 0, end: 0, categories
 fn range_of(run: &sys::page_region) -> AddressRange {
     let address = |raw: u64| usize::try_from(raw).unwrap_or(0);
     AddressRange::new(address(run.start), address(run.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+    use super::*;
+
+    /// Trap U27. Without swap on this machine the page stays, and the test says little.
+    #[test]
+    fn a_page_in_swap_is_there() {
+        const BYTES: usize = 4 << 12;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping, its third page written, then offered to swap.
+        let base = unsafe {
+            let base = rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                BYTES,
+                protection,
+                MapFlags::PRIVATE,
+            )
+            .unwrap();
+            base.cast::<u8>().add(2 << 12).write(7);
+            let _ = rustix::mm::madvise(base, BYTES, Advice::LinuxPageOut);
+            base
+        };
+        let range = AddressRange::new(base as usize, base as usize + BYTES);
+        let pagemap = Pagemap::open().unwrap();
+        let third = range.start() + (2 << 12);
+        assert_eq!(pagemap.first_present(range), Some(third));
+        let mut found = Vec::new();
+        pagemap.present(range, &mut |run| found.push(run));
+        let page = AddressRange::pages_from(third, 1);
+        assert_eq!(found, [PresentRun { range: page, zero: false }]);
+    }
 }

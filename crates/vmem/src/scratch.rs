@@ -118,13 +118,7 @@ impl Scratch {
         assert!(self.index(first) + source.pages() <= self.frames, "frames past the scratch area");
         // SAFETY: missing pages of the source are answered by the caller; the destination is ours.
         let progress = unsafe { uffd.move_pages(range, source.start(), true, false) };
-        let base = self.range().start();
-        pagemap.present(range, &mut |run| {
-            let at = (run.range.start() - base) >> PAGE_SHIFT;
-            for index in at..at + run.range.pages() {
-                self.present[index / 64] |= 1 << (index % 64);
-            }
-        });
+        self.mark_present(range, pagemap);
         progress
     }
 
@@ -175,24 +169,38 @@ impl Scratch {
         done
     }
 
-    /// Gives the memory of `count` frames back to the system: they become holes.
+    /// Gives the memory of `count` frames back to the system: they become holes, but for those that
+    /// are still [present](Self::is_present): all of them if the kernel refuses (a program at its
+    /// limit of mappings), and a hole that someone outside has touched meanwhile.
     ///
     /// The range is taken out of the userfaultfd for the moment: dropping registered memory is an
     /// event that the kernel waits for, and the caller is the one who reads it.
-    pub fn discard(&mut self, uffd: &Uffd, first: FrameId, count: usize) {
+    pub fn discard(&mut self, uffd: &Uffd, first: FrameId, count: usize, pagemap: &Pagemap) {
         let range = AddressRange::pages_from(self.address(first), count);
         assert!(self.index(first) + count <= self.frames, "frames past the scratch area");
         if uffd.unregister(range).is_err() {
             return;
         }
         let start = range.start() as *mut core::ffi::c_void;
-        // SAFETY: the range lies in our own area (asserted), whose holes are tracked: the frames
-        // are marked as holes below.
-        let result = unsafe { rustix::mm::madvise(start, range.bytes(), Advice::LinuxDontNeed) };
+        // The program may have locked all its memory, and this area with it.
+        let advice = Advice::LinuxDontneedLocked;
+        // SAFETY: the range lies in our own area (asserted), whose holes are tracked: what the
+        // frames are now is asked for below.
+        let _ = unsafe { rustix::mm::madvise(start, range.bytes(), advice) };
         assert!(uffd.register(range).is_ok(), "the scratch area cannot be registered again");
-        if result.is_ok() {
-            self.mark(first, count, false);
-        }
+        self.mark(first, count, false);
+        self.mark_present(range, pagemap);
+    }
+
+    /// Takes note of what the kernel says is there.
+    fn mark_present(&mut self, range: AddressRange, pagemap: &Pagemap) {
+        let base = self.range().start();
+        pagemap.present(range, &mut |run| {
+            let at = (run.range.start() - base) >> PAGE_SHIFT;
+            for index in at..at + run.range.pages() {
+                self.present[index / 64] |= 1 << (index % 64);
+            }
+        });
     }
 
     /// Answers a fault on a hole, which only an outside reader can cause: the frame then holds
@@ -203,11 +211,13 @@ impl Scratch {
         }
         let index = (address - self.range().start()) >> PAGE_SHIFT;
         let frame = FrameId::new(u32::try_from(index).ok()?);
-        if self.is_present(frame) {
-            uffd.wake(AddressRange::pages_from(address, 1));
-            return None;
+        if !self.is_present(frame) && self.populate(uffd, frame, 1) == 1 {
+            return Some(frame);
         }
-        (self.populate(uffd, frame, 1) == 1).then_some(frame)
+        // There already, or not to be filled while a change of mappings is unread: who waits
+        // looks again.
+        uffd.wake(AddressRange::pages_from(address, 1));
+        None
     }
 
     fn index(&self, frame: FrameId) -> usize {
