@@ -162,7 +162,9 @@ impl<S: PageStore> Pager<S> {
         if ready.events {
             self.take_events()?;
         }
-        if ready.store || self.engine.is_waiting() {
+        // A store that makes its connection anew has no descriptor that would be ready.
+        let due = self.store.readiness().deadline.is_some_and(|deadline| deadline <= clock());
+        if ready.store || due || self.engine.is_waiting() {
             self.take_completions()?;
         }
         let Self { engine, memory, store, .. } = self;
