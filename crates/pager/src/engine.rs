@@ -136,6 +136,10 @@ pub(crate) struct Fetch {
 const FETCH_PAGES_MAX: usize = 64;
 /// Passes of the clock hand that a page survives for a hit in the victim buffer.
 const USES_PER_HIT: u8 = 2;
+/// A fault waits this long at most for room within the limit. What is there may be memory that
+/// cannot be moved, or is not adopted yet: then the limit is exceeded, page by page, but nobody
+/// waits for ever. Longer than a healthy server takes for all stores under way.
+const FULL_WAIT_NANOS_MAX: u64 = 200_000_000;
 /// Requests at once; more faults wait. 64 of 64 pages are 16 MiB.
 const FETCHES_MAX: usize = 64;
 
@@ -344,7 +348,8 @@ impl Engine {
             self.deferred.push_back(fault);
             return Ok(());
         }
-        let full = self.budget.is_full() && !self.stuck;
+        let waited = (io.clock)().since(fault.since);
+        let full = self.budget.is_full() && !self.stuck && waited < FULL_WAIT_NANOS_MAX;
         let Some(space) = self.space_mut(fault.space) else { return Ok(()) };
         let place = space.table.get(fault.address).map(Entry::place);
         match place {
