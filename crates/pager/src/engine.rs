@@ -75,7 +75,9 @@ pub enum Fatal {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A page is neither where the table says nor untouched. A defect of the pager.
-    #[error("the page at {address:#x} is missing though it should be in memory; please report this")]
+    #[error(
+        "the page at {address:#x} is missing though it should be in memory; please report this"
+    )]
     Missing {
         /// Its address.
         address: usize,
@@ -144,7 +146,10 @@ const FULL_WAIT_NANOS_MAX: u64 = 200_000_000;
 const FETCHES_MAX: usize = 64;
 
 /// What the kernel answers when a run reaches over the border of two mappings: less of it may do.
-pub(crate) const BORDER: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
+pub(crate) const BORDER: Progress = Progress {
+    bytes: 0,
+    stop: Some(Stop::Gone),
+};
 
 /// The pager. See the module's text.
 #[derive(Debug)]
@@ -328,7 +333,16 @@ impl Engine {
             self.adoption.unknown = true;
         }
         let since = (io.clock)();
-        self.answer(io, Fault { space, address, write, thread, since })
+        self.answer(
+            io,
+            Fault {
+                space,
+                address,
+                write,
+                thread,
+                since,
+            },
+        )
     }
 
     /// Tries the faults that had to wait once more.
@@ -337,7 +351,9 @@ impl Engine {
     /// [`Fatal`].
     pub fn retry_deferred(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {
         for _ in 0..self.deferred.len() {
-            let Some(fault) = self.deferred.pop_front() else { break };
+            let Some(fault) = self.deferred.pop_front() else {
+                break;
+            };
             self.answer(io, fault)?;
         }
         Ok(())
@@ -350,7 +366,9 @@ impl Engine {
         }
         let waited = (io.clock)().since(fault.since);
         let full = self.budget.is_full() && !self.stuck && waited < FULL_WAIT_NANOS_MAX;
-        let Some(space) = self.space_mut(fault.space) else { return Ok(()) };
+        let Some(space) = self.space_mut(fault.space) else {
+            return Ok(());
+        };
         let place = space.table.get(fault.address).map(Entry::place);
         match place {
             // What needs memory waits until something has been moved out, if anything can be.
@@ -388,7 +406,9 @@ impl Engine {
             if !there && io.memory.settled() {
                 let quiet = (io.clock)().since(fault.since) > 1_000_000_000;
                 if quiet {
-                    return Err(Fatal::Missing { address: fault.address });
+                    return Err(Fatal::Missing {
+                        address: fault.address,
+                    });
                 }
                 self.deferred.push_back(fault);
                 return Ok(());
@@ -401,7 +421,9 @@ impl Engine {
     /// A thread waits for a page that is on its way.
     fn want(&mut self, fault: Fault) {
         let fetches = self.fetches.values_mut().chain(self.arrived.iter_mut());
-        let pages = fetches.filter(|f| f.space == fault.space).flat_map(|f| f.pages.iter_mut());
+        let pages = fetches
+            .filter(|f| f.space == fault.space)
+            .flat_map(|f| f.pages.iter_mut());
         for page in pages.filter(|page| page.address == fault.address && !page.cancelled) {
             page.wanted = true;
         }
@@ -443,7 +465,9 @@ impl Engine {
         if pages == 0 {
             match progress.stop {
                 Some(Stop::Retry | Stop::NoMemory) => self.deferred.push_back(fault),
-                _ => io.memory.wake(fault.space, AddressRange::pages_from(fault.address, 1)),
+                _ => io
+                    .memory
+                    .wake(fault.space, AddressRange::pages_from(fault.address, 1)),
             }
             return;
         }
@@ -468,7 +492,10 @@ impl Engine {
     /// How many untouched pages to fill from the fault's address on.
     fn zero_run_from(&mut self, fault: Fault) -> usize {
         let end = match fault.space {
-            SpaceId::OWN => self.adopted.find(fault.address).map_or(0, AddressRange::end),
+            SpaceId::OWN => self
+                .adopted
+                .find(fault.address)
+                .map_or(0, AddressRange::end),
             _ => 0,
         };
         self.zero_run = if fault.address == self.zero_end {
@@ -490,14 +517,11 @@ impl Engine {
     }
 
     /// The page is still in the victim buffer: no network.
-    fn bring_back(
-        &mut self,
-        io: &mut Io<'_>,
-        fault: Fault,
-        frame: FrameId,
-    ) -> Result<(), Fatal> {
+    fn bring_back(&mut self, io: &mut Io<'_>, fault: Fault, frame: FrameId) -> Result<(), Fatal> {
         let pull = self.threads.on_fault(fault.thread, fault.since);
-        let progress = io.memory.copy_in(fault.space, fault.address, frame, 1, pull);
+        let progress = io
+            .memory
+            .copy_in(fault.space, fault.address, frame, 1, pull);
         self.threads.on_wake(fault.thread, (io.clock)());
         match progress.stop {
             None => {}
@@ -507,7 +531,8 @@ impl Engine {
             }
             Some(_) => {
                 // Unmapped meanwhile: its event will say so.
-                io.memory.wake(fault.space, AddressRange::pages_from(fault.address, 1));
+                io.memory
+                    .wake(fault.space, AddressRange::pages_from(fault.address, 1));
                 return Ok(());
             }
         }
@@ -522,7 +547,9 @@ impl Engine {
         debug_assert!(moved_out);
         self.forget_frame(frame);
         self.sample(Latency::Fault, (io.clock)().since(fault.since));
-        let plan = self.space_mut(fault.space).and_then(|s| s.streams.on_fault(fault.address));
+        let plan = self
+            .space_mut(fault.space)
+            .and_then(|s| s.streams.on_fault(fault.address));
         self.credit(plan);
         if plan.is_some() {
             self.fetch(io, None, fault.space, plan)?;
@@ -559,7 +586,11 @@ impl Engine {
         }
         if let (Some(plan), Some(table)) = (plan, self.table_mut(space)) {
             let out = |at: &usize| table.get(*at).is_some_and(|e| e.place() == Place::Out);
-            wanted.extend(plan.addresses().filter(out).filter(|at| fault.is_none_or(|f| f.address != *at)));
+            wanted.extend(
+                plan.addresses()
+                    .filter(out)
+                    .filter(|at| fault.is_none_or(|f| f.address != *at)),
+            );
         }
         let mut marker = match (plan, space) {
             (Some(plan), SpaceId::OWN) => plan.start,
@@ -598,13 +629,25 @@ impl Engine {
         pages.clear();
         request.clear();
         for (&address, &frame) in addresses.iter().zip(&frames) {
-            let copy = self.table_mut(space).and_then(|t| t.get(address)).and_then(Entry::copy);
+            let copy = self
+                .table_mut(space)
+                .and_then(|t| t.get(address))
+                .and_then(Entry::copy);
             let Some((page, version)) = copy else {
                 unreachable!("a page that is out has a copy on the servers")
             };
-            request.push(FetchPage { page, version, frame });
+            request.push(FetchPage {
+                page,
+                version,
+                frame,
+            });
             let wanted = fault.is_some_and(|fault| fault.address == address);
-            pages.push(FetchingPage { address, frame, wanted, cancelled: false });
+            pages.push(FetchingPage {
+                address,
+                frame,
+                wanted,
+                cancelled: false,
+            });
         }
         self.frame_buffer = frames;
         let ticket = self.take_ticket();
@@ -651,15 +694,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`Fatal`].
-    pub fn on_completion(
-        &mut self,
-        io: &mut Io<'_>,
-        completion: Completion,
-    ) -> Result<(), Fatal> {
+    pub fn on_completion(&mut self, io: &mut Io<'_>, completion: Completion) -> Result<(), Fatal> {
         let ticket = completion.ticket.0;
         match completion.result {
             Ok(Outcome::Fetched { server_nanos }) => {
-                let Some(fetch) = self.fetches.remove(&ticket) else { return Ok(()) };
+                let Some(fetch) = self.fetches.remove(&ticket) else {
+                    return Ok(());
+                };
                 self.counts.fetched_pages += fetch.pages.len() as u64;
                 if fetch.fault_at.is_some() {
                     let network = (io.clock)().since(fetch.submitted_at);
@@ -686,7 +727,9 @@ impl Engine {
                 self.slots.set_capacity(pages);
                 Ok(())
             }
-            Err(error @ (StoreError::Full { .. } | StoreError::DiskFull { .. })) if self.growing => {
+            Err(error @ (StoreError::Full { .. } | StoreError::DiskFull { .. }))
+                if self.growing =>
+            {
                 self.growing = false;
                 self.full = Some(error);
                 Ok(())
@@ -704,7 +747,10 @@ impl Engine {
             Some(run) if run.end() == Some(slot) => {
                 run.count = PageCount::new(run.count.get() + 1);
             }
-            _ => self.releases.push(PageRange { start: slot, count: PageCount::new(1) }),
+            _ => self.releases.push(PageRange {
+                start: slot,
+                count: PageCount::new(1),
+            }),
         }
     }
 

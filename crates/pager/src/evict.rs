@@ -8,7 +8,7 @@ use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange, Reques
 use farmem_vmem::{AddressRange, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
-use crate::frames::{FrameUse, WINDOW_FRAMES};
+use crate::frames::{FrameUse, WINDOW_FRAMES, WindowId};
 use crate::table::{Entry, Fingerprint, Place};
 
 /// Windows with pages that one step looks at before it gives up.
@@ -24,6 +24,8 @@ const RANGES_PER_STEP: usize = 1024;
 const BUSY_FRAMES_MAX: usize = 4096;
 /// Steps by which one round of upkeep shrinks at most: about 1 ms.
 const SHRINK_STEPS_MAX: usize = 8;
+/// Stores under way at most, however few pages each has: the store's queue is bounded.
+const STORES_MAX: usize = 128;
 /// Pooled frames kept for fetches.
 pub(crate) const POOL_TARGET: usize = 512;
 /// Slots that must be free before a window is moved out, so that all its pages find one.
@@ -70,7 +72,9 @@ impl Engine {
                 self.evict_after = (io.clock)().plus_micros(BUSY_PAUSE_MICROS);
                 return Ok(Evicted::NothingMovable);
             }
-            let Some(source) = self.next_source(io) else { return Ok(Evicted::NothingMovable) };
+            let Some(source) = self.next_source(io) else {
+                return Ok(Evicted::NothingMovable);
+            };
             match self.evict_window(io, source, true)? {
                 0 => {}
                 pages => return Ok(Evicted::Pages(pages)),
@@ -81,7 +85,9 @@ impl Engine {
 
     /// Whether pages can be moved out now.
     pub(crate) fn may_evict(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
-        if self.frames.busy_frames() >= BUSY_FRAMES_MAX || !self.has_slots(io)? {
+        let waiting =
+            self.frames.busy_frames() >= BUSY_FRAMES_MAX || self.stores.len() >= STORES_MAX;
+        if waiting || !self.has_slots(io)? {
             return Ok(false);
         }
         if self.slots.are_fixed() {
@@ -146,7 +152,10 @@ impl Engine {
     /// up to the end of the adopted ranges.
     fn next_source(&mut self, io: &Io<'_>) -> Option<AddressRange> {
         for _ in 0..RANGES_PER_STEP {
-            let range = self.adopted.next_from(self.hand).or_else(|| self.adopted.next_from(0))?;
+            let range = self
+                .adopted
+                .next_from(self.hand)
+                .or_else(|| self.adopted.next_from(0))?;
             if self.hand >= range.end() {
                 self.hand = 0;
             }
@@ -211,7 +220,9 @@ impl Engine {
         source: AddressRange,
         scan: &mut Scan,
     ) -> Result<usize, Fatal> {
-        let Some(window) = self.frames.take_empty() else { return Ok(0) };
+        let Some(window) = self.take_empty_window(io) else {
+            return Ok(0);
+        };
         let base = source.start() & !(WINDOW_FRAMES * PAGE_SIZE - 1);
         for &span in &scan.spans {
             self.move_span(io, span, frame_at(window.first(), span.start() - base));
@@ -219,7 +230,10 @@ impl Engine {
         self.frames.queue(window);
         let mut moved = 0;
         scan.dirty.clear();
-        for frame in window.frames().filter(|&frame| io.memory.frame_present(frame)) {
+        for frame in window
+            .frames()
+            .filter(|&frame| io.memory.frame_present(frame))
+        {
             let offset = (frame.get() - window.first().get()) as usize;
             self.take_victim(io, base + (offset << PAGE_SHIFT), frame, &mut scan.dirty);
             moved += 1;
@@ -231,6 +245,22 @@ impl Engine {
         self.counts.evicted_pages += moved as u64;
         self.write_back(io, scan)?;
         Ok(moved)
+    }
+
+    /// Takes a window without pages. A few pooled frames in each window would leave none: they are
+    /// given up then.
+    fn take_empty_window(&mut self, io: &mut Io<'_>) -> Option<WindowId> {
+        loop {
+            if let Some(window) = self.frames.take_empty() {
+                return Some(window);
+            }
+            let (first, count) = self.frames.take_run_to_discard(WINDOW_FRAMES)?;
+            let freed = count - self.discard(io, first, count);
+            self.budget.freed(freed);
+            if freed == 0 {
+                return None;
+            }
+        }
     }
 
     fn move_span(&mut self, io: &mut Io<'_>, span: AddressRange, first: FrameId) {
@@ -260,7 +290,8 @@ impl Engine {
     /// The page cannot be moved now: it stays, and is not asked again too soon.
     fn leave_for_now(&mut self, io: &Io<'_>, address: usize) {
         let mut there = false;
-        io.memory.present(AddressRange::pages_from(address, 1), &mut |_| there = true);
+        io.memory
+            .present(AddressRange::pages_from(address, 1), &mut |_| there = true);
         if !there {
             return;
         }
@@ -300,7 +331,9 @@ impl Engine {
         if self.own_table().get(address).is_none() {
             self.own_table().put(address, Entry::new(Place::Resident));
         }
-        let Some(entry) = self.own_table().get_mut(address) else { return };
+        let Some(entry) = self.own_table().get_mut(address) else {
+            return;
+        };
         entry.set_place(Place::Victim(frame));
         if entry.copy().is_some() && entry.fingerprint == fingerprint {
             self.counts.clean_drops += 1;
@@ -316,11 +349,18 @@ impl Engine {
         if scan.dirty.is_empty() {
             return Ok(());
         }
-        let mut fresh = PageRange { start: PageIndex::new(0), count: Default::default() };
+        let mut fresh = PageRange {
+            start: PageIndex::new(0),
+            count: Default::default(),
+        };
         scan.request.clear();
         for (at, &(address, frame, fingerprint)) in scan.dirty.iter().enumerate() {
             let shared = |slot: &PageIndex| self.slots.is_shared(*slot);
-            let held = self.spaces[0].table.get(address).and_then(Entry::copy).map(|(s, _)| s);
+            let held = self.spaces[0]
+                .table
+                .get(address)
+                .and_then(Entry::copy)
+                .map(|(s, _)| s);
             let page = match held.filter(|slot| !shared(slot)) {
                 Some(slot) => slot,
                 None => {
@@ -336,12 +376,19 @@ impl Engine {
             if let Some(entry) = self.own_table().get_mut(address) {
                 entry.set_copy(page, version, fingerprint);
             }
-            scan.request.push(StorePage { page, version, frame });
+            scan.request.push(StorePage {
+                page,
+                version,
+                frame,
+            });
         }
         self.slots.put_back(fresh);
         let ticket = self.take_ticket();
         io.store.submit(ticket, Request::Store(&scan.request))?;
-        self.stores.insert(ticket.0, scan.dirty.iter().map(|&(_, frame, _)| frame).collect());
+        self.stores.insert(
+            ticket.0,
+            scan.dirty.iter().map(|&(_, frame, _)| frame).collect(),
+        );
         Ok(())
     }
 
@@ -405,12 +452,23 @@ impl Engine {
         kept
     }
 
-    /// Takes up to `count` frames for a fetch, fewer if memory is short.
+    /// Takes up to `count` frames for a fetch, fewer if memory is short; neighbours if possible, for
+    /// only those can be moved into place together.
     pub(crate) fn take_frames(&mut self, io: &mut Io<'_>, count: usize, frames: &mut Vec<FrameId>) {
+        if count >= crate::install::MOVE_PAGES_MIN {
+            let mut found = self.frames.take_neighbours(count, frames);
+            if !found && self.retire_oldest(io, false).is_some() {
+                found = self.frames.take_neighbours(count, frames);
+            }
+            if found {
+                return;
+            }
+        }
         let mut taken = self.frames.take_pooled(count, frames);
         while taken < count {
             let retired = self.retire_oldest(io, false).is_some_and(|pages| pages > 0);
-            if !retired && !self.give_up_oldest_marker() && !self.populate_window(io, count - taken) {
+            if !retired && !self.give_up_oldest_marker() && !self.populate_window(io, count - taken)
+            {
                 return;
             }
             taken += self.frames.take_pooled(count - taken, frames);
@@ -419,7 +477,9 @@ impl Engine {
 
     /// Gives frames fresh memory.
     fn populate_window(&mut self, io: &mut Io<'_>, count: usize) -> bool {
-        let Some(window) = self.frames.take_empty() else { return false };
+        let Some(window) = self.frames.take_empty() else {
+            return false;
+        };
         let got = io.memory.populate(window.first(), count.min(WINDOW_FRAMES));
         for frame in window.frames().take(got) {
             self.frames.pool(frame);
@@ -496,7 +556,13 @@ impl Engine {
                 } else {
                     self.budget.estimate()
                 };
-                self.budget.measure(now, Residents { anonymous, shared: 0 });
+                self.budget.measure(
+                    now,
+                    Residents {
+                        anonymous,
+                        shared: 0,
+                    },
+                );
             }
         }
         let measured = self.budget.measured();
@@ -510,7 +576,8 @@ impl Engine {
         let mut pages = self.frames.with_memory();
         let mut at = 0;
         while let Some(range) = self.adopted.next_from(at) {
-            io.memory.present(range, &mut |run| pages += run.range.pages());
+            io.memory
+                .present(range, &mut |run| pages += run.range.pages());
             at = range.end();
         }
         pages

@@ -20,6 +20,9 @@ use farmem_vmem::Scratch;
 /// Frames of one window.
 pub(crate) const WINDOW_FRAMES: usize = Scratch::WINDOW_FRAMES;
 
+/// Runs of the pool that are looked at for one that fits.
+const RUNS_LOOKED_AT: usize = 64;
+
 /// What a frame is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FrameUse {
@@ -129,8 +132,8 @@ impl FramePool {
         window.busy = window.busy + counted(next.is_busy()) - counted(before.is_busy());
         window.with_memory =
             window.with_memory + counted(next.has_memory()) - counted(before.has_memory());
-        self.busy_frames = self.busy_frames + usize::from(next.is_busy())
-            - usize::from(before.is_busy());
+        self.busy_frames =
+            self.busy_frames + usize::from(next.is_busy()) - usize::from(before.is_busy());
         let in_queue = |one: FrameUse| usize::from(window.queued && one.has_memory());
         self.victim_frames = self.victim_frames + in_queue(next) - in_queue(before);
         if window.with_memory == 0 && before.has_memory() && !window.queued {
@@ -173,7 +176,9 @@ impl FramePool {
 
     /// Takes the window queued last out again: nothing came into it.
     pub(crate) fn unqueue_newest(&mut self) {
-        let Some(newest) = self.victims.pop_back() else { return };
+        let Some(newest) = self.victims.pop_back() else {
+            return;
+        };
         self.windows[newest.0 as usize].queued = false;
         self.empty.push(newest);
     }
@@ -206,7 +211,10 @@ impl FramePool {
 
     /// Frames with memory, whatever for.
     pub(crate) fn with_memory(&self) -> usize {
-        self.windows.iter().map(|window| usize::from(window.with_memory)).sum()
+        self.windows
+            .iter()
+            .map(|window| usize::from(window.with_memory))
+            .sum()
     }
 
     /// Frames whose store is under way.
@@ -222,7 +230,10 @@ impl FramePool {
         let number = frame.get();
         match self.pooled.last_mut() {
             Some(run) if run.first + run.count == number => run.count += 1,
-            _ => self.pooled.push(Run { first: number, count: 1 }),
+            _ => self.pooled.push(Run {
+                first: number,
+                count: 1,
+            }),
         }
     }
 
@@ -232,27 +243,59 @@ impl FramePool {
         self.pooled_count
     }
 
-    /// Takes up to `count` frames from the pool, neighbours if there are, and appends them to
-    /// `frames`; they are [`FrameUse::Receiving`] then. Returns how many.
+    /// Takes `count` neighbours from the pool, if there are, and appends them to `frames`; they are
+    /// [`FrameUse::Receiving`] then.
+    pub(crate) fn take_neighbours(&mut self, count: usize, frames: &mut Vec<FrameId>) -> bool {
+        let want = u32::try_from(count).unwrap_or(u32::MAX);
+        let newest = self.pooled.iter().rev().take(RUNS_LOOKED_AT);
+        let Some(back) = newest
+            .enumerate()
+            .find(|(_, run)| run.count >= want)
+            .map(|(at, _)| at)
+        else {
+            return false;
+        };
+        let at = self.pooled.len() - 1 - back;
+        self.take_from(at, want, frames);
+        true
+    }
+
+    /// Takes up to `count` frames from the pool, wherever they are. Returns how many.
     pub(crate) fn take_pooled(&mut self, count: usize, frames: &mut Vec<FrameId>) -> usize {
         let mut taken = 0;
         while taken < count {
-            let Some(run) = self.pooled.last_mut() else { break };
-            let want = u32::try_from(count - taken).unwrap_or(u32::MAX).min(run.count);
-            let first = run.first;
-            run.first += want;
-            run.count -= want;
-            if run.count == 0 {
-                self.pooled.pop();
-            }
-            for number in first..first + want {
-                frames.push(FrameId::new(number));
-                self.set(FrameId::new(number), FrameUse::Receiving);
-            }
+            // The shortest of the newest runs: long ones are for those who need neighbours.
+            let length = self.pooled.len();
+            let newest = self
+                .pooled
+                .iter()
+                .enumerate()
+                .skip(length.saturating_sub(RUNS_LOOKED_AT));
+            let Some((at, run)) = newest.min_by_key(|(_, run)| run.count) else {
+                break;
+            };
+            let want = u32::try_from(count - taken)
+                .unwrap_or(u32::MAX)
+                .min(run.count);
+            self.take_from(at, want, frames);
             taken += want as usize;
         }
-        self.pooled_count -= taken;
         taken
+    }
+
+    fn take_from(&mut self, at: usize, want: u32, frames: &mut Vec<FrameId>) {
+        let run = &mut self.pooled[at];
+        let first = run.first;
+        run.first += want;
+        run.count -= want;
+        if run.count == 0 {
+            self.pooled.remove(at);
+        }
+        self.pooled_count -= want as usize;
+        for number in first..first + want {
+            frames.push(FrameId::new(number));
+            self.set(FrameId::new(number), FrameUse::Receiving);
+        }
     }
 
     /// Takes one run of at most `count` neighbours out of the pool to give their memory back; they
@@ -263,7 +306,10 @@ impl FramePool {
         if want == run.count {
             self.pooled.remove(0);
         } else {
-            self.pooled[0] = Run { first: run.first + want, count: run.count - want };
+            self.pooled[0] = Run {
+                first: run.first + want,
+                count: run.count - want,
+            };
         }
         self.pooled_count -= want as usize;
         for number in run.first..run.first + want {
@@ -283,7 +329,14 @@ mod tests {
         let window = pool.take_empty().unwrap();
         pool.queue(window);
         for (at, frame) in window.frames().enumerate().filter(|(at, _)| at % 2 == 0) {
-            pool.set(frame, if at == 4 { FrameUse::Writing(at) } else { FrameUse::Victim(at) });
+            pool.set(
+                frame,
+                if at == 4 {
+                    FrameUse::Writing(at)
+                } else {
+                    FrameUse::Victim(at)
+                },
+            );
         }
         assert_eq!((pool.victim_frames(), pool.busy_frames()), (128, 1));
         assert_eq!(pool.take_oldest(), None, "a store is under way");

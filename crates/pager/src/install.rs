@@ -12,7 +12,7 @@ use crate::table::{Entry, Place};
 /// Runs at least this long are moved, shorter ones copied: a move changes the page tables at its
 /// source too, which interrupts every processor that runs the program, once a run; a copy of one
 /// page costs less than that.
-const MOVE_PAGES_MIN: usize = 8;
+pub(crate) const MOVE_PAGES_MIN: usize = 8;
 /// Markers kept uninstalled at once; the oldest is given up then.
 const MARKERS_MAX: usize = 64;
 
@@ -62,7 +62,9 @@ impl Engine {
     /// Tries what could not be installed before.
     pub fn retry_arrived(&mut self, io: &mut Io<'_>) {
         for _ in 0..self.arrived.len() {
-            let Some(fetch) = self.arrived.pop_front() else { break };
+            let Some(fetch) = self.arrived.pop_front() else {
+                break;
+            };
             self.install(io, fetch);
         }
     }
@@ -77,7 +79,8 @@ impl Engine {
             io.memory.move_in(page.address, page.frame, run)
         } else {
             let pull = fetch.pull.then_some(fetch.thread);
-            io.memory.copy_in(fetch.space, page.address, page.frame, run, pull)
+            io.memory
+                .copy_in(fetch.space, page.address, page.frame, run, pull)
         };
         let moved = progress.bytes / PAGE_SIZE;
         if may_move {
@@ -90,7 +93,9 @@ impl Engine {
             }
             if matches!(progress.stop, Some(Stop::Busy | Stop::Unmovable)) {
                 // The mapping's protection differs from the scratch area's: a copy works.
-                progress = io.memory.copy_in(fetch.space, page.address, page.frame, run, None);
+                progress = io
+                    .memory
+                    .copy_in(fetch.space, page.address, page.frame, run, None);
             }
         }
         let copied = progress.bytes / PAGE_SIZE;
@@ -112,16 +117,21 @@ impl Engine {
                 // Someone else has filled it: that content is newer than the servers' copy.
                 self.frames.pool(page.frame);
                 self.drop_copy(fetch.space, page.address);
-                io.memory.wake(fetch.space, AddressRange::pages_from(page.address, 1));
+                io.memory
+                    .wake(fetch.space, AddressRange::pages_from(page.address, 1));
                 Installed::Some(1)
             }
             Some(Stop::Gone | Stop::Busy | Stop::Unmovable | Stop::Hole) => {
                 // The mapping is gone; its event will drop the entry. Until then the page is out.
                 self.frames.pool(page.frame);
-                if let Some(entry) = self.table_mut(fetch.space).and_then(|t| t.get_mut(page.address)) {
+                if let Some(entry) = self
+                    .table_mut(fetch.space)
+                    .and_then(|t| t.get_mut(page.address))
+                {
                     entry.set_place(Place::Out);
                 }
-                io.memory.wake(fetch.space, AddressRange::pages_from(page.address, 1));
+                io.memory
+                    .wake(fetch.space, AddressRange::pages_from(page.address, 1));
                 Installed::Some(1)
             }
         }
@@ -159,7 +169,9 @@ impl Engine {
 
     /// The program never came to the oldest marker: it is out again.
     pub(crate) fn give_up_oldest_marker(&mut self) -> bool {
-        let Some((address, frame)) = self.markers.pop_front() else { return false };
+        let Some((address, frame)) = self.markers.pop_front() else {
+            return false;
+        };
         if !self.is_marker(address, frame) {
             return true;
         }
@@ -186,5 +198,9 @@ fn run_length(fetch: &Fetch, at: usize) -> usize {
             && !page.cancelled
             && (page.address != fetch.marker || page.wanted)
     };
-    fetch.pages[at..].iter().enumerate().take_while(follows).count()
+    fetch.pages[at..]
+        .iter()
+        .enumerate()
+        .take_while(follows)
+        .count()
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
-    Anchor, AddressRange, Event, Features, Mapping, Pagemap, PresentRun, ProcessMaps, Progress,
+    AddressRange, Anchor, Event, Features, Mapping, Pagemap, PresentRun, ProcessMaps, Progress,
     ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
@@ -170,7 +170,8 @@ impl OwnMemory {
     /// # Errors
     /// If the userfaultfd fails.
     pub fn read_events(&self, space: SpaceId, events: &mut Vec<Event>) -> Result<usize, UffdError> {
-        self.uffd_of(space).map_or(Ok(0), |uffd| uffd.read_events(events))
+        self.uffd_of(space)
+            .map_or(Ok(0), |uffd| uffd.read_events(events))
     }
 
     fn uffd_of(&self, space: SpaceId) -> Option<&Uffd> {
@@ -189,11 +190,18 @@ impl OwnMemory {
     }
 }
 
-fn find_uffd<'u>(own: &'u Uffd, children: &'u [(SpaceId, Uffd)], space: SpaceId) -> Option<&'u Uffd> {
+fn find_uffd<'u>(
+    own: &'u Uffd,
+    children: &'u [(SpaceId, Uffd)],
+    space: SpaceId,
+) -> Option<&'u Uffd> {
     if space == SpaceId::OWN {
         return Some(own);
     }
-    children.iter().find(|(id, _)| *id == space).map(|(_, uffd)| uffd)
+    children
+        .iter()
+        .find(|(id, _)| *id == space)
+        .map(|(_, uffd)| uffd)
 }
 
 impl Drop for OwnMemory {
@@ -203,7 +211,10 @@ impl Drop for OwnMemory {
     }
 }
 
-const GONE: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
+const GONE: Progress = Progress {
+    bytes: 0,
+    stop: Some(Stop::Gone),
+};
 
 impl Memory for OwnMemory {
     fn copy_in(
@@ -214,8 +225,16 @@ impl Memory for OwnMemory {
         count: usize,
         pull: Option<u32>,
     ) -> Progress {
-        let Self { uffd, children, scratch, anchor, .. } = self;
-        let Some(uffd) = find_uffd(uffd, children, space) else { return GONE };
+        let Self {
+            uffd,
+            children,
+            scratch,
+            anchor,
+            ..
+        } = self;
+        let Some(uffd) = find_uffd(uffd, children, space) else {
+            return GONE;
+        };
         anchor.pull(pull, || scratch.copy_in(uffd, target, first, count))
     }
 
@@ -224,7 +243,8 @@ impl Memory for OwnMemory {
     }
 
     fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
-        self.scratch.move_out(&self.uffd, source, first, &self.pagemap)
+        self.scratch
+            .move_out(&self.uffd, source, first, &self.pagemap)
     }
 
     fn zero_in(
@@ -234,10 +254,21 @@ impl Memory for OwnMemory {
         written: bool,
         pull: Option<u32>,
     ) -> Progress {
-        let Self { uffd, children, anchor, .. } = self;
-        let Some(uffd) = find_uffd(uffd, children, space) else { return GONE };
+        let Self {
+            uffd,
+            children,
+            anchor,
+            ..
+        } = self;
+        let Some(uffd) = find_uffd(uffd, children, space) else {
+            return GONE;
+        };
         anchor.pull(pull, || {
-            if written { uffd.copy_static(range, &ZEROS) } else { uffd.zero(range) }
+            if written {
+                uffd.copy_static(range, &ZEROS)
+            } else {
+                uffd.zero(range)
+            }
         })
     }
 
@@ -264,12 +295,15 @@ impl Memory for OwnMemory {
     }
 
     fn discard(&mut self, first: FrameId, count: usize) {
-        self.scratch.discard(&self.uffd, first, count, &self.pagemap);
+        self.scratch
+            .discard(&self.uffd, first, count, &self.pagemap);
     }
 
     fn settled(&mut self) -> bool {
         let target = self.probe.range().start();
-        let progress = self.uffd.copy_static(AddressRange::pages_from(target, 1), &ZEROS);
+        let progress = self
+            .uffd
+            .copy_static(AddressRange::pages_from(target, 1), &ZEROS);
         progress.stop == Some(Stop::AlreadyThere)
     }
 

@@ -107,18 +107,28 @@ mod tests {
         let mut model = [false; PAGES];
         let mut state = 1u64;
         for _ in 0..5000 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             let number = (state >> 33) as usize;
             let (start, len) = (number % PAGES, number / PAGES % 9);
             let len = len.min(PAGES - start);
             let range = AddressRange::pages_from(start << 12, len);
             let add = (number / 1000).is_multiple_of(2);
-            if add { set.insert(range) } else { set.remove(range) }
+            if add {
+                set.insert(range)
+            } else {
+                set.remove(range)
+            }
             model[start..start + len].fill(add);
             for (page, &inside) in model.iter().enumerate() {
                 assert_eq!(set.find(page << 12).is_some(), inside, "page {page}");
             }
-            let gaps: usize = set.gaps(AddressRange::new(0, PAGES << 12)).iter().map(|g| g.pages()).sum();
+            let gaps: usize = set
+                .gaps(AddressRange::new(0, PAGES << 12))
+                .iter()
+                .map(|g| g.pages())
+                .sum();
             assert_eq!(gaps, model.iter().filter(|&&b| !b).count());
         }
     }

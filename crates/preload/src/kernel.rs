@@ -267,7 +267,10 @@ pub(crate) fn be_on_time() {
     let pointer = (&raw const priority).expose_provenance();
     // SAFETY: the pointer is to a live i32, the kernel's sched_param, to be read.
     let _ = unsafe {
-        call(SYS_SCHED_SETSCHEDULER, [0, SCHED_FIFO | SCHED_RESET_ON_FORK, pointer, 0, 0, 0])
+        call(
+            SYS_SCHED_SETSCHEDULER,
+            [0, SCHED_FIFO | SCHED_RESET_ON_FORK, pointer, 0, 0, 0],
+        )
     };
 }
 

@@ -4,8 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use farmem_region::{
-    Completion, ExternalAddress, Frames, Nanos, Outcome, PageCount, PageStore, Readiness, Request, StoreError,
-    Ticket,
+    Completion, ExternalAddress, Frames, Nanos, Outcome, PageCount, PageStore, Readiness, Request,
+    StoreError, Ticket,
 };
 use farmem_transport::ArenaFile;
 use farmem_wire::{

@@ -107,10 +107,7 @@ impl PagerLink {
     ///
     /// # Errors
     /// See [`Self::send`].
-    pub fn send_armed(
-        &self,
-        uffd: BorrowedFd<'_>,
-    ) -> Result<(), LinkError> {
+    pub fn send_armed(&self, uffd: BorrowedFd<'_>) -> Result<(), LinkError> {
         self.send(&PagerMessage::Armed, &[uffd])
     }
 

@@ -43,14 +43,18 @@ impl Area {
         // SAFETY: this advice changes no contents, and the range is ours.
         unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxDontFork) }?;
         // SAFETY: as above. Kernels built without huge pages refuse it, which is as good.
-        let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxNoHugepage) };
+        let _ =
+            unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxNoHugepage) };
         Ok(area)
     }
 
     /// Where it is.
     #[must_use]
     pub fn range(&self) -> AddressRange {
-        AddressRange::new(self.base.as_ptr() as usize, self.base.as_ptr() as usize + self.bytes)
+        AddressRange::new(
+            self.base.as_ptr() as usize,
+            self.base.as_ptr() as usize + self.bytes,
+        )
     }
 
     /// Its first byte.
@@ -89,7 +93,10 @@ mod tests {
     #[test]
     fn an_area_is_zero_at_first_and_keeps_what_is_written() {
         let mut area = Area::new(3 * PAGE_SIZE + 1).unwrap();
-        assert_eq!((area.range().pages(), area.as_slice().len()), (4, 4 * PAGE_SIZE));
+        assert_eq!(
+            (area.range().pages(), area.as_slice().len()),
+            (4, 4 * PAGE_SIZE)
+        );
         assert!(area.as_slice().iter().all(|&byte| byte == 0));
         area.as_mut_slice()[4 * PAGE_SIZE - 1] = 7;
         assert_eq!(area.as_slice()[4 * PAGE_SIZE - 1], 7);

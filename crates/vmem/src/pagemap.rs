@@ -56,9 +56,14 @@ impl Pagemap {
         let mut at = range.start();
         while at < range.end() {
             let rest = AddressRange::new(at, range.end());
-            let Some((count, walked)) = self.scan(rest, &mut runs, 0) else { return };
+            let Some((count, walked)) = self.scan(rest, &mut runs, 0) else {
+                return;
+            };
             for run in &runs[..count] {
-                each(PresentRun { range: range_of(run), zero: run.categories & PAGE_IS_PFNZERO != 0 });
+                each(PresentRun {
+                    range: range_of(run),
+                    zero: run.categories & PAGE_IS_PFNZERO != 0,
+                });
             }
             if walked <= at {
                 return;
@@ -100,14 +105,20 @@ impl Pagemap {
         let fd = self.file.as_raw_fd();
         // SAFETY: the request takes this structure; `vec` points to `vec_len` elements that
         // outlive the call.
-        let count =
-            unsafe { libc::ioctl(fd, libc::Ioctl::from(PAGEMAP_SCAN), &raw mut argument) };
+        let count = unsafe { libc::ioctl(fd, libc::Ioctl::from(PAGEMAP_SCAN), &raw mut argument) };
         let count = usize::try_from(count).ok()?;
-        Some((count, usize::try_from(argument.walk_end).unwrap_or(range.end())))
+        Some((
+            count,
+            usize::try_from(argument.walk_end).unwrap_or(range.end()),
+        ))
     }
 }
 
-const NO_RUN: sys::page_region = sys::page_region { start: 0, end: 0, categories: 0 };
+const NO_RUN: sys::page_region = sys::page_region {
+    start: 0,
+    end: 0,
+    categories: 0,
+};
 
 fn range_of(run: &sys::page_region) -> AddressRange {
     let address = |raw: u64| usize::try_from(raw).unwrap_or(0);
@@ -145,6 +156,12 @@ mod tests {
         let mut found = Vec::new();
         pagemap.present(range, &mut |run| found.push(run));
         let page = AddressRange::pages_from(third, 1);
-        assert_eq!(found, [PresentRun { range: page, zero: false }]);
+        assert_eq!(
+            found,
+            [PresentRun {
+                range: page,
+                zero: false
+            }]
+        );
     }
 }

@@ -42,9 +42,11 @@ impl Scratch {
     pub fn new(uffd: &Uffd, windows: usize) -> Result<Self, UffdError> {
         let frames = windows * Self::WINDOW_FRAMES;
         let bytes = frames << PAGE_SHIFT;
-        let other = |doing| move |errno: rustix::io::Errno| UffdError::Other {
-            doing,
-            source: errno.into(),
+        let other = |doing| {
+            move |errno: rustix::io::Errno| UffdError::Other {
+                doing,
+                source: errno.into(),
+            }
         };
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let base = unsafe {
@@ -71,7 +73,12 @@ impl Scratch {
         })?;
         let present = vec![0; frames / 64].into_boxed_slice();
         let whole = AddressRange::pages_from(base.as_ptr() as usize, frames);
-        let scratch = Self { base, frames, present, whole };
+        let scratch = Self {
+            base,
+            frames,
+            present,
+            whole,
+        };
         uffd.register(whole)?;
         Ok(scratch)
     }
@@ -115,7 +122,10 @@ impl Scratch {
         pagemap: &Pagemap,
     ) -> Progress {
         let range = AddressRange::pages_from(self.address(first), source.pages());
-        assert!(self.index(first) + source.pages() <= self.frames, "frames past the scratch area");
+        assert!(
+            self.index(first) + source.pages() <= self.frames,
+            "frames past the scratch area"
+        );
         // SAFETY: missing pages of the source are answered by the caller; the destination is ours.
         let progress = unsafe { uffd.move_pages(range, source.start(), true, false) };
         self.mark_present(range, pagemap);
@@ -124,12 +134,21 @@ impl Scratch {
 
     /// Moves `count` present frames into the missing pages at `target` through `uffd`, with which
     /// `target` is registered. The frames become holes as far as it came.
-    pub fn move_in(&mut self, uffd: &Uffd, target: usize, first: FrameId, count: usize) -> Progress {
+    pub fn move_in(
+        &mut self,
+        uffd: &Uffd,
+        target: usize,
+        first: FrameId,
+        count: usize,
+    ) -> Progress {
         self.assert_present(first, count);
         let range = AddressRange::pages_from(target, count);
         // SAFETY: the source frames are ours and tracked: they are marked as holes below.
         let progress = unsafe { uffd.move_pages(range, self.address(first), false, true) };
-        assert!(progress.stop != Some(Stop::Hole), "a frame believed present is a hole");
+        assert!(
+            progress.stop != Some(Stop::Hole),
+            "a frame believed present is a hole"
+        );
         self.mark(first, progress.bytes >> PAGE_SHIFT, false);
         progress
     }
@@ -177,7 +196,10 @@ impl Scratch {
     /// event that the kernel waits for, and the caller is the one who reads it.
     pub fn discard(&mut self, uffd: &Uffd, first: FrameId, count: usize, pagemap: &Pagemap) {
         let range = AddressRange::pages_from(self.address(first), count);
-        assert!(self.index(first) + count <= self.frames, "frames past the scratch area");
+        assert!(
+            self.index(first) + count <= self.frames,
+            "frames past the scratch area"
+        );
         if uffd.unregister(range).is_err() {
             return;
         }
@@ -187,7 +209,10 @@ impl Scratch {
         // SAFETY: the range lies in our own area (asserted), whose holes are tracked: what the
         // frames are now is asked for below.
         let _ = unsafe { rustix::mm::madvise(start, range.bytes(), advice) };
-        assert!(uffd.register(range).is_ok(), "the scratch area cannot be registered again");
+        assert!(
+            uffd.register(range).is_ok(),
+            "the scratch area cannot be registered again"
+        );
         self.mark(first, count, false);
         self.mark_present(range, pagemap);
     }
@@ -240,7 +265,11 @@ impl Scratch {
 
     fn assert_present(&self, first: FrameId, count: usize) {
         for at in 0..count {
-            assert!(self.is_present(offset(first, at)), "frame {} is a hole", first.get());
+            assert!(
+                self.is_present(offset(first, at)),
+                "frame {} is a hole",
+                first.get()
+            );
         }
     }
 }

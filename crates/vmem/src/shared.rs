@@ -44,7 +44,8 @@ impl SharedWords {
         }?;
         // SAFETY: the range is ours; the advice keeps it out of forked children.
         let _ = unsafe { rustix::mm::madvise(base, bytes, Advice::LinuxDontFork) };
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         Ok(Self { file, base, words })
     }
 

@@ -1,0 +1,415 @@
+//! Simulated memory, by the rules of the kernel that the pager depends on.
+//!
+//! The program goes on in the middle of the pager's calls, as on a second processor: each call
+//! lets it take a few steps first, now and then.
+
+use std::io::{self, IoSlice, IoSliceMut};
+
+use farmem_pager::{Memory, SpaceId};
+use farmem_region::{FrameId, Frames, PAGE_SIZE};
+use farmem_vmem::{
+    AddressRange, Mapping, MappingKind, PresentRun, Progress, Residents, Stop, Uffd,
+};
+
+use crate::program::{Doing, Model, Thread};
+use crate::random::Random;
+use crate::run::Plant;
+use crate::space::{Page, Report, Space, pages_of};
+
+/// Threads of the program.
+const THREADS: usize = 3;
+/// Messages that one read of a userfaultfd returns at most.
+const MESSAGES_MAX: usize = 32;
+
+/// The memory of the program and of its children, and the pager's frames.
+#[derive(Debug)]
+pub struct SimMemory {
+    pub(crate) spaces: Vec<Space>,
+    pub(crate) models: Vec<Model>,
+    pub(crate) threads: Vec<Thread>,
+    pub(crate) random: Random,
+    pub(crate) now: u64,
+    pub(crate) failure: Option<String>,
+    /// Ranges that a thread changes.
+    pub(crate) locked: Vec<AddressRange>,
+    /// Ranges that were unmapped.
+    pub(crate) freed: Vec<AddressRange>,
+    pub(crate) next_address: usize,
+    /// Where each thread's sequence of accesses has come.
+    pub(crate) sequences: [usize; THREADS],
+    /// No more children.
+    pub(crate) finishing: bool,
+    pub(crate) plant: Plant,
+    frames: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
+    /// Children whose fork was read and who have no name yet.
+    unnamed: Vec<usize>,
+}
+
+/// What the pager reads.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Fault { address: usize, write: bool },
+    Change(Report),
+}
+
+impl SimMemory {
+    pub(crate) fn new(seed: u64, frames: usize, plant: Plant) -> Self {
+        Self {
+            spaces: vec![Space {
+                id: Some(SpaceId::OWN),
+                ..Space::new()
+            }],
+            models: vec![Model::new()],
+            threads: (0..THREADS).map(|_| Thread::new(0, 0)).collect(),
+            random: Random::new(seed),
+            now: 0,
+            failure: None,
+            locked: Vec::new(),
+            freed: Vec::new(),
+            next_address: 0,
+            sequences: [0; THREADS],
+            finishing: false,
+            plant,
+            frames: (0..frames).map(|_| None).collect(),
+            unnamed: Vec::new(),
+        }
+    }
+
+    pub(crate) fn fail(&mut self, what: String) {
+        self.failure.get_or_insert(what);
+    }
+
+    /// Whether a planted defect shows this time.
+    pub(crate) fn planted(&mut self, plant: Plant, times: usize) -> bool {
+        self.plant == plant && self.random.once_in(times)
+    }
+
+    fn preempt(&mut self) {
+        if self.random.once_in(3) {
+            for _ in 0..self.random.below(4) {
+                self.run_program();
+            }
+        }
+    }
+
+    fn index(&self, id: SpaceId) -> Option<usize> {
+        self.spaces
+            .iter()
+            .position(|space| space.id == Some(id) && space.lives)
+    }
+
+    /// What a read of the space's userfaultfd returns: faults come before changes, whatever came
+    /// first.
+    pub(crate) fn read(&mut self, id: SpaceId) -> Vec<Message> {
+        let Some(space) = self.index(id) else {
+            return Vec::new();
+        };
+        let mut messages = Vec::new();
+        while messages.len() < MESSAGES_MAX {
+            if let Some((address, write, _)) = self.spaces[space].faults.pop_front() {
+                messages.push(Message::Fault { address, write });
+            } else if let Some((report, thread)) = self.spaces[space].reports.pop_front() {
+                if let Doing::Told { then } = self.threads[thread].doing {
+                    self.threads[thread].doing = Doing::Heard { then };
+                }
+                if let Report::Fork(child) = report {
+                    self.unnamed.push(child);
+                }
+                messages.push(Message::Change(report));
+            } else {
+                break;
+            }
+        }
+        messages
+    }
+
+    /// Fills the missing pages of a range from `value`, up to the first that cannot be filled.
+    fn fill(
+        &mut self,
+        id: SpaceId,
+        range: AddressRange,
+        mut page: impl FnMut(&Self, usize) -> Page,
+    ) -> Progress {
+        self.preempt();
+        let stopped = |bytes, stop| Progress {
+            bytes,
+            stop: Some(stop),
+        };
+        let Some(space) = self.index(id) else {
+            return stopped(0, Stop::Gone);
+        };
+        let careless = self.planted(Plant::FillsDuringChanges, 1);
+        if self.spaces[space].changing > 0 && !careless {
+            return stopped(0, Stop::Retry);
+        }
+        if self.spaces[space]
+            .whole(range)
+            .is_none_or(|vma| !vma.registered)
+        {
+            return stopped(0, Stop::Gone);
+        }
+        for (at, address) in pages_of(range).enumerate() {
+            if self.spaces[space].pages.contains_key(&address) {
+                return stopped(at * PAGE_SIZE, Stop::AlreadyThere);
+            }
+            let page = page(self, at);
+            self.spaces[space].pages.insert(address, page);
+            if !self.planted(Plant::ForgetsToWake, 500) {
+                self.wake_page(space, address);
+            }
+        }
+        Progress {
+            bytes: range.bytes(),
+            stop: None,
+        }
+    }
+
+    fn wake_page(&mut self, space: usize, page: usize) {
+        for thread in self
+            .threads
+            .iter_mut()
+            .filter(|thread| thread.space == space)
+        {
+            if let Doing::Wait { address, value } = thread.doing
+                && address == page
+            {
+                thread.doing = Doing::Touch { address, value };
+            }
+        }
+    }
+
+    fn frame_value(&self, frame: usize) -> u64 {
+        let bytes = self.frames[frame].as_ref().expect("a present frame");
+        u64::from_le_bytes(bytes[..8].try_into().unwrap_or([0; 8]))
+    }
+}
+
+const fn at(frame: FrameId) -> usize {
+    frame.get() as usize
+}
+
+fn page_with(value: u64) -> Box<[u8; PAGE_SIZE]> {
+    let mut bytes = Box::new([0; PAGE_SIZE]);
+    bytes[..8].copy_from_slice(&value.to_le_bytes());
+    bytes
+}
+
+impl Memory for SimMemory {
+    fn copy_in(
+        &mut self,
+        space: SpaceId,
+        target: usize,
+        first: FrameId,
+        count: usize,
+        _pull: Option<u32>,
+    ) -> Progress {
+        let range = AddressRange::pages_from(target, count);
+        self.fill(space, range, |memory, offset| Page {
+            value: memory.frame_value(at(first) + offset),
+            zero: false,
+            shared: false,
+        })
+    }
+
+    fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress {
+        let progress = self.copy_in(SpaceId::OWN, target, first, count, None);
+        for frame in &mut self.frames[at(first)..at(first) + progress.bytes / PAGE_SIZE] {
+            *frame = None;
+        }
+        progress
+    }
+
+    fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
+        self.preempt();
+        if self.spaces[0].changing > 0 {
+            return Progress {
+                bytes: 0,
+                stop: Some(Stop::Retry),
+            };
+        }
+        if self.spaces[0].whole(source).is_none() {
+            return Progress {
+                bytes: 0,
+                stop: Some(Stop::Unmovable),
+            };
+        }
+        for (offset, address) in pages_of(source).enumerate() {
+            let Some(page) = self.spaces[0].pages.get(&address).copied() else {
+                continue;
+            };
+            let stop = if page.shared || page.zero {
+                Some(Stop::Busy)
+            } else {
+                self.frames[at(first) + offset]
+                    .is_some()
+                    .then_some(Stop::AlreadyThere)
+            };
+            if stop.is_some() {
+                return Progress {
+                    bytes: offset * PAGE_SIZE,
+                    stop,
+                };
+            }
+            let lost = self.planted(Plant::LosesMovedPages, 3000);
+            self.frames[at(first) + offset] = Some(page_with(if lost { 0 } else { page.value }));
+            self.spaces[0].pages.remove(&address);
+        }
+        Progress {
+            bytes: source.bytes(),
+            stop: None,
+        }
+    }
+
+    fn zero_in(
+        &mut self,
+        space: SpaceId,
+        range: AddressRange,
+        written: bool,
+        _pull: Option<u32>,
+    ) -> Progress {
+        self.fill(space, range, |_, _| Page {
+            value: 0,
+            zero: !written,
+            shared: false,
+        })
+    }
+
+    fn wake(&mut self, space: SpaceId, range: AddressRange) {
+        if let Some(space) = self.index(space) {
+            pages_of(range).for_each(|page| self.wake_page(space, page));
+        }
+    }
+
+    fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
+        for (&address, page) in self.spaces[0].pages.range(range.start()..range.end()) {
+            each(PresentRun {
+                range: AddressRange::pages_from(address, 1),
+                zero: page.zero,
+            });
+        }
+    }
+
+    fn first_present(&self, range: AddressRange) -> Option<usize> {
+        let mut inside = self.spaces[0].pages.range(range.start()..range.end());
+        inside.next().map(|(&address, _)| address)
+    }
+
+    fn frame_present(&self, frame: FrameId) -> bool {
+        self.frames[at(frame)].is_some()
+    }
+
+    fn populate(&mut self, first: FrameId, count: usize) -> usize {
+        for frame in &mut self.frames[at(first)..at(first) + count] {
+            assert!(
+                frame.replace(page_with(0)).is_none(),
+                "a frame with memory is no hole"
+            );
+        }
+        count
+    }
+
+    fn discard(&mut self, first: FrameId, count: usize) {
+        self.frames[at(first)..at(first) + count].fill(None);
+    }
+
+    fn settled(&mut self) -> bool {
+        self.preempt();
+        self.spaces[0].changing == 0
+    }
+
+    fn register(&mut self, range: AddressRange) -> bool {
+        let vmas = std::mem::take(&mut self.spaces[0].vmas);
+        let mut registered = false;
+        for vma in vmas {
+            let inside = vma.range.intersect(range);
+            registered |= !inside.is_empty();
+            let outside = vma
+                .range
+                .without(range)
+                .into_iter()
+                .filter(|part| !part.is_empty());
+            self.spaces[0]
+                .vmas
+                .extend(outside.map(|part| crate::space::Vma { range: part, ..vma }));
+            if !inside.is_empty() {
+                self.spaces[0].vmas.push(crate::space::Vma {
+                    range: inside,
+                    registered: true,
+                });
+            }
+        }
+        registered
+    }
+
+    fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {
+        let mut ranges: Vec<AddressRange> =
+            self.spaces[0].vmas.iter().map(|vma| vma.range).collect();
+        ranges.sort_unstable();
+        for range in ranges {
+            each(Mapping {
+                range,
+                kind: MappingKind::PrivateAnonymous,
+            });
+        }
+        Ok(())
+    }
+
+    fn owned(&self, _each: &mut dyn FnMut(AddressRange)) {}
+
+    fn control_blocks(&mut self, _each: &mut dyn FnMut(AddressRange)) {}
+
+    fn resident(&self) -> Residents {
+        let pages = self.spaces[0]
+            .pages
+            .values()
+            .filter(|page| !page.zero)
+            .count();
+        let frames = self.frames.iter().filter(|frame| frame.is_some()).count();
+        Residents {
+            anonymous: pages + frames,
+            shared: 0,
+        }
+    }
+
+    fn add_space(&mut self, id: SpaceId, _uffd: Uffd) {
+        if self.unnamed.is_empty() {
+            self.fail("a child was named that was not reported".to_owned());
+            return;
+        }
+        let child = self.unnamed.remove(0);
+        self.spaces[child].id = Some(id);
+    }
+
+    fn remove_space(&mut self, id: SpaceId) {
+        let removed = self.spaces.iter_mut().find(|space| space.id == Some(id));
+        if let Some(space) = removed {
+            space.id = None;
+        }
+    }
+
+    fn space_lives(&mut self, id: SpaceId) -> bool {
+        self.index(id).is_some()
+    }
+}
+
+impl Frames for SimMemory {
+    fn bytes(&self, frame: FrameId) -> &[u8; PAGE_SIZE] {
+        self.frames[at(frame)]
+            .as_ref()
+            .expect("only frames with memory are read")
+    }
+
+    fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE] {
+        self.frames[at(frame)]
+            .as_mut()
+            .expect("only frames with memory are written")
+    }
+
+    fn gather_mut<'a>(&'a mut self, _frames: &[FrameId], _slices: &mut Vec<IoSliceMut<'a>>) {
+        unreachable!("the simulated store takes frames one by one")
+    }
+
+    fn gather<'a>(&'a self, _frames: &[FrameId], _slices: &mut Vec<IoSlice<'a>>) {
+        unreachable!("the simulated store takes frames one by one")
+    }
+}

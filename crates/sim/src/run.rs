@@ -1,0 +1,339 @@
+//! One run: the program, the pager's turns and the store take turns until the steps are used up;
+//! then every page is read once more.
+
+use std::fmt;
+use std::fs::File;
+
+use farmem_pager::{Config, Counts, Engine, Fatal, Io, Scope, SlotPolicy, SpaceId};
+use farmem_region::{Nanos, PageCount, PageStore};
+use farmem_vmem::{AddressRange, Uffd};
+
+use crate::memory::{Message, SimMemory};
+use crate::program::Doing;
+use crate::random::Random;
+use crate::space::{Report, pages_of};
+use crate::store::SimStore;
+
+/// Pages that the program may have: a third of what it maps.
+const LIMIT_PAGES: u64 = 1024;
+/// Windows of frames.
+const WINDOWS: usize = 24;
+/// Pages of the region at the start: it must grow.
+const REGION_PAGES: u64 = 2048;
+/// A thread that waits longer than this in virtual time waits for ever.
+const PATIENCE_NANOS: u64 = 4_000_000_000;
+/// The pager asks this often whether children live.
+const CHILD_CHECK_NANOS: u64 = 1_000_000;
+
+/// A defect of the simulated surroundings, to see that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// None.
+    Nothing,
+    /// The store acknowledges a page and keeps what it had.
+    LosesStores,
+    /// The store returns what a page was before.
+    ReturnsStalePages,
+    /// Pages can be filled while a change is under way.
+    FillsDuringChanges,
+    /// A fill wakes nobody.
+    ForgetsToWake,
+    /// A page arrives in its frame as zeros.
+    LosesMovedPages,
+    /// mremap is not reported.
+    ForgetsMoves,
+}
+
+/// What to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Steps of the program or the pager.
+    pub steps: u64,
+    /// A defect to find.
+    pub plant: Plant,
+}
+
+/// A run that found nothing wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// What the pager did.
+    pub counts: Counts,
+    /// Virtual time.
+    pub nanos: u64,
+}
+
+/// What went wrong, and the command that replays it.
+#[derive(Debug)]
+pub struct Failure {
+    /// The run.
+    pub setup: Setup,
+    /// What was seen.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Setup { seed, steps, .. } = self.setup;
+        let what = &self.what;
+        write!(
+            f,
+            "{what}\nreplay: cargo run -p farmem-sim -- --seed {seed} --steps {steps}"
+        )
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs one seed.
+///
+/// # Errors
+/// [`Failure`] if a rule is broken.
+pub fn run(setup: Setup) -> Result<Outcome, Box<Failure>> {
+    let mut simulation = Simulation::new(setup);
+    match simulation.run() {
+        Ok(outcome) => Ok(outcome),
+        Err(what) => Err(Box::new(Failure { setup, what })),
+    }
+}
+
+struct Simulation {
+    setup: Setup,
+    engine: Engine,
+    memory: SimMemory,
+    store: SimStore,
+    random: Random,
+    next_child_check: u64,
+}
+
+impl Simulation {
+    fn new(setup: Setup) -> Self {
+        let mut random = Random::new(setup.seed);
+        let config = Config {
+            scope: Scope::Process,
+            limit_bytes: LIMIT_PAGES << 12,
+            readahead_pages_max: [0, 8, 64][random.below(3)],
+            secret: [7; 192],
+            region_pages: PageCount::new(REGION_PAGES),
+            slots: SlotPolicy::Allocated,
+        };
+        let mut memory = SimMemory::new(random.next(), WINDOWS * 256, setup.plant);
+        for _ in 0..12 {
+            memory.map();
+        }
+        Self {
+            setup,
+            engine: Engine::new(&config, WINDOWS),
+            memory,
+            store: SimStore::new(random.next(), PageCount::new(REGION_PAGES), setup.plant),
+            random,
+            next_child_check: 0,
+        }
+    }
+
+    fn run(&mut self) -> Result<Outcome, String> {
+        for _ in 0..self.setup.steps {
+            self.step()?;
+        }
+        self.read_everything()?;
+        Ok(Outcome {
+            counts: self.engine.counts(),
+            nanos: self.memory.now,
+        })
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let runs = self.random.below(10) < 7 && self.memory.run_program();
+        self.memory.now += 200 + self.random.below(2_000) as u64;
+        if self.random.once_in(5_000) {
+            self.memory.now += self.random.below(600_000_000) as u64;
+        }
+        if !runs {
+            self.turn()?;
+            if !self.memory.threads.iter().any(|thread| thread.can_run()) {
+                self.sleep();
+            }
+        }
+        self.check()
+    }
+
+    /// Nobody can go on before something is answered.
+    fn sleep(&mut self) {
+        let now = self.memory.now;
+        let next = self.store.next_due().unwrap_or(now + 100_000);
+        self.memory.now = next.clamp(now + 10_000, now + 2_000_000);
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        if let Some(what) = self
+            .memory
+            .failure
+            .take()
+            .or_else(|| self.store.failure.take())
+        {
+            return Err(what);
+        }
+        let now = self.memory.now;
+        let waits = |doing: &Doing| matches!(doing, Doing::Wait { .. } | Doing::Told { .. });
+        let late = |since: u64| now.saturating_sub(since) > PATIENCE_NANOS;
+        match self
+            .memory
+            .threads
+            .iter()
+            .position(|t| waits(&t.doing) && late(t.since))
+        {
+            Some(thread) => {
+                let doing = self.memory.threads[thread].doing;
+                Err(format!(
+                    "liveness: thread {thread} does not go on: {doing:?}"
+                ))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// One turn of the pager, as its driver makes it.
+    fn turn(&mut self) -> Result<(), String> {
+        self.take_turn()
+            .map_err(|fatal| format!("the pager gave up: {fatal}"))
+    }
+
+    fn take_turn(&mut self) -> Result<(), Fatal> {
+        let spaces: Vec<SpaceId> = std::iter::once(SpaceId::OWN)
+            .chain(self.engine.child_spaces())
+            .collect();
+        for space in spaces {
+            self.take_messages(space)?;
+        }
+        self.take_completions()?;
+        let Self {
+            engine,
+            memory,
+            store,
+            ..
+        } = self;
+        let now = Nanos::new(memory.now);
+        let clock = move || now;
+        let io = &mut Io {
+            memory,
+            store,
+            clock: &clock,
+        };
+        engine.catch_up(io)?;
+        if engine.has_deferred() {
+            engine.retry_arrived(io);
+            engine.retry_deferred(io)?;
+        }
+        engine.start_wanted_plans(io)?;
+        engine.adopt(io)?;
+        engine.balance(io)?;
+        engine.age_quarantine(io);
+        engine.drain_samples(&mut |_| ());
+        if now.get() >= self.next_child_check {
+            self.next_child_check = now.get() + CHILD_CHECK_NANOS;
+            let children: Vec<SpaceId> = engine.child_spaces().collect();
+            for space in children {
+                if !io.memory.space_lives(space) {
+                    engine.on_space_gone(io, space);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_messages(&mut self, space: SpaceId) -> Result<(), Fatal> {
+        let mut messages = self.memory.read(space);
+        messages.sort_by_key(|message| matches!(message, Message::Fault { .. }));
+        let Self {
+            engine,
+            memory,
+            store,
+            ..
+        } = self;
+        let now = Nanos::new(memory.now);
+        let clock = move || now;
+        let io = &mut Io {
+            memory,
+            store,
+            clock: &clock,
+        };
+        for message in messages {
+            match message {
+                Message::Fault { address, write } => {
+                    engine.on_fault(io, space, address, write, 0)?;
+                }
+                Message::Change(Report::Fork(_)) => engine.on_fork(io, space, some_uffd()),
+                Message::Change(Report::Remap { from, to }) => {
+                    engine.on_remap(io, space, from, to)?;
+                }
+                Message::Change(Report::Remove(range)) => engine.on_remove(io, space, range),
+                Message::Change(Report::Unmap(range)) => engine.on_unmap(io, space, range)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn take_completions(&mut self) -> Result<(), Fatal> {
+        let Self {
+            engine,
+            memory,
+            store,
+            ..
+        } = self;
+        let now = Nanos::new(memory.now);
+        let clock = move || now;
+        let mut done = Vec::new();
+        store.advance(now, memory, &mut done)?;
+        let io = &mut Io {
+            memory,
+            store,
+            clock: &clock,
+        };
+        done.into_iter()
+            .try_for_each(|completion| engine.on_completion(io, completion))
+    }
+
+    /// Reads every page of the program once more.
+    fn read_everything(&mut self) -> Result<(), String> {
+        self.memory.finishing = true;
+        let idle = |doing: &Doing| matches!(doing, Doing::Nothing | Doing::Ended);
+        while !self.memory.threads.iter().all(|thread| idle(&thread.doing)) {
+            self.finish_step()?;
+        }
+        let mut ranges: Vec<AddressRange> = self.memory.spaces[0]
+            .vmas
+            .iter()
+            .map(|vma| vma.range)
+            .collect();
+        ranges.sort_unstable();
+        for address in ranges.into_iter().flat_map(pages_of) {
+            let now = self.memory.now;
+            let reader = &mut self.memory.threads[0];
+            reader.doing = Doing::Touch {
+                address,
+                value: None,
+            };
+            reader.since = now;
+            while !matches!(self.memory.threads[0].doing, Doing::Nothing) {
+                self.finish_step()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets only threads that are in the middle of something go on.
+    fn finish_step(&mut self) -> Result<(), String> {
+        self.memory.run_program();
+        self.memory.now += 5_000;
+        self.turn()?;
+        self.sleep();
+        self.check()
+    }
+}
+
+/// A fork hands over a descriptor; nothing is ever asked of this one.
+fn some_uffd() -> Uffd {
+    let null = File::open("/dev/null").expect("/dev/null can be opened");
+    Uffd::from_fd(null.into())
+}

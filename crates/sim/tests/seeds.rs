@@ -1,0 +1,103 @@
+//! Many seeds find nothing wrong with the engine, and a few find every planted defect.
+
+use farmem_sim::{Plant, Setup, run};
+
+/// Steps of each run.
+const STEPS: u64 = 20_000;
+
+/// R1 and liveness, over some hundred random programs.
+#[test]
+fn the_engine_keeps_its_promises() {
+    let (mut evicted, mut fetched, mut forks, mut events) = (0, 0, 0, 0);
+    for seed in 1..=200 {
+        match run(Setup {
+            seed,
+            steps: STEPS,
+            plant: Plant::Nothing,
+        }) {
+            Ok(outcome) => {
+                evicted += outcome.counts.evicted_pages;
+                fetched += outcome.counts.fetched_pages;
+                forks += outcome.counts.forks;
+                events += outcome.counts.events;
+            }
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    // A run in which nothing happens proves nothing.
+    assert!(
+        evicted > 100_000 && fetched > 50_000,
+        "{evicted} evicted, {fetched} fetched"
+    );
+    assert!(
+        forks > 500 && events > 1_500,
+        "{forks} forks, {events} events"
+    );
+}
+
+#[test]
+fn the_same_seed_does_the_same() {
+    let once = || {
+        let setup = Setup {
+            seed: 77,
+            steps: STEPS,
+            plant: Plant::Nothing,
+        };
+        run(setup)
+            .map(|outcome| (outcome.counts, outcome.nanos))
+            .unwrap()
+    };
+    assert_eq!(once(), once());
+}
+
+/// The seeds until a planted defect is found, and what was seen.
+fn find(plant: Plant) -> (u64, String) {
+    (1..=100)
+        .find_map(|seed| {
+            Some((
+                seed,
+                run(Setup {
+                    seed,
+                    steps: STEPS,
+                    plant,
+                })
+                .err()?
+                .what,
+            ))
+        })
+        .unwrap_or_else(|| panic!("{plant:?} was not found by 100 seeds"))
+}
+
+#[test]
+fn a_store_that_loses_pages_is_found() {
+    let (seeds, what) = find(Plant::LosesStores);
+    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
+}
+
+#[test]
+fn stale_pages_are_found() {
+    let (seeds, what) = find(Plant::ReturnsStalePages);
+    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
+}
+
+#[test]
+fn fills_during_changes_are_found() {
+    find(Plant::FillsDuringChanges);
+}
+
+#[test]
+fn a_forgotten_wake_up_is_found() {
+    let (seeds, what) = find(Plant::ForgetsToWake);
+    assert!(what.starts_with("liveness"), "after {seeds} seeds: {what}");
+}
+
+#[test]
+fn pages_lost_on_their_way_out_are_found() {
+    let (seeds, what) = find(Plant::LosesMovedPages);
+    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
+}
+
+#[test]
+fn a_move_that_is_not_reported_is_found() {
+    find(Plant::ForgetsMoves);
+}
