@@ -25,8 +25,12 @@ fn u22_u35_what_was_stored_comes_back_under_mlockall() {
                 words.store(page, page as u64 + 2 + round);
             }
         }
+        let mut local = 0;
+        let pagemap = farmem_vmem::Pagemap::open().expect("/proc is mounted");
+        pagemap.present(harness.range(), &mut |run| local += run.range.pages());
         // SAFETY: as above.
         unsafe { libc::munlockall() };
+        assert!(local << 12 <= 12 * MIB, "{local} pages are held locally");
         assert!(harness.finish().evicted_pages > 10_000);
     });
 }
