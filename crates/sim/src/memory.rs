@@ -14,7 +14,7 @@ use farmem_vmem::{
 use crate::program::{Doing, Model, Thread};
 use crate::random::Random;
 use crate::run::Plant;
-use crate::space::{Page, Report, Space, pages_of};
+use crate::space::{Page, Report, Space, Vma, pages_of};
 
 /// Threads of the program.
 const THREADS: usize = 3;
@@ -138,8 +138,7 @@ impl SimMemory {
         let Some(space) = self.index(id) else {
             return stopped(0, Stop::Gone);
         };
-        let careless = self.planted(Plant::FillsDuringChanges, 1);
-        if self.spaces[space].changing > 0 && !careless {
+        if self.spaces[space].changing > 0 {
             return stopped(0, Stop::Retry);
         }
         if self.spaces[space]
@@ -250,7 +249,7 @@ impl Memory for SimMemory {
                     stop,
                 };
             }
-            let lost = self.planted(Plant::LosesMovedPages, 3000);
+            let lost = self.planted(Plant::LosesMovedPages, 500);
             self.frames[at(first) + offset] = Some(page_with(if lost { 0 } else { page.value }));
             self.spaces[0].pages.remove(&address);
         }
@@ -330,9 +329,9 @@ impl Memory for SimMemory {
                 .filter(|part| !part.is_empty());
             self.spaces[0]
                 .vmas
-                .extend(outside.map(|part| crate::space::Vma { range: part, ..vma }));
+                .extend(outside.map(|part| Vma { range: part, ..vma }));
             if !inside.is_empty() {
-                self.spaces[0].vmas.push(crate::space::Vma {
+                self.spaces[0].vmas.push(Vma {
                     range: inside,
                     registered: true,
                 });

@@ -266,7 +266,7 @@ impl SimMemory {
         let Some(range) = self.lock_some(false) else {
             return;
         };
-        if !self.is_registered(range) {
+        if !self.is_registered(range) || self.planted(Plant::ForgetsDrops, 1) {
             self.threads[thread].doing = Doing::Drop(range);
             return;
         }

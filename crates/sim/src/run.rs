@@ -34,8 +34,8 @@ pub enum Plant {
     LosesStores,
     /// The store returns what a page was before.
     ReturnsStalePages,
-    /// Pages can be filled while a change is under way.
-    FillsDuringChanges,
+    /// MADV_DONTNEED is not reported.
+    ForgetsDrops,
     /// A fill wakes nobody.
     ForgetsToWake,
     /// A page arrives in its frame as zeros.

@@ -5,11 +5,11 @@ use farmem_sim::{Plant, Setup, run};
 /// Steps of each run.
 const STEPS: u64 = 20_000;
 
-/// R1 and liveness, over some hundred random programs.
+/// R1 and liveness, over a hundred random programs.
 #[test]
 fn the_engine_keeps_its_promises() {
     let (mut evicted, mut fetched, mut forks, mut events) = (0, 0, 0, 0);
-    for seed in 1..=200 {
+    for seed in 1..=100 {
         match run(Setup {
             seed,
             steps: STEPS,
@@ -26,11 +26,11 @@ fn the_engine_keeps_its_promises() {
     }
     // A run in which nothing happens proves nothing.
     assert!(
-        evicted > 100_000 && fetched > 50_000,
+        evicted > 50_000 && fetched > 20_000,
         "{evicted} evicted, {fetched} fetched"
     );
     assert!(
-        forks > 500 && events > 1_500,
+        forks > 250 && events > 700,
         "{forks} forks, {events} events"
     );
 }
@@ -81,8 +81,9 @@ fn stale_pages_are_found() {
 }
 
 #[test]
-fn fills_during_changes_are_found() {
-    find(Plant::FillsDuringChanges);
+fn a_drop_that_is_not_reported_is_found() {
+    let (seeds, what) = find(Plant::ForgetsDrops);
+    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
 }
 
 #[test]
