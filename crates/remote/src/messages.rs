@@ -404,6 +404,14 @@ impl Messages {
         self.any(|message| message.header.action == Action::Commit)
     }
 
+    /// Whether a write of the page has no reply that ends it.
+    pub(crate) fn has_write(&self, page: PageIndex) -> bool {
+        self.any(|message| {
+            matches!(message.header.action, Action::Write | Action::Commit)
+                && message.wanted.iter().any(|wanted| wanted.page == page)
+        })
+    }
+
     /// Whether a commit without a reply uses the slot.
     pub(crate) fn uses_slot(&self, slot: u32) -> bool {
         self.any(|message| {

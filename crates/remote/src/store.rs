@@ -34,6 +34,9 @@ const DAMAGED_TRIES_MAX: u32 = 1;
 /// the protocol is not asked for ever.
 const FRUITLESS_LINKS_MAX: u32 = 3;
 
+/// Rounds without anything asked for in which the connection is not listened to.
+const UNHEARD_MAX: u32 = 16;
+
 /// Keeps the pages of one region on one memory server.
 #[derive(Debug)]
 pub struct RemoteStore {
@@ -111,6 +114,7 @@ impl RemoteStore {
             operations: Operations::default(),
             arena: arena.map(SharedArena::new),
             fruitless: 0,
+            unheard: 0,
             base: None,
         };
         if store.arena.is_some() {
@@ -253,11 +257,19 @@ impl RemoteStore {
             frames,
             now,
         )?;
-        while let State::Up(link) = &mut self.state
+        // With nothing asked for there is nothing to hear but the end of the connection; pages that
+        // come from the shared arena should not pay a system call each for that.
+        self.unheard += 1;
+        let listen = self.messages.in_use() > 0 || self.unheard >= UNHEARD_MAX;
+        while listen
+            && let State::Up(link) = &mut self.state
             && let Some(arrived) = link.receive(&self.messages, frames, now)?
         {
             self.fruitless = 0;
             self.handle(arrived, now, frames, done)?;
+        }
+        if listen {
+            self.unheard = 0;
         }
         let State::Up(link) = &mut self.state else {
             return Ok(());
@@ -451,6 +463,7 @@ impl RemoteStore {
         let detail = link.entries(header).next();
         let full = FullBody::decode(link.body(header)).ok();
         let busy_us = self.config.timeouts.busy_us;
+        let is_early = detail.is_some_and(|entry| self.messages.has_write(entry.page));
         let asked = self.messages.get_mut(message);
         match code {
             RefusalCode::Full => {
@@ -471,6 +484,10 @@ impl RemoteStore {
                     asked.unplace();
                 }
                 Ok(Handled::SendAgain(now))
+            }
+            // The write that goes before it was refused as busy, and comes again.
+            RefusalCode::NoPage | RefusalCode::WrongVersionOfPage if is_early => {
+                Ok(Handled::SendAgain(now.plus_micros(BUSY_PAUSE_US)))
             }
             RefusalCode::NoSlot => {
                 asked.unplace();

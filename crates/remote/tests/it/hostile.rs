@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use farmem_region::{
-    ByteCount, Epoch, Incarnation, PAGE_SIZE, PageCount, PageIndex, RegionId, SessionId,
-    StoreError, Version,
+    ByteCount, Epoch, FetchPage, FrameId, Incarnation, PAGE_SIZE, PageCount, PageIndex, RegionId,
+    Request, SessionId, StoreError, Version,
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
@@ -15,12 +16,12 @@ use farmem_wire::{
     seal,
 };
 
-use crate::client::{Client, config};
+use crate::client::{Client, config, fetch_pages, store_pages};
 
-/// How the server answers a read.
+/// How the server answers a read or a write.
 type Answer = fn(&Header, &[PageEntry], &mut UnixStream);
 
-/// A server that says hello and sets up, and answers reads as the script says.
+/// A server that says hello and sets up, and answers reads and writes as the script says.
 fn serve(answer: Answer) -> (Endpoint, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("server");
@@ -73,7 +74,7 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 };
                 send(&mut stream, reply, |out| granted.encode(out));
             }
-            Action::Read => answer(&header, &entries, &mut stream),
+            Action::Read | Action::Write => answer(&header, &entries, &mut stream),
             _ => send(&mut stream, reply, |_| ()),
         }
     }
@@ -153,10 +154,10 @@ fn the_right_pages_are_taken() {
 fn in_pieces_of_any_size() {
     for piece in [1, 79, 81, 4095, 10_000] {
         // A function pointer takes no surroundings: the size goes by a thread's own variable.
-        PIECE.store(piece, std::sync::atomic::Ordering::Relaxed);
+        PIECE.store(piece, Ordering::Relaxed);
         fetch(|header, entries, stream| {
             let message = pages(header, entries, |_, _| ());
-            let piece = PIECE.load(std::sync::atomic::Ordering::Relaxed);
+            let piece = PIECE.load(Ordering::Relaxed);
             // Single bytes for the head only: there are 32 KiB of pages.
             let (head, rest) = message.split_at(HEADER_BYTES + 300);
             for chunk in head.chunks(piece).chain(rest.chunks(piece.max(500))) {
@@ -177,8 +178,8 @@ fn a_guess_that_is_wrong() {
         let mut message = vec![0; HEADER_BYTES];
         let busy = header.refused(RefusalCode::Busy);
         seal(busy, &mut message);
-        static ASKED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        if ASKED.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        if ASKED.fetch_add(1, Ordering::Relaxed) == 0 {
             stream.write_all(&message).unwrap();
         } else {
             stream
@@ -340,4 +341,41 @@ fn a_stale_epoch_closes_the_store() {
         |header, _, stream| send(stream, header.refused(RefusalCode::StaleEpoch), |_| ()),
         "the epoch is over",
     );
+}
+
+/// A write that is refused as busy comes again later: a read behind it must not fail meanwhile.
+#[test]
+fn a_read_waits_for_a_write_that_was_refused_as_busy() {
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    fn answer(header: &Header, entries: &[PageEntry], stream: &mut UnixStream) {
+        let refuse = |stream: &mut UnixStream, code| {
+            let reply = Header {
+                entries: 1,
+                ..header.refused(code)
+            };
+            send(stream, reply, |out| entries[0].encode(out));
+        };
+        let is_write = header.action == Action::Write;
+        let writes = WRITES.fetch_add(u32::from(is_write), Ordering::Relaxed);
+        match (is_write, writes) {
+            (true, 0) => refuse(stream, RefusalCode::Busy),
+            (true, _) => send(stream, header.granted(), |_| ()),
+            (false, 0..2) => refuse(stream, RefusalCode::NoPage),
+            (false, _) => {
+                let _ = stream.write_all(&pages(header, entries, |_, _| ()));
+            }
+        }
+    }
+    let (endpoint, _directory) = serve(answer);
+    let mut client = Client::connect(config(&endpoint, 1), 2).unwrap();
+    client.frames.0[0].fill(1);
+    let stored = client.submit(Request::Store(&store_pages(0, 1, 5))).unwrap();
+    let wanted = FetchPage {
+        frame: FrameId::new(1),
+        ..fetch_pages(0, 1, 5)[0]
+    };
+    let fetched = client.submit(Request::Fetch(&[wanted])).unwrap();
+    client.finish(stored).unwrap();
+    client.finish(fetched).unwrap();
+    assert_eq!(client.frames.0[1], [1; PAGE_SIZE]);
 }
