@@ -29,6 +29,8 @@ const LINK_TIMEOUT: Duration = Duration::from_secs(5);
 const PUBLISH_MICROS: u64 = 1_000;
 /// How often it is checked that the program still has this memory (it may have called exec).
 const EXEC_CHECK_MICROS: u64 = 20_000;
+/// How often it is checked, once the supervisor has died, that forked children have ended.
+const CHILD_END_PERIOD: Duration = Duration::from_millis(10);
 /// Largest local limit for which scratch windows are provided in proportion: beyond it the victim
 /// buffer stays at its size for this limit.
 const SCRATCH_LIMIT_BYTES_MAX: u64 = 64 << 30;
@@ -65,7 +67,7 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     };
     let program = program_handle(&arguments);
     let end = match Service::start(&arguments, link, &welcome, &stats) {
-        Ok(service) => service.serve(&arguments),
+        Ok(service) => service.serve(&arguments, &program),
         Err((link, message)) => stop(&link, &message),
     };
     if let End::SupervisorDied = end {
@@ -185,7 +187,7 @@ impl<'a> Service<'a> {
         Ok((Pager::new(&config, memory, store), waiter))
     }
 
-    fn serve(mut self, arguments: &Arguments) -> End {
+    fn serve(mut self, arguments: &Arguments, program: &ProcessHandle) -> End {
         let mut ready = Ready::ALL;
         let end = loop {
             let wait = match self.pager.turn(ready) {
@@ -212,6 +214,9 @@ impl<'a> Service<'a> {
             }
         };
         self.publish();
+        if let End::SupervisorDied = end {
+            self.keep_faults_waiting(program);
+        }
         if !matches!(end, End::Stop) {
             // The supervisor ends the session if this fails.
             let _ = self.pager.into_store().disconnect();
@@ -220,7 +225,19 @@ impl<'a> Service<'a> {
         end
     }
 
+    /// Nobody else holds the userfaultfds any more, and when the last holder closes them the kernel
+    /// hands out zero pages: first the program dies, and forked children by their own watchers.
+    fn keep_faults_waiting(&self, program: &ProcessHandle) {
+        program.kill();
+        let children = self.pager.memory().children();
+        while children.iter().any(|(_, uffd)| uffd.lives()) {
+            std::thread::sleep(CHILD_END_PERIOD);
+        }
+    }
+
     fn stop(&mut self, fatal: &Fatal) -> End {
+        // A child that was forked in this very turn: the supervisor keeps its faults waiting.
+        let _ = self.follow_children();
         self.publish();
         stop(&self.link, &fatal.to_string())
     }
