@@ -66,9 +66,7 @@ impl Cache {
             frames: HeapFrames::new(count),
             cached: vec![None; count],
             pages: HashMap::new(),
-            free: (0..u32::try_from(count).unwrap_or(u32::MAX))
-                .rev()
-                .collect(),
+            free: (0..u32::try_from(count).unwrap_or(u32::MAX)).rev().collect(),
             hand: 0,
             dirty: 0,
             versions,
@@ -162,14 +160,10 @@ impl Cache {
         }
         let is_dirty = |cached: &Option<Cached>| cached.is_some_and(|cached| cached.dirty);
         let all = 0..self.cached.len();
-        let mut dirty: Vec<u32> = all
-            .filter(|&at| is_dirty(&self.cached[at]))
-            .map(|at| at as u32)
-            .collect();
+        let mut dirty: Vec<u32> =
+            all.filter(|&at| is_dirty(&self.cached[at])).map(|at| at as u32).collect();
         dirty.sort_unstable_by_key(|&at| self.cached[at as usize].map(|cached| cached.page));
-        dirty
-            .chunks(CHUNK_PAGES as usize)
-            .try_for_each(|chunk| self.store(exchange, chunk))
+        dirty.chunks(CHUNK_PAGES as usize).try_for_each(|chunk| self.store(exchange, chunk))
     }
 
     fn chunk_pages(&self) -> u64 {
@@ -180,16 +174,9 @@ impl Cache {
     fn plan_ahead(&mut self, part: &Part, (most, pages): (u64, u64)) -> u64 {
         let (end, window) = self.sequence;
         let goes_on = part.first == end || part.first + 1 == end;
-        let window = if goes_on {
-            (window * 2).clamp(1, most.max(1))
-        } else {
-            0
-        };
+        let window = if goes_on { (window * 2).clamp(1, most.max(1)) } else { 0 };
         self.sequence = (part.last + 1, window);
-        window
-            .min(most)
-            .min(self.chunk_pages())
-            .min(pages - (part.last + 1).min(pages))
+        window.min(most).min(self.chunk_pages()).min(pages - (part.last + 1).min(pages))
     }
 
     /// Makes pages `first..=last` be there and holds them, fetching those that `needed` says, and
@@ -229,22 +216,13 @@ impl Cache {
             let frame = FrameId::new(number);
             match self.versions.get(&page) {
                 Some(&version) if page > last || needed(page) => {
-                    fetch.push(FetchPage {
-                        page: PageIndex::new(page),
-                        version,
-                        frame,
-                    });
+                    fetch.push(FetchPage { page: PageIndex::new(page), version, frame });
                 }
                 _ => self.frames.bytes_mut(frame).fill(0),
             }
             self.pages.insert(page, number);
             let held = page <= last;
-            self.cached[number as usize] = Some(Cached {
-                page,
-                dirty: false,
-                used: held,
-                held,
-            });
+            self.cached[number as usize] = Some(Cached { page, dirty: false, used: held, held });
         }
         if fetch.is_empty() {
             return Ok(());
@@ -252,9 +230,7 @@ impl Cache {
         self.counts.fetched_pages += fetch.len() as u64;
         let result = exchange.ask(Request::Fetch(&fetch), &mut self.frames);
         if result.is_err() {
-            fetch
-                .iter()
-                .for_each(|page| self.drop_frame(page.frame.get()));
+            fetch.iter().for_each(|page| self.drop_frame(page.frame.get()));
         }
         result.map(|_| ())
     }
@@ -268,10 +244,7 @@ impl Cache {
             self.hand = (at + 1) % self.cached.len();
             passed += 1;
             // Two passes clear every mark of use; a third finds only what is held.
-            assert!(
-                passed <= 3 * self.cached.len(),
-                "an access holds a part of the cache only"
-            );
+            assert!(passed <= 3 * self.cached.len(), "an access holds a part of the cache only");
             let Some(cached) = &mut self.cached[at] else {
                 continue;
             };
@@ -320,11 +293,7 @@ impl Cache {
             let version = Version::new(self.next_version);
             self.next_version += 1;
             let (page, frame) = (PageIndex::new(cached.page), FrameId::new(number));
-            request.push(StorePage {
-                page,
-                version,
-                frame,
-            });
+            request.push(StorePage { page, version, frame });
         }
         exchange.ask(Request::Store(&request), &mut self.frames)?;
         for stored in &request {
@@ -355,9 +324,7 @@ fn parts(offset: u64, bytes: usize, pages: u64) -> impl Iterator<Item = Part> {
     let mut start = offset;
     std::iter::from_fn(move || {
         let stop = (start / span + 1).saturating_mul(span).min(end);
-        let bytes = usize::try_from(stop - start)
-            .ok()
-            .filter(|&bytes| bytes > 0)?;
+        let bytes = usize::try_from(stop - start).ok().filter(|&bytes| bytes > 0)?;
         let part = Part {
             start,
             bytes,

@@ -24,12 +24,7 @@ const TICKETS_FROM: u64 = 1 << 62;
 
 impl Exchange {
     pub(crate) fn new(store: ProgramStore) -> Self {
-        Self {
-            store,
-            started: Instant::now(),
-            last: TICKETS_FROM,
-            done: Vec::new(),
-        }
+        Self { store, started: Instant::now(), last: TICKETS_FROM, done: Vec::new() }
     }
 
     /// Sends a request and waits for its end.
@@ -70,9 +65,7 @@ impl Exchange {
 
     fn wait(&self) {
         let readiness = self.store.readiness();
-        let nanos = readiness
-            .deadline
-            .map(|deadline| deadline.since(self.now()));
+        let nanos = readiness.deadline.map(|deadline| deadline.since(self.now()));
         wait_for(&mut poll_store(self.store.descriptor(), readiness), nanos);
     }
 }
@@ -86,10 +79,7 @@ pub(crate) fn poll_store(
     if readiness.wants_write {
         flags |= PollFlags::OUT;
     }
-    descriptor
-        .map(|fd| PollFd::from_borrowed_fd(fd, flags))
-        .into_iter()
-        .collect()
+    descriptor.map(|fd| PollFd::from_borrowed_fd(fd, flags)).into_iter().collect()
 }
 
 /// Waits until one is ready, or the time is over; a signal ends it too.

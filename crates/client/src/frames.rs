@@ -21,12 +21,10 @@ const fn at(frame: FrameId) -> usize {
 
 /// Runs of frames that lie side by side.
 fn runs(frames: &[FrameId]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-    frames
-        .chunk_by(|one, next| next.get() == one.get() + 1)
-        .map(|run| {
-            let first = at(run[0]);
-            first..first + run.len()
-        })
+    frames.chunk_by(|one, next| next.get() == one.get() + 1).map(|run| {
+        let first = at(run[0]);
+        first..first + run.len()
+    })
 }
 
 impl Frames for HeapFrames {
@@ -51,12 +49,7 @@ impl Frames for HeapFrames {
             parts[index] = before.last_mut();
             (rest, passed) = (after, number + 1);
         }
-        slices.extend(
-            parts
-                .into_iter()
-                .flatten()
-                .map(|part| IoSliceMut::new(part)),
-        );
+        slices.extend(parts.into_iter().flatten().map(|part| IoSliceMut::new(part)));
     }
 
     fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<IoSlice<'a>>) {
@@ -81,10 +74,7 @@ mod tests {
         assert_eq!(numbers, [1, 2, 3, 4, 5]);
         let mut slices = Vec::new();
         frames.gather(&order, &mut slices);
-        let bytes: Vec<u8> = slices
-            .iter()
-            .flat_map(|slice| slice.iter().copied())
-            .collect();
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
         let firsts: Vec<u8> = bytes.chunks(PAGE_SIZE).map(|page| page[0]).collect();
         assert_eq!(firsts, [1, 2, 3, 4, 5]);
     }

@@ -50,17 +50,10 @@ impl MappedRegion {
         versions: Versions,
     ) -> Result<Self, RegionError> {
         let bytes = usize::try_from(options.size).unwrap_or(usize::MAX);
-        let mapping = |source| RegionError::Map {
-            bytes: options.size,
-            source,
-        };
+        let mapping = |source| RegionError::Map { bytes: options.size, source };
         let area = Area::new(bytes).map_err(mapping)?;
         let pager = PagerThread::start(&options, area.range(), store, versions)?;
-        Ok(Self {
-            options,
-            area,
-            pager: Some(pager),
-        })
+        Ok(Self { options, area, pager: Some(pager) })
     }
 
     /// Bytes of the region.
@@ -95,11 +88,7 @@ impl MappedRegion {
     /// [`RegionError::Pinned`] if the kernel holds some pages.
     pub fn flush(&self) -> Result<(), RegionError> {
         let pinned = self.pager().flush()?;
-        if pinned > 0 {
-            Err(RegionError::Pinned { pages: pinned })
-        } else {
-            Ok(())
-        }
+        if pinned > 0 { Err(RegionError::Pinned { pages: pinned }) } else { Ok(()) }
     }
 
     /// Ends the mapping; the region goes on with the same contents.
@@ -108,16 +97,10 @@ impl MappedRegion {
     /// Those of [`MappedRegion::flush`].
     pub fn unmap(mut self) -> Result<Region, RegionError> {
         self.flush()?;
-        let Some(pager) = self.pager.take() else {
-            unreachable!("only here and in drop")
-        };
+        let Some(pager) = self.pager.take() else { unreachable!("only here and in drop") };
         let (store, (versions, next)) = pager.stop()?;
         let cache = Cache::new(self.options.cache_size, versions, next);
-        Ok(Region::resume(
-            self.options.clone(),
-            Exchange::new(store),
-            cache,
-        ))
+        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache))
     }
 
     fn pager(&self) -> &PagerThread {
@@ -179,9 +162,7 @@ impl PagerThread {
             readahead_pages_max: options.readahead_pages,
             secret,
             region_pages: PageCount::new(range.pages() as u64),
-            slots: SlotPolicy::Identity {
-                base: range.start(),
-            },
+            slots: SlotPolicy::Identity { base: range.start() },
         };
         let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
         let mut pager = Pager::new(&config, memory, store);
@@ -200,15 +181,8 @@ impl PagerThread {
         let thread = std::thread::Builder::new()
             .name("farmem-pager".to_owned())
             .spawn(move || serve(pager, &receiver, &heard))
-            .map_err(|source| RegionError::Map {
-                bytes: options.size,
-                source,
-            })?;
-        Ok(Self {
-            calls,
-            bell,
-            thread,
-        })
+            .map_err(|source| RegionError::Map { bytes: options.size, source })?;
+        Ok(Self { calls, bell, thread })
     }
 
     fn flush(&self) -> Result<u64, RegionError> {
@@ -238,15 +212,10 @@ fn serve(
 ) -> (ProgramStore, Versions) {
     let mut flush: Option<(Flush, SyncSender<u64>)> = None;
     loop {
-        let wait = pager
-            .turn(Ready::ALL)
-            .unwrap_or_else(|fatal| end_process(&fatal));
+        let wait = pager.turn(Ready::ALL).unwrap_or_else(|fatal| end_process(&fatal));
         pager.drain_samples(&mut |_| ());
         if let Some((progress, answer)) = &mut flush {
-            match pager
-                .flush_step(progress)
-                .unwrap_or_else(|fatal| end_process(&fatal))
-            {
+            match pager.flush_step(progress).unwrap_or_else(|fatal| end_process(&fatal)) {
                 Flushed::NotYet => {}
                 Flushed::Done { pinned } => {
                     // A caller that is gone needs no answer.

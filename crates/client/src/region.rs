@@ -52,10 +52,7 @@ impl Region {
     }
 
     pub(crate) const fn resume(options: RegionOptions, exchange: Exchange, cache: Cache) -> Self {
-        Self {
-            options,
-            parts: Some((exchange, cache)),
-        }
+        Self { options, parts: Some((exchange, cache)) }
     }
 
     /// Bytes of the region.
@@ -95,12 +92,7 @@ impl Region {
     pub fn address(&self, offset: u64) -> Option<ExternalAddress> {
         let (exchange, _) = self.parts.as_ref()?;
         let base = exchange.store.base()?;
-        let inside = exchange
-            .store
-            .kept_inside()
-            .bytes()
-            .get()
-            .min(self.options.size);
+        let inside = exchange.store.kept_inside().bytes().get().min(self.options.size);
         let widths = AddressWidths::DEFAULT;
         let (server, block, start) = widths.split(base);
         if offset >= inside {
@@ -126,9 +118,7 @@ impl Region {
         address: ExternalAddress,
         target: &mut [u8],
     ) -> Result<(), RegionError> {
-        let not_here = RegionError::NotHere {
-            address: address.raw(),
-        };
+        let not_here = RegionError::NotHere { address: address.raw() };
         let offset = self.offset(address).ok_or(not_here)?;
         self.read(offset, target)
     }
@@ -142,9 +132,7 @@ impl Region {
         address: ExternalAddress,
         source: &[u8],
     ) -> Result<(), RegionError> {
-        let not_here = RegionError::NotHere {
-            address: address.raw(),
-        };
+        let not_here = RegionError::NotHere { address: address.raw() };
         let offset = self.offset(address).ok_or(not_here)?;
         self.write(offset, source)
     }
@@ -161,9 +149,7 @@ impl Region {
     /// What the cache has seen so far.
     #[must_use]
     pub fn counts(&self) -> CacheCounts {
-        self.parts
-            .as_ref()
-            .map_or_else(CacheCounts::default, |(_, cache)| cache.counts)
+        self.parts.as_ref().map_or_else(CacheCounts::default, |(_, cache)| cache.counts)
     }
 
     /// Maps the region: its contents become ordinary memory of this process, of which as much as
@@ -174,9 +160,7 @@ impl Region {
     /// those of [`Region::flush`]. The region is gone then.
     pub fn map(mut self) -> Result<MappedRegion, RegionError> {
         self.flush()?;
-        let Some((exchange, cache)) = self.parts.take() else {
-            unreachable!("it is not closed")
-        };
+        let Some((exchange, cache)) = self.parts.take() else { unreachable!("it is not closed") };
         MappedRegion::start(self.options.clone(), exchange.store, cache.into_versions())
     }
 
@@ -204,11 +188,7 @@ impl Region {
         if offset.checked_add(bytes).is_some_and(|end| end <= size) {
             return Ok(());
         }
-        Err(RegionError::OutOfBounds {
-            offset,
-            bytes,
-            size,
-        })
+        Err(RegionError::OutOfBounds { offset, bytes, size })
     }
 }
 

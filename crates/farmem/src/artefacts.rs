@@ -82,19 +82,14 @@ impl Artefacts {
         let preload = locate(folder, PRELOAD)?;
         let text = preload.to_str().filter(|text| !text.contains([' ', ':']));
         if text.is_none() {
-            return Err(ArtefactError::Unspeakable {
-                path: preload.display().to_string(),
-            });
+            return Err(ArtefactError::Unspeakable { path: preload.display().to_string() });
         }
         let pagerd = locate(folder, PAGERD)?;
         let path = || pagerd.display().to_string();
         match Executable::inspect(&pagerd) {
             Ok(Executable::Static) => Ok(Self { preload, pagerd }),
             Ok(_) => Err(ArtefactError::NotStatic { path: path() }),
-            Err(source) => Err(ArtefactError::Unreadable {
-                path: path(),
-                source,
-            }),
+            Err(source) => Err(ArtefactError::Unreadable { path: path(), source }),
         }
     }
 }
@@ -102,14 +97,13 @@ impl Artefacts {
 fn locate(folder: &Path, name: &'static str) -> Result<PathBuf, ArtefactError> {
     let library = folder.join("../lib/farmem");
     let candidates = [folder.join(name), library.join(name)];
-    candidates
-        .iter()
-        .find_map(|path| path.canonicalize().ok())
-        .ok_or_else(|| ArtefactError::Absent {
+    candidates.iter().find_map(|path| path.canonicalize().ok()).ok_or_else(|| {
+        ArtefactError::Absent {
             name,
             beside: folder.display().to_string(),
             library: library.display().to_string(),
-        })
+        }
+    })
 }
 
 #[cfg(test)]
@@ -130,10 +124,7 @@ mod tests {
         fs::write(library.join(PRELOAD), "").unwrap();
         fs::copy(std::env::current_exe().unwrap(), library.join(PAGERD)).unwrap();
         let dynamic = Artefacts::find_from(&binaries).unwrap_err();
-        assert!(
-            matches!(dynamic, ArtefactError::NotStatic { .. }),
-            "{dynamic}"
-        );
+        assert!(matches!(dynamic, ArtefactError::NotStatic { .. }), "{dynamic}");
 
         let mut head = fs::read(std::env::current_exe().unwrap()).unwrap();
         head.truncate(4096);

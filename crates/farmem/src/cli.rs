@@ -74,12 +74,7 @@ pub(crate) struct RunOptions {
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
     /// Where to listen: HOST:PORT or unix:PATH
-    #[arg(
-        long,
-        value_name = "ADDR",
-        default_value = "127.0.0.1:7070",
-        env = "FARMEM_LISTEN"
-    )]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", env = "FARMEM_LISTEN")]
     pub(crate) listen: String,
     /// Memory to lend [default: half of what the machine or the control group has available]
     #[arg(long, value_name = "SIZE", env = "FARMEM_MEMORY")]
@@ -105,12 +100,7 @@ pub(crate) enum ServerCommand {
 #[derive(Debug, Args)]
 pub(crate) struct ServerShowOptions {
     /// The memory server: HOST:PORT or unix:PATH
-    #[arg(
-        long,
-        value_name = "ADDR",
-        default_value = "127.0.0.1:7070",
-        env = "FARMEM_SERVER"
-    )]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", env = "FARMEM_SERVER")]
     pub(crate) server: String,
     /// How to print
     #[command(flatten)]
@@ -146,11 +136,7 @@ pub(crate) struct OutputOptions {
 impl OutputOptions {
     /// The form that the two flags ask for together.
     pub(crate) fn form(&self) -> OutputForm {
-        if self.json {
-            OutputForm::Json
-        } else {
-            self.output
-        }
+        if self.json { OutputForm::Json } else { self.output }
     }
 }
 
@@ -177,9 +163,7 @@ mod tests {
     #[test]
     fn what_follows_the_program_is_the_programs() {
         for arguments in [
-            &[
-                "farmem", "run", "--local", "64MiB", "--", "sort", "--quiet", "-o",
-            ][..],
+            &["farmem", "run", "--local", "64MiB", "--", "sort", "--quiet", "-o"][..],
             &["farmem", "run", "--local", "64MiB", "sort", "--quiet", "-o"][..],
         ] {
             let Command::Run(options) = Cli::try_parse_from(arguments).unwrap().command else {

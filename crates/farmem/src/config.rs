@@ -43,60 +43,43 @@ pub(crate) fn command() -> anyhow::Result<Command> {
 /// line is told when it is parsed for good.
 fn named_file() -> Option<PathBuf> {
     let matches = Cli::command().ignore_errors(true).try_get_matches().ok()?;
-    matches
-        .try_get_one::<PathBuf>("config")
-        .ok()
-        .flatten()
-        .cloned()
+    matches.try_get_one::<PathBuf>("config").ok().flatten().cloned()
 }
 
 fn with_defaults(command: Command, text: &str) -> anyhow::Result<Command> {
     let tables: Table = text.parse()?;
-    tables
-        .into_iter()
-        .try_fold(command, |command, (name, value)| {
-            let Value::Table(keys) = value else {
-                bail!("`{name}` stands outside of a table: begin with the command, as in [run]");
-            };
-            if command.find_subcommand(&name).is_none() {
-                bail!("[{name}]: there is no such command");
-            }
-            let known = command
-                .find_subcommand(&name)
-                .map(flags)
-                .unwrap_or_default();
-            let defaults = keys
-                .into_iter()
-                .map(|(key, value)| {
-                    if !known.contains(&key) {
-                        bail!(
-                            "[{name}] {key}: there is no such key; keys are {}",
-                            known.join(", ")
-                        );
-                    }
-                    Ok((
-                        key.replace('-', "_"),
-                        plain(&value).with_context(|| format!("[{name}] {key}"))?,
-                    ))
-                })
-                .collect::<anyhow::Result<Vec<_>>>()?;
-            Ok(command.mut_subcommand(name, |subcommand| {
-                defaults
-                    .into_iter()
-                    .fold(subcommand, |subcommand, (id, value)| {
-                        subcommand.mut_arg(id, |flag| flag.default_value(value))
-                    })
-            }))
-        })
+    tables.into_iter().try_fold(command, |command, (name, value)| {
+        let Value::Table(keys) = value else {
+            bail!("`{name}` stands outside of a table: begin with the command, as in [run]");
+        };
+        if command.find_subcommand(&name).is_none() {
+            bail!("[{name}]: there is no such command");
+        }
+        let known = command.find_subcommand(&name).map(flags).unwrap_or_default();
+        let defaults = keys
+            .into_iter()
+            .map(|(key, value)| {
+                if !known.contains(&key) {
+                    bail!("[{name}] {key}: there is no such key; keys are {}", known.join(", "));
+                }
+                Ok((
+                    key.replace('-', "_"),
+                    plain(&value).with_context(|| format!("[{name}] {key}"))?,
+                ))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(command.mut_subcommand(name, |subcommand| {
+            defaults.into_iter().fold(subcommand, |subcommand, (id, value)| {
+                subcommand.mut_arg(id, |flag| flag.default_value(value))
+            })
+        }))
+    })
 }
 
 /// Names of the flags that a file may set.
 fn flags(command: &Command) -> Vec<String> {
     let shown = command.get_arguments().filter(|flag| !flag.is_hide_set());
-    shown
-        .filter_map(|flag| flag.get_long())
-        .map(str::to_owned)
-        .collect()
+    shown.filter_map(|flag| flag.get_long()).map(str::to_owned).collect()
 }
 
 /// The value as it would stand on the command line.

@@ -51,13 +51,7 @@ struct Row {
 impl Row {
     fn new(check: &'static str, found: impl Into<String>, needed: impl Into<String>) -> Self {
         let (found, needed) = (found.into(), needed.into());
-        Self {
-            check,
-            status: Status::Ok,
-            found,
-            needed,
-            remedy: String::new(),
-        }
+        Self { check, status: Status::Ok, found, needed, remedy: String::new() }
     }
 
     fn or(mut self, good: bool, otherwise: Status, remedy: impl Into<String>) -> Self {
@@ -94,20 +88,14 @@ pub(crate) fn doctor(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
 /// All that is missing, each with its remedy.
 pub(crate) fn require_for_run() -> anyhow::Result<()> {
     let rows = decisive(&probe());
-    let failed: Vec<&Row> = rows
-        .iter()
-        .filter(|row| row.status == Status::Fail)
-        .collect();
+    let failed: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Fail).collect();
     if failed.is_empty() {
         return Ok(());
     }
     let reasons: Vec<String> = failed
         .iter()
         .map(|row| {
-            format!(
-                "{}: found {}, needed {}; {}",
-                row.check, row.found, row.needed, row.remedy
-            )
+            format!("{}: found {}, needed {}; {}", row.check, row.found, row.needed, row.remedy)
         })
         .collect();
     bail!(
@@ -125,12 +113,7 @@ fn in_words(rows: &[Row]) -> String {
                 Status::Warn => "warn",
                 Status::Fail => "FAIL",
             };
-            [
-                status.to_owned(),
-                row.check.to_owned(),
-                row.found.clone(),
-                row.needed.clone(),
-            ]
+            [status.to_owned(), row.check.to_owned(), row.found.clone(), row.needed.clone()]
         })
         .collect();
     let mut text = table::lay_out(["STATUS", "CHECK", "FOUND", "NEEDED"], &cells);
@@ -157,12 +140,8 @@ fn decisive(probe: &Probe) -> Vec<Row> {
     );
     let needed = format!("{}.{} or newer", KERNEL_NEEDED.0, KERNEL_NEEDED.1);
     let new_enough = version >= KERNEL_NEEDED;
-    let lacking: Vec<&str> = probe
-        .features
-        .iter()
-        .filter(|(_, found)| !found)
-        .map(|&(name, _)| name)
-        .collect();
+    let lacking: Vec<&str> =
+        probe.features.iter().filter(|(_, found)| !found).map(|&(name, _)| name).collect();
     let features = if probe.features.is_empty() {
         "unknown".to_owned()
     } else if lacking.is_empty() {
@@ -187,11 +166,8 @@ fn permission(probe: &Probe) -> Row {
         Ok(()) => "granted".to_owned(),
         Err(error) => error.to_string(),
     };
-    let found = format!(
-        "device {}, system call {}",
-        describe(&probe.device),
-        describe(&probe.syscall)
-    );
+    let found =
+        format!("device {}, system call {}", describe(&probe.device), describe(&probe.syscall));
     Row::new("userfaultfd permission", found, "either of them").or(
         probe.device.is_ok() || probe.syscall.is_ok(),
         Status::Fail,
@@ -217,15 +193,8 @@ fn paging(probe: &Probe) -> Row {
 fn artefacts() -> Row {
     match Artefacts::find() {
         Ok(artefacts) => {
-            let folder = artefacts
-                .preload
-                .parent()
-                .map(|folder| folder.display().to_string());
-            Row::new(
-                "preload library and pager",
-                folder.unwrap_or_default(),
-                "beside farmem",
-            )
+            let folder = artefacts.preload.parent().map(|folder| folder.display().to_string());
+            Row::new("preload library and pager", folder.unwrap_or_default(), "beside farmem")
         }
         Err(error) => Row::new("preload library and pager", "not usable", "beside farmem").or(
             false,
@@ -240,18 +209,12 @@ fn informative(probe: &Probe) -> Vec<Row> {
     let mut rows = vec![
         unprivileged(probe),
         mappings(),
-        limit(
-            "locked memory (RLIMIT_MEMLOCK)",
-            Resource::Memlock,
-            0,
-            |bytes| Size(bytes).to_string(),
-        ),
-        limit(
-            "descriptors (RLIMIT_NOFILE)",
-            Resource::Nofile,
-            DESCRIPTORS_NEEDED,
-            |count| count.to_string(),
-        ),
+        limit("locked memory (RLIMIT_MEMLOCK)", Resource::Memlock, 0, |bytes| {
+            Size(bytes).to_string()
+        }),
+        limit("descriptors (RLIMIT_NOFILE)", Resource::Nofile, DESCRIPTORS_NEEDED, |count| {
+            count.to_string()
+        }),
         io_uring(probe),
         swap(),
         huge_pages(),
@@ -265,12 +228,7 @@ fn unprivileged(probe: &Probe) -> Row {
     let setting = setting("/proc/sys/vm/unprivileged_userfaultfd");
     let found = setting.unwrap_or_else(|| "unknown".to_owned());
     // Decides nothing by itself: it is the reason where the permission above is missing.
-    Row::new(
-        "vm.unprivileged_userfaultfd",
-        found,
-        "1, or one of the permissions above",
-    )
-    .or(
+    Row::new("vm.unprivileged_userfaultfd", found, "1, or one of the permissions above").or(
         probe.paging.is_ok(),
         Status::Warn,
         "the permissions above are enough and to be preferred to sysctl \
@@ -300,11 +258,7 @@ fn limit(
 ) -> Row {
     let current = getrlimit(resource).current;
     let found = current.map_or("unlimited".to_owned(), &describe);
-    let needed_text = if needed == 0 {
-        "any".to_owned()
-    } else {
-        describe(needed)
-    };
+    let needed_text = if needed == 0 { "any".to_owned() } else { describe(needed) };
     Row::new(check, found, needed_text).or(
         current.is_none_or(|current| current >= needed),
         Status::Warn,
@@ -325,12 +279,7 @@ fn swap() -> Row {
     let on = swaps.lines().count() > 1;
     let (_, version) = kernel();
     let (major, minor) = KERNEL_FOR_SWAP;
-    Row::new(
-        "swap",
-        if on { "on" } else { "off" },
-        format!("off, or Linux {major}.{minor}"),
-    )
-    .or(
+    Row::new("swap", if on { "on" } else { "off" }, format!("off, or Linux {major}.{minor}")).or(
         !on || version >= KERNEL_FOR_SWAP,
         Status::Warn,
         format!(
@@ -350,12 +299,7 @@ fn huge_pages() -> Row {
 fn ptrace_scope() -> Row {
     let scope = setting("/proc/sys/kernel/yama/ptrace_scope");
     let restricted = scope.as_deref() == Some("3");
-    Row::new(
-        "ptrace scope",
-        scope.unwrap_or_else(|| "no Yama".to_owned()),
-        "below 3",
-    )
-    .or(
+    Row::new("ptrace scope", scope.unwrap_or_else(|| "no Yama".to_owned()), "below 3").or(
         !restricted,
         Status::Warn,
         "kernel.yama.ptrace_scope=3 forbids what the pager asks of its program; it can only be \
@@ -386,9 +330,7 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn setting(path: &str) -> Option<String> {
-    fs::read_to_string(path)
-        .ok()
-        .map(|text| text.trim().to_owned())
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -427,10 +369,7 @@ mod tests {
         let mut probe = probe();
         probe.features = vec![("MOVE", false), ("EVENT_FORK", true)];
         let rows = decisive(&probe);
-        let row = rows
-            .iter()
-            .find(|row| row.check == "userfaultfd features")
-            .unwrap();
+        let row = rows.iter().find(|row| row.check == "userfaultfd features").unwrap();
         assert_eq!((row.status, row.found.as_str()), (Status::Fail, "no MOVE"));
     }
 }

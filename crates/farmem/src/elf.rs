@@ -30,11 +30,7 @@ const PROGRAM_HEADERS_MAX: u16 = 512;
 const PT_INTERP: u32 = 3;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
-const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
-    62
-} else {
-    183
-};
+const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
 
 /// The kernel reads no more of a script's first line.
 const SCRIPT_LINE_BYTES: u64 = 255;
@@ -47,9 +43,7 @@ impl Executable {
     pub(crate) fn inspect(path: &Path) -> io::Result<Self> {
         let mut file = File::open(path)?;
         let mut head = Vec::new();
-        file.by_ref()
-            .take(SCRIPT_LINE_BYTES)
-            .read_to_end(&mut head)?;
+        file.by_ref().take(SCRIPT_LINE_BYTES).read_to_end(&mut head)?;
         if let Some(line) = head.strip_prefix(b"#!") {
             let line = line.split(|&byte| byte == b'\n').next().unwrap_or(line);
             let interpreter = line.trim_ascii().split(u8::is_ascii_whitespace).next();

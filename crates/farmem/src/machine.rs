@@ -25,14 +25,8 @@ pub(crate) enum Bound {
 pub(crate) fn available() -> Option<Available> {
     let machine = meminfo_available(&fs::read_to_string("/proc/meminfo").ok()?)?;
     Some(match control_group_available() {
-        Some(bytes) if bytes < machine => Available {
-            bytes,
-            bound: Bound::ControlGroup,
-        },
-        _ => Available {
-            bytes: machine,
-            bound: Bound::Machine,
-        },
+        Some(bytes) if bytes < machine => Available { bytes, bound: Bound::ControlGroup },
+        _ => Available { bytes: machine, bound: Bound::Machine },
     })
 }
 
@@ -40,16 +34,11 @@ pub(crate) fn available() -> Option<Available> {
 pub(crate) fn control_group_available() -> Option<u64> {
     let memberships = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    control_groups(&memberships, &mounts)
-        .iter()
-        .filter_map(ControlGroup::available)
-        .min()
+    control_groups(&memberships, &mounts).iter().filter_map(ControlGroup::available).min()
 }
 
 fn meminfo_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -87,14 +76,8 @@ fn control_groups(memberships: &str, mounts: &str) -> Vec<ControlGroup> {
         // In a container the mount shows a part of the hierarchy: the path is below its root.
         let below = Path::new(path).strip_prefix(root).unwrap_or(Path::new(""));
         let own = Path::new(mount).join(below.strip_prefix("/").unwrap_or(below));
-        for directory in own
-            .ancestors()
-            .take_while(|directory| directory.starts_with(mount))
-        {
-            groups.push(ControlGroup {
-                version,
-                directory: directory.to_owned(),
-            });
+        for directory in own.ancestors().take_while(|directory| directory.starts_with(mount)) {
+            groups.push(ControlGroup { version, directory: directory.to_owned() });
         }
     }
     groups
@@ -118,11 +101,9 @@ fn mount_of(mounts: &str, version: Version) -> Option<(&str, &str)> {
 impl ControlGroup {
     fn available(&self) -> Option<u64> {
         let (limit, usage, inactive) = match self.version {
-            Version::V1 => (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            ),
+            Version::V1 => {
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            }
             Version::V2 => ("memory.max", "memory.current", "inactive_file"),
         };
         // "max" in version 2 is no number: no limit. Version 1 says about 2^63.
@@ -138,11 +119,7 @@ impl ControlGroup {
     }
 
     fn number(&self, file: &str) -> Option<u64> {
-        fs::read_to_string(self.directory.join(file))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(self.directory.join(file)).ok()?.trim().parse().ok()
     }
 }
 
@@ -160,10 +137,7 @@ mod tests {
 
     fn directories(memberships: &str, mounts: &str) -> Vec<String> {
         let groups = control_groups(memberships, mounts);
-        groups
-            .iter()
-            .map(|group| group.directory.display().to_string())
-            .collect()
+        groups.iter().map(|group| group.directory.display().to_string()).collect()
     }
 
     #[test]
@@ -183,9 +157,6 @@ mod tests {
         let mounts = "33 30 0:29 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n\
                       34 30 0:30 /docker/ab /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n";
         let found = directories("4:memory:/docker/ab/inner\n1:cpu:/\n", mounts);
-        assert_eq!(
-            found,
-            ["/sys/fs/cgroup/memory/inner", "/sys/fs/cgroup/memory"]
-        );
+        assert_eq!(found, ["/sys/fs/cgroup/memory/inner", "/sys/fs/cgroup/memory"]);
     }
 }

@@ -37,9 +37,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if is_run() { run::OWN_FAILURE } else { FAILURE });
         }
     };
-    let parsed = definition
-        .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = definition.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -61,9 +59,7 @@ fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     // Nothing is left to be done where nothing can be printed.
     let _ = error.print();
-    let runs = std::env::args_os()
-        .nth(1)
-        .is_some_and(|command| command == "run");
+    let runs = std::env::args_os().nth(1).is_some_and(|command| command == "run");
     match (error.use_stderr(), runs) {
         (false, _) => ExitCode::SUCCESS,
         // Any other status would be taken for the program's.
@@ -73,9 +69,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn is_run() -> bool {
-    std::env::args_os()
-        .nth(1)
-        .is_some_and(|command| command == "run")
+    std::env::args_os().nth(1).is_some_and(|command| command == "run")
 }
 
 fn ending(result: anyhow::Result<ExitCode>) -> ExitCode {

@@ -35,9 +35,7 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     let memory = Size(config.memory.get());
     let server = MemServer::bind(config).context("cannot serve")?;
     if options.private.is_some() {
-        std::io::stdout()
-            .write_all(READY.as_bytes())
-            .context("farmem run has gone")?;
+        std::io::stdout().write_all(READY.as_bytes()).context("farmem run has gone")?;
     } else {
         announce(&server, memory);
     }
@@ -51,9 +49,7 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
 
 fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     let address: ServerAddress = options.listen.parse()?;
-    let endpoint = address
-        .resolve()
-        .with_context(|| format!("cannot resolve {address}"))?;
+    let endpoint = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
     refuse_public(&endpoint, options.insecure)?;
     let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory(options.memory)?));
     let private = options.private.is_some();

@@ -20,9 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 #[expect(clippy::print_stdout, reason = "the listing is the command's output")]
 pub(crate) fn show(options: &ServerShowOptions) -> anyhow::Result<ExitCode> {
     let address: ServerAddress = options.server.parse()?;
-    let endpoint = address
-        .resolve()
-        .with_context(|| format!("cannot resolve {address}"))?;
+    let endpoint = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
     let stat = admin::stat(&endpoint, TIMEOUT)?;
     match options.output.form() {
         OutputForm::Json => {

@@ -33,9 +33,7 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let text = text.trim();
-        let number_end = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
+        let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(number_end);
         let unit = unit_bytes(unit.trim())?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -49,9 +47,7 @@ impl FromStr for Size {
             let scale = 10_u128.pow(u32::try_from(fraction.len()).unwrap_or(u32::MAX));
             bytes += u128::from(unit) * u128::from(digits) / scale;
         }
-        u64::try_from(bytes)
-            .map(Self)
-            .map_err(|_| SizeError::TooLarge)
+        u64::try_from(bytes).map(Self).map_err(|_| SizeError::TooLarge)
     }
 }
 
@@ -122,16 +118,10 @@ mod tests {
     fn what_is_no_size_is_refused_with_the_reason() {
         for text in ["", "G", "-1", ".5G", "1.2.3G", "four"] {
             let error = text.parse::<Size>().unwrap_err();
-            assert!(
-                matches!(error, SizeError::NoNumber | SizeError::Unit(_)),
-                "{text}: {error}"
-            );
+            assert!(matches!(error, SizeError::NoNumber | SizeError::Unit(_)), "{text}: {error}");
         }
         assert_eq!("5X".parse::<Size>(), Err(SizeError::Unit("X".to_owned())));
-        assert_eq!(
-            "5GBB".parse::<Size>(),
-            Err(SizeError::Unit("GBB".to_owned()))
-        );
+        assert_eq!("5GBB".parse::<Size>(), Err(SizeError::Unit("GBB".to_owned())));
         for text in ["16384P", "18446744073709551616", "99999999999999999999G"] {
             assert_eq!(text.parse::<Size>(), Err(SizeError::TooLarge), "{text}");
         }

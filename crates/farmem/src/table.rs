@@ -8,10 +8,7 @@ pub(crate) fn lay_out<const COLUMNS: usize>(
     let heading = heading.map(str::to_owned);
     let all = || std::iter::once(&heading).chain(rows);
     let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
-        all()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
+        all().map(|row| row[column].chars().count()).max().unwrap_or(0)
     });
     let mut text = String::new();
     for row in all() {
@@ -31,10 +28,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [
-            ["a".to_owned(), "long cell".to_owned()],
-            ["bcd".to_owned(), String::new()],
-        ];
+        let rows = [["a".to_owned(), "long cell".to_owned()], ["bcd".to_owned(), String::new()]];
         assert_eq!(lay_out(["X", "Y"], &rows), "X    Y\na    long cell\nbcd\n");
     }
 }

@@ -69,10 +69,7 @@ pub(crate) enum Detail {
 
 impl From<RefusalCode> for Refusal {
     fn from(code: RefusalCode) -> Self {
-        Self {
-            code,
-            detail: Detail::None,
-        }
+        Self { code, detail: Detail::None }
     }
 }
 
@@ -84,17 +81,11 @@ impl From<BodyError> for Refusal {
 
 impl Refusal {
     pub(crate) const fn full(body: FullBody) -> Self {
-        Self {
-            code: RefusalCode::Full,
-            detail: Detail::Full(body),
-        }
+        Self { code: RefusalCode::Full, detail: Detail::Full(body) }
     }
 
     const fn page(code: RefusalCode, entry: PageEntry) -> Self {
-        Self {
-            code,
-            detail: Detail::Page(entry),
-        }
+        Self { code, detail: Detail::Page(entry) }
     }
 }
 
@@ -152,11 +143,7 @@ impl Engine {
     /// A caller that is attached to nothing.
     pub(crate) fn caller(&self) -> Caller {
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        Caller {
-            connection: ConnectionId(id),
-            session: None,
-            shares_arena: false,
-        }
+        Caller { connection: ConnectionId(id), session: None, shares_arena: false }
     }
 
     pub(crate) const fn incarnation(&self) -> Incarnation {
@@ -181,10 +168,7 @@ impl Engine {
             arena_shared: caller.shares_arena,
             session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
             connection: caller.connection.0,
-            actions: (1..64)
-                .filter(|n| Action::from_number(*n).is_served())
-                .map(|n| 1 << n)
-                .sum(),
+            actions: (1..64).filter(|n| Action::from_number(*n).is_served()).map(|n| 1 << n).sum(),
             arena_slots: u64::from(self.arena.slots()),
         })
     }
@@ -203,9 +187,7 @@ impl Engine {
         if sessions.by_id.len() >= self.config.limits.sessions_max {
             return Err(RefusalCode::Busy.into());
         }
-        let granted = self
-            .reservation
-            .reserve(setup.amount, setup.accept_partial)?;
+        let granted = self.reservation.reserve(setup.amount, setup.accept_partial)?;
         let id = sessions.next;
         sessions.next += 1;
         let session = Session {
@@ -228,9 +210,7 @@ impl Engine {
         };
         let reply = self.describe(&session);
         let shared = Arc::new(Mutex::new(session));
-        sessions
-            .by_id
-            .insert(SessionId::new(id), Arc::clone(&shared));
+        sessions.by_id.insert(SessionId::new(id), Arc::clone(&shared));
         caller.session = Some((SessionId::new(id), shared));
         Ok(reply)
     }
@@ -261,9 +241,7 @@ impl Engine {
                 session.region.epoch = Epoch::new(epoch);
             }
         }
-        session
-            .attached
-            .retain(|attached| attached.0 != attach.replaces);
+        session.attached.retain(|attached| attached.0 != attach.replaces);
         if session.attached.len() >= self.config.limits.connections_per_session_max {
             return Err(RefusalCode::Busy.into());
         }
@@ -321,9 +299,7 @@ impl Engine {
             session.region.pages = wanted;
         }
         Ok(MallocReply {
-            address: session
-                .region
-                .address(PageIndex::new(malloc.from.get()), &self.config),
+            address: session.region.address(PageIndex::new(malloc.from.get()), &self.config),
             pages: session.region.pages,
             granted: session.granted,
         })
@@ -429,10 +405,7 @@ impl Engine {
             let stored = page_checksum(region, entry.page, entry.version, self.arena.bytes(slot));
             if stored != entry.checksum {
                 count(&self.counters.damaged_pages, 1);
-                let found = PageEntry {
-                    checksum: stored,
-                    ..*entry
-                };
+                let found = PageEntry { checksum: stored, ..*entry };
                 return Err(Refusal::page(RefusalCode::WrongChecksum, found));
             }
         }
@@ -460,18 +433,8 @@ impl Engine {
             match self.standing(table, entry) {
                 Standing::New => {
                     let (version, checksum) = (entry.version, entry.checksum);
-                    stored(PageEntry {
-                        slot: slot.number(),
-                        ..*entry
-                    });
-                    unused.extend(table.put(
-                        entry.page,
-                        Portion {
-                            slot,
-                            version,
-                            checksum,
-                        },
-                    ));
+                    stored(PageEntry { slot: slot.number(), ..*entry });
+                    unused.extend(table.put(entry.page, Portion { slot, version, checksum }));
                 }
                 Standing::Stored(there) => {
                     unused.push(slot);
@@ -501,11 +464,7 @@ impl Engine {
             Some(portion) if portion.version >= entry.version => {
                 let there = self.entry(entry.page, portion);
                 let is_same = there.version == entry.version && there.checksum == entry.checksum;
-                if is_same {
-                    Standing::Stored(there)
-                } else {
-                    Standing::Old(there)
-                }
+                if is_same { Standing::Stored(there) } else { Standing::Old(there) }
             }
             _ => Standing::New,
         }
@@ -524,9 +483,7 @@ impl Engine {
             return Err(RefusalCode::Unsupported.into());
         }
         let mut session = self.enter(caller, header)?;
-        let missing = wanted
-            .min(SLOTS_ASSIGNED_MAX)
-            .saturating_sub(session.assigned.len());
+        let missing = wanted.min(SLOTS_ASSIGNED_MAX).saturating_sub(session.assigned.len());
         self.assign(&mut session, missing, slots, |_| ());
         session.assigned.keys().for_each(|slot| list(*slot));
         Ok(())
@@ -582,14 +539,7 @@ impl Engine {
                     let slot = session.assigned.remove(&entry.slot);
                     let slot = slot.ok_or_else(|| Refusal::page(RefusalCode::NoSlot, entry))?;
                     let (version, checksum) = (entry.version, entry.checksum);
-                    slots.extend(table.put(
-                        entry.page,
-                        Portion {
-                            slot,
-                            version,
-                            checksum,
-                        },
-                    ));
+                    slots.extend(table.put(entry.page, Portion { slot, version, checksum }));
                     used += 1;
                 }
             }
@@ -623,10 +573,7 @@ impl Engine {
         let found = page_checksum(session.region.id, entry.page, entry.version, content);
         if found != entry.checksum {
             count(&self.counters.damaged_pages, 1);
-            let found = PageEntry {
-                checksum: found,
-                ..*entry
-            };
+            let found = PageEntry { checksum: found, ..*entry };
             return Err(Refusal::page(RefusalCode::WrongChecksum, found));
         }
         Ok(())
@@ -642,10 +589,7 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let mut session = self.enter(caller, header)?;
         session.check_region(header)?;
-        if ranges
-            .clone()
-            .any(|range| !session.region.contains_range(range.0))
-        {
+        if ranges.clone().any(|range| !session.region.contains_range(range.0)) {
             return Err(RefusalCode::OutOfBounds.into());
         }
         for range in ranges {
@@ -711,12 +655,8 @@ impl Engine {
             since.is_some_and(|since| u128::from(now.since(since)) >= timeout)
         };
         let all = self.sessions();
-        let over: Vec<_> = all
-            .by_id
-            .values()
-            .filter(|shared| is_over(&lock(shared)))
-            .cloned()
-            .collect();
+        let over: Vec<_> =
+            all.by_id.values().filter(|shared| is_over(&lock(shared))).cloned().collect();
         drop(all);
         for shared in over {
             let (name, pages) = {
@@ -811,11 +751,7 @@ impl Engine {
     }
 
     fn session(&self, id: SessionId) -> Result<SharedSession, RefusalCode> {
-        self.sessions()
-            .by_id
-            .get(&id)
-            .cloned()
-            .ok_or(RefusalCode::NoSession)
+        self.sessions().by_id.get(&id).cloned().ok_or(RefusalCode::NoSession)
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -824,17 +760,8 @@ impl Engine {
 
     /// What a client is told of a page.
     fn entry(&self, page: PageIndex, portion: &Portion) -> PageEntry {
-        let slot = if self.config.share_arena {
-            portion.slot.number()
-        } else {
-            0
-        };
-        PageEntry {
-            page,
-            version: portion.version,
-            checksum: portion.checksum,
-            slot,
-        }
+        let slot = if self.config.share_arena { portion.slot.number() } else { 0 };
+        PageEntry { page, version: portion.version, checksum: portion.checksum, slot }
     }
 }
 
@@ -848,11 +775,7 @@ fn find(region: &Region, wanted: PageEntry) -> Result<&Portion, Refusal> {
     };
     if wanted.version != Version::new(0) && wanted.version != portion.version {
         let (version, checksum) = (portion.version, Checksum::new(0));
-        let stored = PageEntry {
-            version,
-            checksum,
-            ..wanted
-        };
+        let stored = PageEntry { version, checksum, ..wanted };
         return Err(Refusal::page(RefusalCode::WrongVersionOfPage, stored));
     }
     Ok(portion)

@@ -51,13 +51,7 @@ struct Window {
 
 impl RateLimitedLog {
     pub(crate) fn new(sink: LogSink) -> Self {
-        Self {
-            sink,
-            window: Mutex::new(Window {
-                began: Instant::now(),
-                lines: 0,
-            }),
-        }
+        Self { sink, window: Mutex::new(Window { began: Instant::now(), lines: 0 }) }
     }
 
     pub(crate) fn line(&self, line: fmt::Arguments<'_>) {
@@ -65,13 +59,9 @@ impl RateLimitedLog {
         if window.began.elapsed() > WINDOW {
             let left_out = window.lines.saturating_sub(LINES_PER_WINDOW);
             if left_out > 0 {
-                self.sink
-                    .line(format_args!("{left_out} more such lines were left out"));
+                self.sink.line(format_args!("{left_out} more such lines were left out"));
             }
-            *window = Window {
-                began: Instant::now(),
-                lines: 0,
-            };
+            *window = Window { began: Instant::now(), lines: 0 };
         }
         window.lines += 1;
         if window.lines <= LINES_PER_WINDOW {

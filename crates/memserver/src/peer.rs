@@ -68,17 +68,9 @@ enum Stage {
     /// A head is to be received.
     Head,
     /// Pages of a write are being received into fresh slots.
-    Pages {
-        header: Header,
-        slots: Vec<Slot>,
-        received: usize,
-    },
+    Pages { header: Header, slots: Vec<Slot>, received: usize },
     /// The payload of a refused write is being skipped.
-    Discard {
-        header: Header,
-        left: usize,
-        refusal: Refusal,
-    },
+    Discard { header: Header, left: usize, refusal: Refusal },
 }
 
 impl Peer {
@@ -127,11 +119,7 @@ impl Peer {
         if let Err(DropReason::BadFrame(_) | DropReason::NotARequest) = result {
             // Tell it why, if it still listens; it is dropped in any case.
             let about = Header::request(Action::Unknown(0), 0);
-            push(
-                &mut self.output,
-                about.refused(RefusalCode::Malformed),
-                |_| (),
-            );
+            push(&mut self.output, about.refused(RefusalCode::Malformed), |_| ());
         }
         self.flush(engine, now)?;
         result
@@ -171,9 +159,7 @@ impl Peer {
             return Ok(());
         }
         let passed = self.passes_arena.then(|| engine.arena.descriptor());
-        let sent = self
-            .output
-            .flush(&mut *self.connection, &engine.arena, passed);
+        let sent = self.output.flush(&mut *self.connection, &engine.arena, passed);
         let sent = sent.map_err(DropReason::Broken)?;
         self.passes_arena &= sent == 0;
         count(&engine.counters.bytes_out, sent);
@@ -215,9 +201,7 @@ impl Peer {
     /// Receives once, to where the next bytes belong. Returns also how many would have fitted.
     fn receive(&mut self, engine: &Engine) -> Result<(Moved, usize), DropReason> {
         let moved = match &mut self.stage {
-            Stage::Pages {
-                slots, received, ..
-            } => {
+            Stage::Pages { slots, received, .. } => {
                 let mut slices = recycle_mut(std::mem::take(&mut self.slices));
                 let room = slots.len() * PAGE_SIZE - *received;
                 engine.arena.gather_mut(slots, &mut slices);
@@ -335,10 +319,7 @@ impl Peer {
         };
         self.greeted = true;
         self.passes_arena = reply.arena_shared;
-        let granted = Header {
-            incarnation: engine.incarnation(),
-            ..header.granted()
-        };
+        let granted = Header { incarnation: engine.incarnation(), ..header.granted() };
         push(&mut self.output, granted, |bytes| reply.encode(bytes));
         Ok(())
     }
@@ -401,21 +382,11 @@ impl Peer {
         let mut slots = self.output.spare_list();
         let entries = self.entries.iter().copied();
         match engine.begin_write(&self.caller, &header, entries, &mut slots) {
-            Ok(()) => {
-                self.stage = Stage::Pages {
-                    header,
-                    slots,
-                    received: 0,
-                }
-            }
+            Ok(()) => self.stage = Stage::Pages { header, slots, received: 0 },
             Err(refusal) => {
                 self.output.keep_list(slots);
                 let left = header.payload_bytes();
-                self.stage = Stage::Discard {
-                    header,
-                    left,
-                    refusal,
-                };
+                self.stage = Stage::Discard { header, left, refusal };
             }
         }
     }
@@ -423,12 +394,7 @@ impl Peer {
     /// Moves what is in the input to the slots, and stores them if they are complete; returns
     /// whether they were.
     fn serve_pages(&mut self, engine: &Engine) -> bool {
-        let Stage::Pages {
-            header,
-            slots,
-            received,
-        } = &mut self.stage
-        else {
+        let Stage::Pages { header, slots, received } = &mut self.stage else {
             return false;
         };
         let total = slots.len() * PAGE_SIZE;
@@ -462,18 +428,8 @@ impl Peer {
                 bytes.truncate(start);
                 return;
             }
-            let entries = if caller.shares_arena {
-                header.entries
-            } else {
-                0
-            };
-            seal(
-                Header {
-                    entries,
-                    ..header.granted()
-                },
-                &mut bytes[start..],
-            );
+            let entries = if caller.shares_arena { header.entries } else { 0 };
+            seal(Header { entries, ..header.granted() }, &mut bytes[start..]);
         });
         self.output.keep_list(slots);
         if let Err(refusal) = result {
@@ -484,12 +440,7 @@ impl Peer {
 
     /// Refuses a write whose payload has been skipped; returns whether it has.
     fn finish_discard(&mut self, engine: &Engine) -> bool {
-        let Stage::Discard {
-            header,
-            left: 0,
-            refusal,
-        } = self.stage
-        else {
+        let Stage::Discard { header, left: 0, refusal } = self.stage else {
             return false;
         };
         self.stage = Stage::Head;
@@ -578,12 +529,7 @@ fn push_list(
 
 /// The reply to setup and attach, which tells all about the session.
 const fn answer(request: &Header, session: Header) -> Header {
-    Header {
-        action: request.action,
-        request: request.request,
-        reply: true,
-        ..session
-    }
+    Header { action: request.action, request: request.request, reply: true, ..session }
 }
 
 /// Queues a message of header, entries and body, the latter two written by `rest`.

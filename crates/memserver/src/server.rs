@@ -83,16 +83,10 @@ impl MemServer {
             let endpoint = endpoint.clone();
             Listener::bind(&endpoint).map_err(|source| ServerError::Listen { endpoint, source })
         };
-        let listeners = config
-            .listen
-            .iter()
-            .map(listen)
-            .collect::<Result<Vec<_>, _>>()?;
+        let listeners = config.listen.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
         let (log, workers, memory) = (config.log.clone(), config.workers.max(1), config.memory);
         let engine = Engine::new(config).map_err(|source| ServerError::Arena { memory, source })?;
-        let mailboxes = (0..workers)
-            .map(|_| Mailbox::new())
-            .collect::<io::Result<Vec<_>>>();
+        let mailboxes = (0..workers).map(|_| Mailbox::new()).collect::<io::Result<Vec<_>>>();
         let shared = Shared {
             engine,
             mailboxes: mailboxes.map_err(ServerError::Events)?,
@@ -100,10 +94,7 @@ impl MemServer {
             log: RateLimitedLog::new(log),
             began: std::time::Instant::now(),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-            listeners,
-        })
+        Ok(Self { shared: Arc::new(shared), listeners })
     }
 
     /// Where the server listens; a TCP port of 0 has become the real one.
@@ -120,9 +111,7 @@ impl MemServer {
     /// Stops the server later.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle {
-            shared: Arc::clone(&self.shared),
-        }
+        StopHandle { shared: Arc::clone(&self.shared) }
     }
 
     /// Serves until stopped, on this thread and on one more for every worker beyond the first.
@@ -139,14 +128,9 @@ impl MemServer {
                 })
                 .collect();
             let result = Worker::new(&shared, 0, listeners).and_then(Worker::run);
-            StopHandle {
-                shared: Arc::clone(&shared),
-            }
-            .stop();
+            StopHandle { shared: Arc::clone(&shared) }.stop();
             let results = others.into_iter().map(|worker| {
-                worker
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             });
             results.fold(result, io::Result::and)
         })

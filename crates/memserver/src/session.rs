@@ -126,10 +126,7 @@ pub(crate) struct Reservation {
 
 impl Reservation {
     pub(crate) const fn new(capacity: ByteCount) -> Self {
-        Self {
-            capacity: capacity.get(),
-            reserved: AtomicU64::new(0),
-        }
+        Self { capacity: capacity.get(), reserved: AtomicU64::new(0) }
     }
 
     pub(crate) const fn capacity(&self) -> ByteCount {
@@ -147,24 +144,14 @@ impl Reservation {
     /// Reserves `asked` bytes, or, if `partial`, what there is of them in whole pages.
     pub(crate) fn reserve(&self, asked: ByteCount, partial: bool) -> Result<ByteCount, Refusal> {
         let page = PAGE_SIZE as u64;
-        let full = || {
-            Refusal::full(FullBody {
-                asked,
-                free: self.free(),
-            })
-        };
-        let wanted = asked
-            .get()
-            .checked_next_multiple_of(page)
-            .ok_or_else(full)?;
+        let full = || Refusal::full(FullBody { asked, free: self.free() });
+        let wanted = asked.get().checked_next_multiple_of(page).ok_or_else(full)?;
         let mut granted = wanted;
-        let update = self
-            .reserved
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
-                let free = (self.capacity - reserved) / page * page;
-                granted = if partial { wanted.min(free) } else { wanted };
-                (granted <= free && granted > 0).then(|| reserved + granted)
-            });
+        let update = self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
+            let free = (self.capacity - reserved) / page * page;
+            granted = if partial { wanted.min(free) } else { wanted };
+            (granted <= free && granted > 0).then(|| reserved + granted)
+        });
         update.map(|_| ByteCount::new(granted)).map_err(|_| full())
     }
 

@@ -77,11 +77,7 @@ impl Table {
             if let Some(leaf) = entry {
                 let before = slots.len();
                 let portions = leaf.portions[at..at + in_leaf].iter_mut();
-                slots.extend(
-                    portions
-                        .filter_map(Option::take)
-                        .map(|portion| portion.slot),
-                );
+                slots.extend(portions.filter_map(Option::take).map(|portion| portion.slot));
                 leaf.stored -= slots.len() - before;
                 self.stored -= (slots.len() - before) as u64;
                 if leaf.stored == 0 {
@@ -96,12 +92,7 @@ impl Table {
     pub(crate) fn clear(&mut self, mut release: impl FnMut(&mut Vec<Slot>)) {
         let mut slots = Vec::with_capacity(LEAF_PAGES);
         for leaf in std::mem::take(&mut self.leaves).into_iter().flatten() {
-            slots.extend(
-                leaf.portions
-                    .into_iter()
-                    .flatten()
-                    .map(|portion| portion.slot),
-            );
+            slots.extend(leaf.portions.into_iter().flatten().map(|portion| portion.slot));
             release(&mut slots);
             slots.clear();
         }
@@ -111,10 +102,7 @@ impl Table {
 
 impl Leaf {
     fn empty() -> Box<Self> {
-        Box::new(Self {
-            portions: [const { None }; LEAF_PAGES],
-            stored: 0,
-        })
+        Box::new(Self { portions: [const { None }; LEAF_PAGES], stored: 0 })
     }
 }
 
@@ -134,18 +122,11 @@ mod tests {
         let mut slots = Vec::new();
         assert!(arena.take(1, &mut slots));
         let slot = slots.pop().unwrap();
-        Portion {
-            slot,
-            version: Version::new(version),
-            checksum: Checksum::new(version),
-        }
+        Portion { slot, version: Version::new(version), checksum: Checksum::new(version) }
     }
 
     fn range(start: u64, count: u64) -> PageRange {
-        PageRange {
-            start: PageIndex::new(start),
-            count: PageCount::new(count),
-        }
+        PageRange { start: PageIndex::new(start), count: PageCount::new(count) }
     }
 
     #[test]
@@ -153,11 +134,7 @@ mod tests {
         let arena = Arena::new(4096).unwrap();
         let mut table = Table::default();
         for page in [0, 511, 512, 5_000] {
-            assert!(
-                table
-                    .put(PageIndex::new(page), portion(&arena, page + 1))
-                    .is_none()
-            );
+            assert!(table.put(PageIndex::new(page), portion(&arena, page + 1)).is_none());
         }
         assert_eq!(table.stored().get(), 4);
         let old = table.put(PageIndex::new(512), portion(&arena, 9)).unwrap();

@@ -58,19 +58,12 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         let (sockets, connections) = (Mutex::default(), AtomicUsize::new(0));
-        Ok(Self {
-            event: event()?,
-            sockets,
-            connections,
-        })
+        Ok(Self { event: event()?, sockets, connections })
     }
 
     fn post(&self, socket: Socket) {
         self.connections.fetch_add(1, Ordering::Relaxed);
-        self.sockets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(socket);
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
         // The counter cannot overflow, so this cannot fail.
         let _ = rustix::io::write(&self.event, &1u64.to_le_bytes());
     }
@@ -124,11 +117,7 @@ impl Polling {
     }
 
     fn time(&self) -> Duration {
-        if self.current < POLL_LEAST {
-            Duration::ZERO
-        } else {
-            self.current.min(self.limit)
-        }
+        if self.current < POLL_LEAST { Duration::ZERO } else { self.current.min(self.limit) }
     }
 }
 
@@ -157,10 +146,7 @@ impl Worker {
             peers: Vec::new(),
             vacant: Vec::new(),
             active: Vec::new(),
-            polling: Polling {
-                limit,
-                current: limit,
-            },
+            polling: Polling { limit, current: limit },
             poll_until: Instant::now(),
             next_tick: None,
         })
@@ -170,11 +156,7 @@ impl Worker {
     pub(crate) fn run(mut self) -> io::Result<()> {
         let mut events = [const { MaybeUninit::uninit() }; EVENTS_MAX];
         loop {
-            let wait = if self.poll() {
-                Some(Duration::ZERO)
-            } else {
-                self.time_to_tick()
-            };
+            let wait = if self.poll() { Some(Duration::ZERO) } else { self.time_to_tick() };
             let began = Instant::now();
             let timeout = wait.map(|wait| Timespec {
                 tv_sec: wait.as_secs().cast_signed(),
@@ -270,10 +252,7 @@ impl Worker {
             return;
         };
         let mut interest = epoll::EventFlags::empty();
-        interest.set(
-            epoll::EventFlags::IN,
-            !watched.peer.is_full(&self.shared.engine),
-        );
+        interest.set(epoll::EventFlags::IN, !watched.peer.is_full(&self.shared.engine));
         interest.set(epoll::EventFlags::OUT, watched.peer.wants_write());
         if interest == watched.interest {
             return;
@@ -293,9 +272,7 @@ impl Worker {
         self.active.retain(|active| *active != index);
         reason.count(&self.shared.engine.counters);
         if reason.is_worth_a_line() {
-            self.shared
-                .log
-                .line(format_args!("dropped a client: {reason}"));
+            self.shared.log.line(format_args!("dropped a client: {reason}"));
         }
         self.vacant.push(index);
         self.close(watched.peer);
@@ -303,14 +280,8 @@ impl Worker {
 
     fn close(&mut self, peer: Peer) {
         peer.close(&self.shared.engine, self.now());
-        self.shared
-            .engine
-            .counters
-            .connections
-            .fetch_sub(1, Ordering::Relaxed);
-        self.shared.mailboxes[self.index]
-            .connections
-            .fetch_sub(1, Ordering::Relaxed);
+        self.shared.engine.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared.mailboxes[self.index].connections.fetch_sub(1, Ordering::Relaxed);
         // A session may have lost its last connection.
         self.expect_tick();
     }
@@ -330,9 +301,7 @@ impl Worker {
                 Ok(Some(socket)) => self.place(socket),
                 Ok(None) => return,
                 Err(error) => {
-                    self.shared
-                        .log
-                        .line(format_args!("cannot accept a client: {error}"));
+                    self.shared.log.line(format_args!("cannot accept a client: {error}"));
                     // It would be reported as ready all the time: until the next tick.
                     self.watch_listener(listener, epoll::EventFlags::empty());
                     self.resting.push(listener);
@@ -347,9 +316,7 @@ impl Worker {
         let data = EventData::new_u64(LISTENER - listener as u64);
         let descriptor = self.listeners[listener].descriptor();
         if let Err(errno) = epoll::modify(&self.epoll, descriptor, data, interest) {
-            self.shared
-                .log
-                .line(format_args!("cannot watch a listener: {errno}"));
+            self.shared.log.line(format_args!("cannot watch a listener: {errno}"));
         }
     }
 
@@ -359,9 +326,7 @@ impl Worker {
         let limit = self.shared.engine.config.limits.connections_max;
         if counters.connections.load(Ordering::Relaxed) >= limit as u64 {
             count(&counters.connections_refused, 1);
-            self.shared
-                .log
-                .line(format_args!("refused a client: {limit} are connected"));
+            self.shared.log.line(format_args!("refused a client: {limit} are connected"));
             return;
         }
         count(&counters.connections, 1);
@@ -399,8 +364,7 @@ impl Worker {
     }
 
     fn time_to_tick(&self) -> Option<Duration> {
-        self.next_tick
-            .map(|tick| tick.saturating_duration_since(Instant::now()))
+        self.next_tick.map(|tick| tick.saturating_duration_since(Instant::now()))
     }
 
     fn expect_tick(&mut self) {
@@ -443,9 +407,7 @@ impl Worker {
         (0..CHUNKS_PER_TICK).all(|_| match self.shared.engine.give_back() {
             Ok(more) => more,
             Err(error) => {
-                self.shared
-                    .log
-                    .line(format_args!("cannot give memory back: {error}"));
+                self.shared.log.line(format_args!("cannot give memory back: {error}"));
                 false
             }
         })

@@ -22,10 +22,7 @@ use crate::memory::SpaceId;
 pub(crate) enum Change {
     Remove(AddressRange),
     Unmap(AddressRange),
-    Remap {
-        from: AddressRange,
-        to: AddressRange,
-    },
+    Remap { from: AddressRange, to: AddressRange },
     Fork(Uffd),
 }
 
@@ -68,10 +65,7 @@ impl Changes {
 
     /// Whether the unmapping of this range is the second report of a move.
     pub(crate) fn is_second_report(&mut self, space: SpaceId, range: AddressRange) -> bool {
-        let found = self
-            .moved_away
-            .iter()
-            .position(|&moved| moved == (space, range));
+        let found = self.moved_away.iter().position(|&moved| moved == (space, range));
         found.map(|at| self.moved_away.swap_remove(at)).is_some()
     }
 
@@ -131,10 +125,7 @@ impl Engine {
             let moves = |change: &Change| matches!(change, Change::Remap { from, .. } if from.overlaps(target));
             let unmaps =
                 |change: &Change| matches!(change, Change::Unmap(range) if range.overlaps(target));
-            let freed = waiting
-                .iter()
-                .position(moves)
-                .or_else(|| waiting.iter().position(unmaps));
+            let freed = waiting.iter().position(moves).or_else(|| waiting.iter().position(unmaps));
             let Some(freed) = freed else { break };
             at = freed;
         }

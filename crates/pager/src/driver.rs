@@ -28,10 +28,7 @@ pub struct Ready {
 
 impl Ready {
     /// Look at everything.
-    pub const ALL: Self = Self {
-        events: true,
-        store: true,
-    };
+    pub const ALL: Self = Self { events: true, store: true };
 }
 
 /// What the caller waits for before the next turn.
@@ -129,20 +126,8 @@ impl<S: PageStore> Pager<S> {
     /// Looks after this range from now on: see [`Engine::adopt_range`].
     #[must_use]
     pub fn adopt_range(&mut self, range: AddressRange) -> bool {
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
-        engine.adopt_range(
-            &mut Io {
-                memory,
-                store,
-                clock: &clock,
-            },
-            range,
-        )
+        let Self { engine, memory, store, .. } = self;
+        engine.adopt_range(&mut Io { memory, store, clock: &clock }, range)
     }
 
     /// Makes it known that the servers have a page: see [`Engine::restore`].
@@ -165,20 +150,8 @@ impl<S: PageStore> Pager<S> {
     /// # Errors
     /// [`Fatal`]: the program must be stopped.
     pub fn flush_step(&mut self, flush: &mut Flush) -> Result<Flushed, Fatal> {
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
-        engine.flush_step(
-            &mut Io {
-                memory,
-                store,
-                clock: &clock,
-            },
-            flush,
-        )
+        let Self { engine, memory, store, .. } = self;
+        engine.flush_step(&mut Io { memory, store, clock: &clock }, flush)
     }
 
     /// One round: everything that is there to be read, then a bounded amount of upkeep.
@@ -190,25 +163,12 @@ impl<S: PageStore> Pager<S> {
             self.take_events()?;
         }
         // A store that makes its connection anew has no descriptor that would be ready.
-        let due = self
-            .store
-            .readiness()
-            .deadline
-            .is_some_and(|deadline| deadline <= clock());
+        let due = self.store.readiness().deadline.is_some_and(|deadline| deadline <= clock());
         if ready.store || due || self.engine.is_waiting() {
             self.take_completions()?;
         }
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
-        let io = &mut Io {
-            memory,
-            store,
-            clock: &clock,
-        };
+        let Self { engine, memory, store, .. } = self;
+        let io = &mut Io { memory, store, clock: &clock };
         engine.catch_up(io)?;
         if engine.has_deferred() {
             engine.retry_arrived(io);
@@ -265,39 +225,23 @@ impl<S: PageStore> Pager<S> {
         if self.memory.read_events(space, &mut self.events)? == 0 {
             return Ok(());
         }
-        let Self {
-            engine,
-            memory,
-            store,
-            events,
-            ..
-        } = self;
+        let Self { engine, memory, store, events, .. } = self;
         // Who is read to change mappings goes on at once; a fault that was read with it must not be
         // answered as if that had not happened.
         events.sort_by_key(|event| matches!(event, Event::Fault { .. }));
         for event in events.drain(..) {
             match event {
-                Event::Fault {
-                    address,
-                    write,
-                    thread,
-                } => match memory.fill_scratch_hole(address) {
-                    None => {
-                        let io = &mut Io {
-                            memory,
-                            store,
-                            clock: &clock,
-                        };
-                        engine.on_fault(io, space, address, write, thread)?;
+                Event::Fault { address, write, thread } => {
+                    match memory.fill_scratch_hole(address) {
+                        None => {
+                            let io = &mut Io { memory, store, clock: &clock };
+                            engine.on_fault(io, space, address, write, thread)?;
+                        }
+                        Some(filled) => filled.into_iter().for_each(|f| engine.on_hole_filled(f)),
                     }
-                    Some(filled) => filled.into_iter().for_each(|f| engine.on_hole_filled(f)),
-                },
+                }
                 change => {
-                    let io = &mut Io {
-                        memory,
-                        store,
-                        clock: &clock,
-                    };
+                    let io = &mut Io { memory, store, clock: &clock };
                     engine.on_change(io, space, change)?;
                 }
             }
@@ -306,19 +250,9 @@ impl<S: PageStore> Pager<S> {
     }
 
     fn take_completions(&mut self) -> Result<(), Fatal> {
-        let Self {
-            engine,
-            memory,
-            store,
-            completions,
-            ..
-        } = self;
+        let Self { engine, memory, store, completions, .. } = self;
         store.advance(clock(), memory, completions)?;
-        let io = &mut Io {
-            memory,
-            store,
-            clock: &clock,
-        };
+        let io = &mut Io { memory, store, clock: &clock };
         for completion in completions.drain(..) {
             engine.on_completion(io, completion)?;
         }
@@ -327,17 +261,8 @@ impl<S: PageStore> Pager<S> {
 
     fn drop_ended_children(&mut self) {
         let children: Vec<SpaceId> = self.engine.child_spaces().collect();
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
-        let io = &mut Io {
-            memory,
-            store,
-            clock: &clock,
-        };
+        let Self { engine, memory, store, .. } = self;
+        let io = &mut Io { memory, store, clock: &clock };
         for space in children {
             if !io.memory.space_lives(space) {
                 engine.on_space_gone(io, space);

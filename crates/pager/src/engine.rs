@@ -146,10 +146,7 @@ const FULL_WAIT_NANOS_MAX: u64 = 200_000_000;
 const FETCHES_MAX: usize = 64;
 
 /// What the kernel answers when a run reaches over the border of two mappings: less of it may do.
-pub(crate) const BORDER: Progress = Progress {
-    bytes: 0,
-    stop: Some(Stop::Gone),
-};
+pub(crate) const BORDER: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
 
 /// The pager. See the module's text.
 #[derive(Debug)]
@@ -268,7 +265,11 @@ impl Engine {
     /// outside.
     #[must_use]
     pub fn has_deferred(&self) -> bool {
-        !self.deferred.is_empty() || !self.arrived.is_empty() || self.changes.are_waiting()
+        let put_off = !self.adoption.wanted_plans.is_empty();
+        put_off
+            || !self.deferred.is_empty()
+            || !self.arrived.is_empty()
+            || self.changes.are_waiting()
     }
 
     /// Whether requests to the store are under way.
@@ -333,16 +334,7 @@ impl Engine {
             self.adoption.unknown = true;
         }
         let since = (io.clock)();
-        self.answer(
-            io,
-            Fault {
-                space,
-                address,
-                write,
-                thread,
-                since,
-            },
-        )
+        self.answer(io, Fault { space, address, write, thread, since })
     }
 
     /// Tries the faults that had to wait once more.
@@ -406,9 +398,7 @@ impl Engine {
             if !there && io.memory.settled() {
                 let quiet = (io.clock)().since(fault.since) > 1_000_000_000;
                 if quiet {
-                    return Err(Fatal::Missing {
-                        address: fault.address,
-                    });
+                    return Err(Fatal::Missing { address: fault.address });
                 }
                 self.deferred.push_back(fault);
                 return Ok(());
@@ -421,9 +411,7 @@ impl Engine {
     /// A thread waits for a page that is on its way.
     fn want(&mut self, fault: Fault) {
         let fetches = self.fetches.values_mut().chain(self.arrived.iter_mut());
-        let pages = fetches
-            .filter(|f| f.space == fault.space)
-            .flat_map(|f| f.pages.iter_mut());
+        let pages = fetches.filter(|f| f.space == fault.space).flat_map(|f| f.pages.iter_mut());
         for page in pages.filter(|page| page.address == fault.address && !page.cancelled) {
             page.wanted = true;
         }
@@ -441,7 +429,8 @@ impl Engine {
     /// # Errors
     /// [`Fatal`].
     pub fn start_wanted_plans(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {
-        while let Some((space, plan)) = self.adoption.wanted_plans.pop() {
+        while !self.budget.is_full() || self.stuck {
+            let Some((space, plan)) = self.adoption.wanted_plans.pop() else { break };
             self.fetch(io, None, space, Some(plan))?;
         }
         Ok(())
@@ -465,9 +454,7 @@ impl Engine {
         if pages == 0 {
             match progress.stop {
                 Some(Stop::Retry | Stop::NoMemory) => self.deferred.push_back(fault),
-                _ => io
-                    .memory
-                    .wake(fault.space, AddressRange::pages_from(fault.address, 1)),
+                _ => io.memory.wake(fault.space, AddressRange::pages_from(fault.address, 1)),
             }
             return;
         }
@@ -492,10 +479,7 @@ impl Engine {
     /// How many untouched pages to fill from the fault's address on.
     fn zero_run_from(&mut self, fault: Fault) -> usize {
         let end = match fault.space {
-            SpaceId::OWN => self
-                .adopted
-                .find(fault.address)
-                .map_or(0, AddressRange::end),
+            SpaceId::OWN => self.adopted.find(fault.address).map_or(0, AddressRange::end),
             _ => 0,
         };
         self.zero_run = if fault.address == self.zero_end {
@@ -519,9 +503,7 @@ impl Engine {
     /// The page is still in the victim buffer: no network.
     fn bring_back(&mut self, io: &mut Io<'_>, fault: Fault, frame: FrameId) -> Result<(), Fatal> {
         let pull = self.threads.on_fault(fault.thread, fault.since);
-        let progress = io
-            .memory
-            .copy_in(fault.space, fault.address, frame, 1, pull);
+        let progress = io.memory.copy_in(fault.space, fault.address, frame, 1, pull);
         self.threads.on_wake(fault.thread, (io.clock)());
         match progress.stop {
             None => {}
@@ -531,8 +513,7 @@ impl Engine {
             }
             Some(_) => {
                 // Unmapped meanwhile: its event will say so.
-                io.memory
-                    .wake(fault.space, AddressRange::pages_from(fault.address, 1));
+                io.memory.wake(fault.space, AddressRange::pages_from(fault.address, 1));
                 return Ok(());
             }
         }
@@ -547,9 +528,7 @@ impl Engine {
         debug_assert!(moved_out);
         self.forget_frame(frame);
         self.sample(Latency::Fault, (io.clock)().since(fault.since));
-        let plan = self
-            .space_mut(fault.space)
-            .and_then(|s| s.streams.on_fault(fault.address));
+        let plan = self.space_mut(fault.space).and_then(|s| s.streams.on_fault(fault.address));
         self.credit(plan);
         if plan.is_some() {
             self.fetch(io, None, fault.space, plan)?;
@@ -584,12 +563,19 @@ impl Engine {
             self.deferred.extend(fault);
             return Ok(());
         }
+        let mut plan = plan;
+        if self.budget.is_full() && !self.stuck {
+            // What is read ahead waits until there is room for it.
+            let plans = &mut self.adoption.wanted_plans;
+            if plans.len() < FETCHES_MAX {
+                plans.extend(plan.take().map(|plan| (space, plan)));
+            }
+            plan = None;
+        }
         if let (Some(plan), Some(table)) = (plan, self.table_mut(space)) {
             let out = |at: &usize| table.get(*at).is_some_and(|e| e.place() == Place::Out);
             wanted.extend(
-                plan.addresses()
-                    .filter(out)
-                    .filter(|at| fault.is_none_or(|f| f.address != *at)),
+                plan.addresses().filter(out).filter(|at| fault.is_none_or(|f| f.address != *at)),
             );
         }
         let mut marker = match (plan, space) {
@@ -629,25 +615,13 @@ impl Engine {
         pages.clear();
         request.clear();
         for (&address, &frame) in addresses.iter().zip(&frames) {
-            let copy = self
-                .table_mut(space)
-                .and_then(|t| t.get(address))
-                .and_then(Entry::copy);
+            let copy = self.table_mut(space).and_then(|t| t.get(address)).and_then(Entry::copy);
             let Some((page, version)) = copy else {
                 unreachable!("a page that is out has a copy on the servers")
             };
-            request.push(FetchPage {
-                page,
-                version,
-                frame,
-            });
+            request.push(FetchPage { page, version, frame });
             let wanted = fault.is_some_and(|fault| fault.address == address);
-            pages.push(FetchingPage {
-                address,
-                frame,
-                wanted,
-                cancelled: false,
-            });
+            pages.push(FetchingPage { address, frame, wanted, cancelled: false });
         }
         self.frame_buffer = frames;
         let ticket = self.take_ticket();
@@ -747,10 +721,7 @@ impl Engine {
             Some(run) if run.end() == Some(slot) => {
                 run.count = PageCount::new(run.count.get() + 1);
             }
-            _ => self.releases.push(PageRange {
-                start: slot,
-                count: PageCount::new(1),
-            }),
+            _ => self.releases.push(PageRange { start: slot, count: PageCount::new(1) }),
         }
     }
 

@@ -51,10 +51,8 @@ impl Quarantine {
     }
 
     pub(crate) fn overlaps(&self, range: AddressRange) -> bool {
-        let hits = |set: &RangeSet| {
-            set.next_from(range.start())
-                .is_some_and(|part| part.overlaps(range))
-        };
+        let hits =
+            |set: &RangeSet| set.next_from(range.start()).is_some_and(|part| part.overlaps(range));
         !self.is_empty() && (hits(&self.recent) || hits(&self.older))
     }
 }
@@ -199,11 +197,7 @@ impl Engine {
     ) {
         let fetches = self.fetches.values_mut().chain(self.arrived.iter_mut());
         for fetch in fetches.filter(|fetch| fetch.space == space) {
-            for page in fetch
-                .pages
-                .iter_mut()
-                .filter(|p| p.address == address && !p.cancelled)
-            {
+            for page in fetch.pages.iter_mut().filter(|p| p.address == address && !p.cancelled) {
                 change(page);
             }
         }
@@ -274,11 +268,7 @@ impl Engine {
 
     /// A forked child has ended, or started another program: its share of the region is free.
     pub fn on_space_gone(&mut self, io: &mut Io<'_>, space: SpaceId) {
-        self.drop_pages(
-            io,
-            space,
-            AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1)),
-        );
+        self.drop_pages(io, space, AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1)));
         self.spaces.retain(|other| other.id != space);
         self.changes.forget(space);
         self.deferred.retain(|fault| fault.space != space);
@@ -287,9 +277,6 @@ impl Engine {
 
     /// The forked children that are served.
     pub fn child_spaces(&self) -> impl Iterator<Item = SpaceId> + '_ {
-        self.spaces
-            .iter()
-            .map(|space| space.id)
-            .filter(|&id| id != SpaceId::OWN)
+        self.spaces.iter().map(|space| space.id).filter(|&id| id != SpaceId::OWN)
     }
 }

@@ -16,14 +16,14 @@ const WINDOWS_PER_STEP: usize = 64;
 /// Pages found pinned or shared after which a step gives up.
 const BUSY_PAGES_MAX: u64 = WINDOW_FRAMES as u64;
 /// How long nothing is moved out after that.
-const BUSY_PAUSE_MICROS: u64 = 20_000;
+const BUSY_PAUSE_MICROS: u64 = 5_000;
 /// Adopted ranges without pages that one step passes over before it gives up.
 const RANGES_PER_STEP: usize = 1024;
 /// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.
 /// 4,096 pages are 16 MiB: some milliseconds of a fast network.
 const BUSY_FRAMES_MAX: usize = 4096;
 /// Steps by which one round of upkeep shrinks at most: about 1 ms.
-const SHRINK_STEPS_MAX: usize = 8;
+const SHRINK_STEPS_MAX: usize = 16;
 /// Stores under way at most, however few pages each has: the store's queue is bounded.
 const STORES_MAX: usize = 128;
 /// Pooled frames kept for fetches.
@@ -115,11 +115,8 @@ impl Engine {
     ) -> Result<usize, Fatal> {
         let mut scan = std::mem::take(&mut self.scan);
         self.choose(io, source, spare_hot, &mut scan.spans);
-        let result = if scan.spans.is_empty() {
-            Ok(0)
-        } else {
-            self.move_spans(io, source, &mut scan)
-        };
+        let result =
+            if scan.spans.is_empty() { Ok(0) } else { self.move_spans(io, source, &mut scan) };
         self.scan = scan;
         result
     }
@@ -152,10 +149,7 @@ impl Engine {
     /// up to the end of the adopted ranges.
     fn next_source(&mut self, io: &Io<'_>) -> Option<AddressRange> {
         for _ in 0..RANGES_PER_STEP {
-            let range = self
-                .adopted
-                .next_from(self.hand)
-                .or_else(|| self.adopted.next_from(0))?;
+            let range = self.adopted.next_from(self.hand).or_else(|| self.adopted.next_from(0))?;
             if self.hand >= range.end() {
                 self.hand = 0;
             }
@@ -230,10 +224,7 @@ impl Engine {
         self.frames.queue(window);
         let mut moved = 0;
         scan.dirty.clear();
-        for frame in window
-            .frames()
-            .filter(|&frame| io.memory.frame_present(frame))
-        {
+        for frame in window.frames().filter(|&frame| io.memory.frame_present(frame)) {
             let offset = (frame.get() - window.first().get()) as usize;
             self.take_victim(io, base + (offset << PAGE_SHIFT), frame, &mut scan.dirty);
             moved += 1;
@@ -290,8 +281,7 @@ impl Engine {
     /// The page cannot be moved now: it stays, and is not asked again too soon.
     fn leave_for_now(&mut self, io: &Io<'_>, address: usize) {
         let mut there = false;
-        io.memory
-            .present(AddressRange::pages_from(address, 1), &mut |_| there = true);
+        io.memory.present(AddressRange::pages_from(address, 1), &mut |_| there = true);
         if !there {
             return;
         }
@@ -349,18 +339,11 @@ impl Engine {
         if scan.dirty.is_empty() {
             return Ok(());
         }
-        let mut fresh = PageRange {
-            start: PageIndex::new(0),
-            count: Default::default(),
-        };
+        let mut fresh = PageRange { start: PageIndex::new(0), count: Default::default() };
         scan.request.clear();
         for (at, &(address, frame, fingerprint)) in scan.dirty.iter().enumerate() {
             let shared = |slot: &PageIndex| self.slots.is_shared(*slot);
-            let held = self.spaces[0]
-                .table
-                .get(address)
-                .and_then(Entry::copy)
-                .map(|(s, _)| s);
+            let held = self.spaces[0].table.get(address).and_then(Entry::copy).map(|(s, _)| s);
             let page = match held.filter(|slot| !shared(slot)) {
                 Some(slot) => slot,
                 None => {
@@ -376,19 +359,12 @@ impl Engine {
             if let Some(entry) = self.own_table().get_mut(address) {
                 entry.set_copy(page, version, fingerprint);
             }
-            scan.request.push(StorePage {
-                page,
-                version,
-                frame,
-            });
+            scan.request.push(StorePage { page, version, frame });
         }
         self.slots.put_back(fresh);
         let ticket = self.take_ticket();
         io.store.submit(ticket, Request::Store(&scan.request))?;
-        self.stores.insert(
-            ticket.0,
-            scan.dirty.iter().map(|&(_, frame, _)| frame).collect(),
-        );
+        self.stores.insert(ticket.0, scan.dirty.iter().map(|&(_, frame, _)| frame).collect());
         Ok(())
     }
 
@@ -556,13 +532,7 @@ impl Engine {
                 } else {
                     self.budget.estimate()
                 };
-                self.budget.measure(
-                    now,
-                    Residents {
-                        anonymous,
-                        shared: 0,
-                    },
-                );
+                self.budget.measure(now, Residents { anonymous, shared: 0 });
             }
         }
         let measured = self.budget.measured();
@@ -576,8 +546,7 @@ impl Engine {
         let mut pages = self.frames.with_memory();
         let mut at = 0;
         while let Some(range) = self.adopted.next_from(at) {
-            io.memory
-                .present(range, &mut |run| pages += run.range.pages());
+            io.memory.present(range, &mut |run| pages += run.range.pages());
             at = range.end();
         }
         pages

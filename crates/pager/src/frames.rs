@@ -211,10 +211,7 @@ impl FramePool {
 
     /// Frames with memory, whatever for.
     pub(crate) fn with_memory(&self) -> usize {
-        self.windows
-            .iter()
-            .map(|window| usize::from(window.with_memory))
-            .sum()
+        self.windows.iter().map(|window| usize::from(window.with_memory)).sum()
     }
 
     /// Frames whose store is under way.
@@ -230,10 +227,7 @@ impl FramePool {
         let number = frame.get();
         match self.pooled.last_mut() {
             Some(run) if run.first + run.count == number => run.count += 1,
-            _ => self.pooled.push(Run {
-                first: number,
-                count: 1,
-            }),
+            _ => self.pooled.push(Run { first: number, count: 1 }),
         }
     }
 
@@ -248,10 +242,7 @@ impl FramePool {
     pub(crate) fn take_neighbours(&mut self, count: usize, frames: &mut Vec<FrameId>) -> bool {
         let want = u32::try_from(count).unwrap_or(u32::MAX);
         let newest = self.pooled.iter().rev().take(RUNS_LOOKED_AT);
-        let Some(back) = newest
-            .enumerate()
-            .find(|(_, run)| run.count >= want)
-            .map(|(at, _)| at)
+        let Some(back) = newest.enumerate().find(|(_, run)| run.count >= want).map(|(at, _)| at)
         else {
             return false;
         };
@@ -266,17 +257,11 @@ impl FramePool {
         while taken < count {
             // The shortest of the newest runs: long ones are for those who need neighbours.
             let length = self.pooled.len();
-            let newest = self
-                .pooled
-                .iter()
-                .enumerate()
-                .skip(length.saturating_sub(RUNS_LOOKED_AT));
+            let newest = self.pooled.iter().enumerate().skip(length.saturating_sub(RUNS_LOOKED_AT));
             let Some((at, run)) = newest.min_by_key(|(_, run)| run.count) else {
                 break;
             };
-            let want = u32::try_from(count - taken)
-                .unwrap_or(u32::MAX)
-                .min(run.count);
+            let want = u32::try_from(count - taken).unwrap_or(u32::MAX).min(run.count);
             self.take_from(at, want, frames);
             taken += want as usize;
         }
@@ -298,18 +283,16 @@ impl FramePool {
         }
     }
 
-    /// Takes one run of at most `count` neighbours out of the pool to give their memory back; they
+    /// Takes a long run of at most `count` neighbours out of the pool to give their memory back; they
     /// are holes then. Returns the first frame and the length.
     pub(crate) fn take_run_to_discard(&mut self, count: usize) -> Option<(FrameId, usize)> {
-        let run = self.pooled.first().copied()?;
+        let oldest = self.pooled.iter().enumerate().take(RUNS_LOOKED_AT);
+        let (at, &run) = oldest.max_by_key(|(_, run)| run.count)?;
         let want = u32::try_from(count).unwrap_or(u32::MAX).min(run.count);
         if want == run.count {
-            self.pooled.remove(0);
+            self.pooled.remove(at);
         } else {
-            self.pooled[0] = Run {
-                first: run.first + want,
-                count: run.count - want,
-            };
+            self.pooled[at] = Run { first: run.first + want, count: run.count - want };
         }
         self.pooled_count -= want as usize;
         for number in run.first..run.first + want {
@@ -329,14 +312,7 @@ mod tests {
         let window = pool.take_empty().unwrap();
         pool.queue(window);
         for (at, frame) in window.frames().enumerate().filter(|(at, _)| at % 2 == 0) {
-            pool.set(
-                frame,
-                if at == 4 {
-                    FrameUse::Writing(at)
-                } else {
-                    FrameUse::Victim(at)
-                },
-            );
+            pool.set(frame, if at == 4 { FrameUse::Writing(at) } else { FrameUse::Victim(at) });
         }
         assert_eq!((pool.victim_frames(), pool.busy_frames()), (128, 1));
         assert_eq!(pool.take_oldest(), None, "a store is under way");

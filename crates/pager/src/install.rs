@@ -79,8 +79,7 @@ impl Engine {
             io.memory.move_in(page.address, page.frame, run)
         } else {
             let pull = fetch.pull.then_some(fetch.thread);
-            io.memory
-                .copy_in(fetch.space, page.address, page.frame, run, pull)
+            io.memory.copy_in(fetch.space, page.address, page.frame, run, pull)
         };
         let moved = progress.bytes / PAGE_SIZE;
         if may_move {
@@ -93,9 +92,7 @@ impl Engine {
             }
             if matches!(progress.stop, Some(Stop::Busy | Stop::Unmovable)) {
                 // The mapping's protection differs from the scratch area's: a copy works.
-                progress = io
-                    .memory
-                    .copy_in(fetch.space, page.address, page.frame, run, None);
+                progress = io.memory.copy_in(fetch.space, page.address, page.frame, run, None);
             }
         }
         let copied = progress.bytes / PAGE_SIZE;
@@ -117,21 +114,18 @@ impl Engine {
                 // Someone else has filled it: that content is newer than the servers' copy.
                 self.frames.pool(page.frame);
                 self.drop_copy(fetch.space, page.address);
-                io.memory
-                    .wake(fetch.space, AddressRange::pages_from(page.address, 1));
+                io.memory.wake(fetch.space, AddressRange::pages_from(page.address, 1));
                 Installed::Some(1)
             }
             Some(Stop::Gone | Stop::Busy | Stop::Unmovable | Stop::Hole) => {
                 // The mapping is gone; its event will drop the entry. Until then the page is out.
                 self.frames.pool(page.frame);
-                if let Some(entry) = self
-                    .table_mut(fetch.space)
-                    .and_then(|t| t.get_mut(page.address))
+                if let Some(entry) =
+                    self.table_mut(fetch.space).and_then(|t| t.get_mut(page.address))
                 {
                     entry.set_place(Place::Out);
                 }
-                io.memory
-                    .wake(fetch.space, AddressRange::pages_from(page.address, 1));
+                io.memory.wake(fetch.space, AddressRange::pages_from(page.address, 1));
                 Installed::Some(1)
             }
         }
@@ -198,9 +192,5 @@ fn run_length(fetch: &Fetch, at: usize) -> usize {
             && !page.cancelled
             && (page.address != fetch.marker || page.wanted)
     };
-    fetch.pages[at..]
-        .iter()
-        .enumerate()
-        .take_while(follows)
-        .count()
+    fetch.pages[at..].iter().enumerate().take_while(follows).count()
 }

@@ -65,9 +65,7 @@ impl Engine {
     pub fn flush_step(&mut self, io: &mut Io<'_>, flush: &mut Flush) -> Result<Flushed, Fatal> {
         if let Some(last) = flush.last_store {
             let waits = self.stores.keys().any(|&ticket| ticket <= last);
-            let done = Flushed::Done {
-                pinned: flush.pinned,
-            };
+            let done = Flushed::Done { pinned: flush.pinned };
             return Ok(if waits { Flushed::NotYet } else { done });
         }
         for _ in 0..WINDOWS_PER_STEP {

@@ -170,8 +170,7 @@ impl OwnMemory {
     /// # Errors
     /// If the userfaultfd fails.
     pub fn read_events(&self, space: SpaceId, events: &mut Vec<Event>) -> Result<usize, UffdError> {
-        self.uffd_of(space)
-            .map_or(Ok(0), |uffd| uffd.read_events(events))
+        self.uffd_of(space).map_or(Ok(0), |uffd| uffd.read_events(events))
     }
 
     fn uffd_of(&self, space: SpaceId) -> Option<&Uffd> {
@@ -198,10 +197,7 @@ fn find_uffd<'u>(
     if space == SpaceId::OWN {
         return Some(own);
     }
-    children
-        .iter()
-        .find(|(id, _)| *id == space)
-        .map(|(_, uffd)| uffd)
+    children.iter().find(|(id, _)| *id == space).map(|(_, uffd)| uffd)
 }
 
 impl Drop for OwnMemory {
@@ -211,10 +207,7 @@ impl Drop for OwnMemory {
     }
 }
 
-const GONE: Progress = Progress {
-    bytes: 0,
-    stop: Some(Stop::Gone),
-};
+const GONE: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
 
 impl Memory for OwnMemory {
     fn copy_in(
@@ -225,13 +218,7 @@ impl Memory for OwnMemory {
         count: usize,
         pull: Option<u32>,
     ) -> Progress {
-        let Self {
-            uffd,
-            children,
-            scratch,
-            anchor,
-            ..
-        } = self;
+        let Self { uffd, children, scratch, anchor, .. } = self;
         let Some(uffd) = find_uffd(uffd, children, space) else {
             return GONE;
         };
@@ -243,8 +230,7 @@ impl Memory for OwnMemory {
     }
 
     fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
-        self.scratch
-            .move_out(&self.uffd, source, first, &self.pagemap)
+        self.scratch.move_out(&self.uffd, source, first, &self.pagemap)
     }
 
     fn zero_in(
@@ -254,22 +240,16 @@ impl Memory for OwnMemory {
         written: bool,
         pull: Option<u32>,
     ) -> Progress {
-        let Self {
-            uffd,
-            children,
-            anchor,
-            ..
-        } = self;
+        let Self { uffd, children, anchor, .. } = self;
         let Some(uffd) = find_uffd(uffd, children, space) else {
             return GONE;
         };
-        anchor.pull(pull, || {
-            if written {
-                uffd.copy_static(range, &ZEROS)
-            } else {
-                uffd.zero(range)
-            }
-        })
+        anchor.pull(
+            pull,
+            || {
+                if written { uffd.copy_static(range, &ZEROS) } else { uffd.zero(range) }
+            },
+        )
     }
 
     fn wake(&mut self, space: SpaceId, range: AddressRange) {
@@ -295,15 +275,12 @@ impl Memory for OwnMemory {
     }
 
     fn discard(&mut self, first: FrameId, count: usize) {
-        self.scratch
-            .discard(&self.uffd, first, count, &self.pagemap);
+        self.scratch.discard(&self.uffd, first, count, &self.pagemap);
     }
 
     fn settled(&mut self) -> bool {
         let target = self.probe.range().start();
-        let progress = self
-            .uffd
-            .copy_static(AddressRange::pages_from(target, 1), &ZEROS);
+        let progress = self.uffd.copy_static(AddressRange::pages_from(target, 1), &ZEROS);
         progress.stop == Some(Stop::AlreadyThere)
     }
 

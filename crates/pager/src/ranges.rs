@@ -107,9 +107,7 @@ mod tests {
         let mut model = [false; PAGES];
         let mut state = 1u64;
         for _ in 0..5000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let number = (state >> 33) as usize;
             let (start, len) = (number % PAGES, number / PAGES % 9);
             let len = len.min(PAGES - start);
@@ -124,11 +122,8 @@ mod tests {
             for (page, &inside) in model.iter().enumerate() {
                 assert_eq!(set.find(page << 12).is_some(), inside, "page {page}");
             }
-            let gaps: usize = set
-                .gaps(AddressRange::new(0, PAGES << 12))
-                .iter()
-                .map(|g| g.pages())
-                .sum();
+            let gaps: usize =
+                set.gaps(AddressRange::new(0, PAGES << 12)).iter().map(|g| g.pages()).sum();
             assert_eq!(gaps, model.iter().filter(|&&b| !b).count());
         }
     }

@@ -44,10 +44,7 @@ impl Slots {
     /// A region that has no pages yet.
     #[must_use]
     pub(crate) fn new(policy: SlotPolicy) -> Self {
-        Self {
-            policy,
-            ..Self::default()
-        }
+        Self { policy, ..Self::default() }
     }
 
     /// Whether each page has a slot of its own.
@@ -62,10 +59,7 @@ impl Slots {
             return None;
         };
         let slot = (address.checked_sub(base)? >> PAGE_SHIFT) as u64;
-        assert!(
-            slot < self.capacity,
-            "the region is as large as its mapping"
-        );
+        assert!(slot < self.capacity, "the region is as large as its mapping");
         self.used(1);
         Some(PageIndex::new(slot))
     }
@@ -118,10 +112,7 @@ impl Slots {
         }
         let start = PageIndex::new(self.fresh);
         self.fresh += count;
-        Some(PageRange {
-            start,
-            count: PageCount::new(count),
-        })
+        Some(PageRange { start, count: PageCount::new(count) })
     }
 
     fn take_freed(&mut self, count: u64) -> Option<PageRange> {
@@ -136,10 +127,7 @@ impl Slots {
             self.free.insert(start + taken, length - taken);
         }
         self.free_count -= taken;
-        Some(PageRange {
-            start: PageIndex::new(start),
-            count: PageCount::new(taken),
-        })
+        Some(PageRange { start: PageIndex::new(start), count: PageCount::new(taken) })
     }
 
     /// One more holder of a slot in use.
@@ -214,16 +202,9 @@ mod tests {
         for slot in held.iter().filter(|s| *s % 3 != 0) {
             assert!(slots.release(PageIndex::new(*slot)));
         }
-        assert_eq!(
-            slots.available(),
-            0,
-            "not before the servers have been told"
-        );
+        assert_eq!(slots.available(), 0, "not before the servers have been told");
         for slot in held.iter().filter(|s| *s % 3 != 0) {
-            slots.free(PageRange {
-                start: PageIndex::new(*slot),
-                count: PageCount::new(1),
-            });
+            slots.free(PageRange { start: PageIndex::new(*slot), count: PageCount::new(1) });
         }
         assert_eq!(slots.available(), 66);
         assert_eq!(slots.take(2).unwrap().count, PageCount::new(2));

@@ -69,11 +69,7 @@ impl Streams {
     /// Windows grow up to `window_max` pages; 0 switches read-ahead off.
     #[must_use]
     pub(crate) fn new(window_max: u32) -> Self {
-        Self {
-            streams: [Stream::default(); STREAMS_MAX],
-            tick: 0,
-            window_max,
-        }
+        Self { streams: [Stream::default(); STREAMS_MAX], tick: 0, window_max }
     }
 
     /// Takes note of a fault and says what to bring in besides the page itself.
@@ -99,13 +95,7 @@ impl Streams {
         if distance == stream.stride {
             stream.confidence = stream.confidence.saturating_add(1);
         } else {
-            *stream = Stream {
-                last: page,
-                stride: distance,
-                confidence: 1,
-                tick,
-                ..*stream
-            };
+            *stream = Stream { last: page, stride: distance, confidence: 1, tick, ..*stream };
             stream.marker = 0;
             stream.window = 0;
         }
@@ -132,11 +122,7 @@ impl Streams {
     fn start(&mut self, page: usize) {
         let tick = self.tick;
         if let Some(oldest) = self.streams.iter_mut().min_by_key(|s| s.tick) {
-            *oldest = Stream {
-                last: page,
-                tick,
-                ..Stream::default()
-            };
+            *oldest = Stream { last: page, tick, ..Stream::default() };
         }
     }
 }
@@ -212,9 +198,7 @@ mod tests {
         let mut state = 7u64;
         let mut planned = 0;
         for _ in 0..20_000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let page = (state >> 33) as usize % 262_144;
             planned += usize::from(streams.on_fault((page + 10) << PAGE_SHIFT).is_some());
         }

@@ -56,12 +56,7 @@ impl Entry {
     /// An entry without a copy on the servers.
     #[must_use]
     pub(crate) const fn new(place: Place) -> Self {
-        let mut entry = Self {
-            fingerprint: 0,
-            version_and_use: 0,
-            slot: NO_SLOT,
-            place: 0,
-        };
+        let mut entry = Self { fingerprint: 0, version_and_use: 0, slot: NO_SLOT, place: 0 };
         entry.set_place(place);
         entry
     }
@@ -197,11 +192,7 @@ impl PageTable {
     pub(crate) fn get_mut(&mut self, address: usize) -> Option<&mut Entry> {
         let (chunk, index) = split(address);
         let chunk = self.chunks.get_mut(&chunk)?;
-        if chunk.has(index) {
-            Some(&mut chunk.entries[index])
-        } else {
-            None
-        }
+        if chunk.has(index) { Some(&mut chunk.entries[index]) } else { None }
     }
 
     /// Puts an entry, over an earlier one.
@@ -238,15 +229,9 @@ impl PageTable {
         let first = split(range.start()).0;
         let last = split(range.end().saturating_sub(1)).0;
         let numbers: Vec<usize> = if last - first > self.chunks.len() {
-            self.chunks
-                .keys()
-                .copied()
-                .filter(|n| (first..=last).contains(n))
-                .collect()
+            self.chunks.keys().copied().filter(|n| (first..=last).contains(n)).collect()
         } else {
-            (first..=last)
-                .filter(|n| self.chunks.contains_key(n))
-                .collect()
+            (first..=last).filter(|n| self.chunks.contains_key(n)).collect()
         };
         for number in numbers {
             let base = number << (CHUNK_SHIFT + PAGE_SHIFT);
@@ -284,10 +269,7 @@ mod tests {
         assert_eq!(entry.copy(), None);
         entry.set_uses(9);
         entry.set_copy(PageIndex::new(5), Version::new(1 << 40), 42);
-        assert_eq!(
-            entry.copy(),
-            Some((PageIndex::new(5), Version::new(1 << 40)))
-        );
+        assert_eq!(entry.copy(), Some((PageIndex::new(5), Version::new(1 << 40))));
         assert_eq!((entry.uses(), entry.fingerprint), (USE_MAX, 42));
         assert_eq!(entry.place(), Place::Victim(FrameId::new(77)));
         for place in [Place::Resident, Place::Zero, Place::Out, Place::Fetching] {
@@ -305,10 +287,7 @@ mod tests {
             table.put(page << PAGE_SHIFT, Entry::new(Place::Out));
         }
         let mut taken = 0;
-        table.take_range(
-            AddressRange::pages_from(500 << PAGE_SHIFT, 1000),
-            &mut |_, _| taken += 1,
-        );
+        table.take_range(AddressRange::pages_from(500 << PAGE_SHIFT, 1000), &mut |_, _| taken += 1);
         assert_eq!(taken, 1000);
         assert!(table.get(499 << PAGE_SHIFT).is_some() && table.get(500 << PAGE_SHIFT).is_none());
         assert!(table.get(1499 << PAGE_SHIFT).is_none() && table.get(1500 << PAGE_SHIFT).is_some());

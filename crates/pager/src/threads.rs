@@ -50,10 +50,7 @@ impl Threads {
         if self.paces.len() >= THREADS_MAX && !self.paces.contains_key(&thread) {
             self.paces.clear();
         }
-        let start = Pace {
-            woken: now,
-            run_nanos: PULL_BELOW_NANOS * 2,
-        };
+        let start = Pace { woken: now, run_nanos: PULL_BELOW_NANOS * 2 };
         self.paces.entry(thread).or_insert(start).woken = now;
     }
 }

@@ -35,22 +35,11 @@ const THREADS: u64 = 4;
 const ROUNDS: u64 = 50;
 
 fn run(arguments: Arguments) -> ! {
-    let Arguments {
-        socket,
-        limit_bytes,
-        program,
-        program_pidfd,
-        supervisor_pidfd,
-        ..
-    } = arguments;
+    let Arguments { socket, limit_bytes, program, program_pidfd, supervisor_pidfd, .. } = arguments;
     let link = LINK.get_or_init(|| dial(&socket));
     runtime::on_panic(|message| {
         let link = LINK.get().expect("set before");
-        let _ = send(
-            link,
-            format!("panic: {message}").as_bytes(),
-            SendFlags::NOSIGNAL,
-        );
+        let _ = send(link, format!("panic: {message}").as_bytes(), SendFlags::NOSIGNAL);
     });
     let start = Instant::now();
     let tell = |text: String| {
@@ -68,10 +57,7 @@ fn run(arguments: Arguments) -> ! {
         ));
         let ends = [program_pidfd, supervisor_pidfd, link.as_fd()];
         let mut ends = ends.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN));
-        let pause = Timespec {
-            tv_sec: 0,
-            tv_nsec: 10_000_000,
-        };
+        let pause = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
         let pause = (round < ROUNDS).then_some(&pause);
         if poll(&mut ends, pause) != Ok(0) {
             assert!(ends[2].revents().is_empty(), "as the test asked");
@@ -85,10 +71,7 @@ fn dial(name: &str) -> OwnedFd {
     let open = || -> rustix::io::Result<OwnedFd> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        connect(
-            &socket,
-            &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-        )?;
+        connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         Ok(socket)
     };
     open().expect("the test listens")
@@ -101,12 +84,9 @@ fn work(round: u64) -> u64 {
     for thread in 0..THREADS {
         let (sum, left) = (Arc::clone(&sum), Arc::clone(&left));
         runtime::spawn("probe", 256 << 10, move || {
-            let texts: HashMap<u64, String> = (0..2_000)
-                .map(|key| (key, format!("{round} {thread} {key}")))
-                .collect();
-            let keys = texts
-                .iter()
-                .filter(|(key, text)| text.ends_with(&key.to_string()));
+            let texts: HashMap<u64, String> =
+                (0..2_000).map(|key| (key, format!("{round} {thread} {key}"))).collect();
+            let keys = texts.iter().filter(|(key, text)| text.ends_with(&key.to_string()));
             sum.fetch_add(keys.map(|(key, _)| key).sum(), Ordering::Relaxed);
             left.fetch_sub(1, Ordering::Release);
         })
@@ -128,12 +108,7 @@ fn foreign_mappings() -> usize {
         let (begin, rest) = line.split_once('-').expect("a range");
         let end = rest.split_once(' ').expect("a range").0;
         let address = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
-        owned
-            .iter()
-            .any(|range| range.start <= address(begin) && address(end) <= range.end)
+        owned.iter().any(|range| range.start <= address(begin) && address(end) <= range.end)
     };
-    maps.lines()
-        .filter(ours)
-        .filter(|line| !is_owned(line))
-        .count()
+    maps.lines().filter(ours).filter(|line| !is_owned(line)).count()
 }

@@ -46,10 +46,7 @@ enum End {
 }
 
 /// Serves the program until it ends.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the start-up code hands it over"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "the start-up code hands it over")]
 pub(crate) fn run(arguments: Arguments) -> ! {
     runtime::on_panic(tell_panic);
     let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS)
@@ -101,10 +98,7 @@ fn program_handle(arguments: &Arguments) -> ProcessHandle {
 }
 
 fn stop(link: &PagerLink, message: &str) -> End {
-    let fatal = PagerMessage::Fatal {
-        message: message.to_owned(),
-        exit_code: 125,
-    };
+    let fatal = PagerMessage::Fatal { message: message.to_owned(), exit_code: 125 };
     match link.send(&fatal, &[]) {
         Ok(()) => End::Stop,
         Err(_) => End::SupervisorDied,
@@ -244,13 +238,9 @@ impl<'a> Service<'a> {
 
     fn wait(&mut self, wait: Wait, now: Nanos) -> Result<Ready, End> {
         self.follow_children()?;
-        self.waiter
-            .follow_store(self.pager.store().descriptor(), wait.store_writable);
-        let woken = if wait.again {
-            self.waiter.look()
-        } else {
-            self.waiter.wait(now, wait.deadline)
-        };
+        self.waiter.follow_store(self.pager.store().descriptor(), wait.store_writable);
+        let woken =
+            if wait.again { self.waiter.look() } else { self.waiter.wait(now, wait.deadline) };
         if woken.program {
             self.program_ended = true;
             self.waiter.forget(self.program);
@@ -274,23 +264,16 @@ impl<'a> Service<'a> {
             return Ok(());
         }
         let key = |space: SpaceId| u64::from(space.0);
-        for (space, uffd) in children
-            .iter()
-            .filter(|(space, _)| !self.children.contains(space))
-        {
+        for (space, uffd) in children.iter().filter(|(space, _)| !self.children.contains(space)) {
             // Without it the child's faults are still seen with the next ones of the program.
             let _ = self.waiter.watch(uffd.as_fd(), Source::Events);
             let message = PagerMessage::ForkChild { key: key(*space) };
-            self.link
-                .send(&message, &[uffd.as_fd()])
-                .map_err(|_| End::SupervisorDied)?;
+            self.link.send(&message, &[uffd.as_fd()]).map_err(|_| End::SupervisorDied)?;
         }
         let lives = |gone: &SpaceId| children.iter().any(|(space, _)| space == gone);
         for &gone in self.children.iter().filter(|space| !lives(space)) {
             let message = PagerMessage::ForkChildGone { key: key(gone) };
-            self.link
-                .send(&message, &[])
-                .map_err(|_| End::SupervisorDied)?;
+            self.link.send(&message, &[]).map_err(|_| End::SupervisorDied)?;
         }
         self.children = children.iter().map(|&(space, _)| space).collect();
         Ok(())
@@ -314,8 +297,7 @@ impl<'a> Service<'a> {
         let counts = self.pager.counts();
         publish_counts(&self.stats, &counts);
         self.stats.set(Counter::LimitBytes, self.limit_bytes);
-        self.stats
-            .set(Counter::PagerBytes, runtime::heap_bytes() as u64);
+        self.stats.set(Counter::PagerBytes, runtime::heap_bytes() as u64);
         self.stats.set(Counter::Connections, 1);
         self.stats.set(Counter::Sessions, 1);
         let stats = &self.stats;
@@ -337,10 +319,7 @@ fn publish_counts(stats: &StatsWriter<'_>, counts: &Counts) {
         (Counter::ResidentBytes, counts.local_pages * PAGE),
         (Counter::LocalPeakBytes, counts.local_pages_peak * PAGE),
         (Counter::ExternalBytes, counts.external_pages * PAGE),
-        (
-            Counter::ExternalPeakBytes,
-            counts.external_pages_peak * PAGE,
-        ),
+        (Counter::ExternalPeakBytes, counts.external_pages_peak * PAGE),
         (Counter::VictimPages, counts.victim_pages),
         (Counter::Faults, counts.faults),
         (Counter::FetchedPages, counts.fetched_pages),
@@ -441,13 +420,8 @@ impl Waiter {
             TimerfdClockId::Monotonic,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )?;
-        let waiter = Self {
-            epoll,
-            timer,
-            alarm: None,
-            store: None,
-            events: Vec::with_capacity(16),
-        };
+        let waiter =
+            Self { epoll, timer, alarm: None, store: None, events: Vec::with_capacity(16) };
         waiter.watch(waiter.timer.as_fd(), Source::Timer)?;
         Ok(waiter)
     }
@@ -485,10 +459,7 @@ impl Waiter {
 
     /// What is ready now.
     fn look(&mut self) -> Woken {
-        self.collect(Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }))
+        self.collect(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
     }
 
     /// Waits until something is ready or the deadline has come; perhaps for less.
@@ -497,21 +468,13 @@ impl Waiter {
         if nanos == 0 {
             return self.look();
         }
-        if self
-            .alarm
-            .is_none_or(|alarm| alarm <= now || deadline < alarm)
-        {
+        if self.alarm.is_none_or(|alarm| alarm <= now || deadline < alarm) {
             let value = Timespec {
                 tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
                 tv_nsec: (nanos % 1_000_000_000).cast_signed(),
             };
-            let once = Itimerspec {
-                it_interval: Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                },
-                it_value: value,
-            };
+            let once =
+                Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
             // Setting it anew also takes back an expiry that was not read.
             let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
             self.alarm = Some(deadline);
@@ -526,10 +489,7 @@ impl Waiter {
         let _ = epoll::wait(&self.epoll, spare, timeout);
         let is = |source: Source| self.events.iter().any(|e| e.data.u64() == source as u64);
         let woken = Woken {
-            ready: Ready {
-                events: is(Source::Events),
-                store: is(Source::Store),
-            },
+            ready: Ready { events: is(Source::Events), store: is(Source::Store) },
             link: is(Source::Link),
             program: is(Source::Program),
             supervisor: is(Source::Supervisor),

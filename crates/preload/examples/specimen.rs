@@ -1,13 +1,7 @@
 //! The programs under which the tests put the preload library: each does what real programs do that
 //! could notice a watcher, or be harmed by one. `specimen NAME [ARGUMENT...]` prints what it sees.
-#![expect(
-    unsafe_code,
-    reason = "the programs make the system calls that matter themselves"
-)]
-#![expect(
-    clippy::print_stdout,
-    reason = "a program's output is what the tests read"
-)]
+#![expect(unsafe_code, reason = "the programs make the system calls that matter themselves")]
+#![expect(clippy::print_stdout, reason = "a program's output is what the tests read")]
 
 use std::ffi::c_void;
 use std::fs;
@@ -49,30 +43,18 @@ extern "C" fn count_child_signal(_: i32) {
 /// What a program can see of its children, threads, descriptors and limits.
 fn look() {
     let handler: extern "C" fn(i32) = count_child_signal;
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the handler only counts; the other calls write what they are given.
     let (waited, errno) = unsafe {
         libc::signal(libc::SIGCHLD, handler as libc::sighandler_t);
         libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
         let all = libc::WNOHANG | libc::__WALL;
-        (
-            libc::waitpid(-1, std::ptr::null_mut(), all),
-            io::Error::last_os_error(),
-        )
+        (libc::waitpid(-1, std::ptr::null_mut(), all), io::Error::last_os_error())
     };
     println!("wait {waited} {:?}", errno.raw_os_error());
-    println!(
-        "tasks {}",
-        fs::read_dir("/proc/self/task").expect("readable").count()
-    );
+    println!("tasks {}", fs::read_dir("/proc/self/task").expect("readable").count());
     // One of them is the directory itself.
-    println!(
-        "descriptors {}",
-        fs::read_dir("/proc/self/fd").expect("readable").count() - 1
-    );
+    println!("descriptors {}", fs::read_dir("/proc/self/fd").expect("readable").count() - 1);
     println!("limit {}", limit.rlim_cur);
     println!("signals {}", CHILD_SIGNALS.load(Ordering::Relaxed));
 }
@@ -114,9 +96,7 @@ fn exec_loop(count: usize) {
         println!("done {}", memory.len());
         return;
     }
-    let error = Command::new("/proc/self/exe")
-        .args(["exec-loop", &(count - 1).to_string()])
-        .exec();
+    let error = Command::new("/proc/self/exe").args(["exec-loop", &(count - 1).to_string()]).exec();
     panic!("{error}");
 }
 
@@ -130,18 +110,9 @@ fn grow(mebibytes: usize, milliseconds: usize) {
         // new page is written here only.
         unsafe {
             let before = libc::sbrk(4096);
-            assert_ne!(
-                before,
-                usize::MAX as *mut c_void,
-                "{}",
-                io::Error::last_os_error()
-            );
+            assert_ne!(before, usize::MAX as *mut c_void, "{}", io::Error::last_os_error());
             before.cast::<u8>().write_bytes(7, 4096);
-            assert_eq!(
-                libc::sbrk(0).addr(),
-                before.addr() + 4096,
-                "somebody moved the break"
-            );
+            assert_eq!(libc::sbrk(0).addr(), before.addr() + 4096, "somebody moved the break");
             libc::sbrk(-4096);
             assert_eq!(libc::sbrk(0), before, "somebody moved the break");
         }
@@ -149,10 +120,7 @@ fn grow(mebibytes: usize, milliseconds: usize) {
         assert!(scratch[99].ends_with("99"));
         moves += 1;
     }
-    let right = memory
-        .iter()
-        .enumerate()
-        .all(|(each, part)| part.iter().all(|&b| b == each as u8));
+    let right = memory.iter().enumerate().all(|(each, part)| part.iter().all(|&b| b == each as u8));
     println!("grown {mebibytes} right {right}");
 }
 
@@ -186,10 +154,7 @@ fn setuid(user: usize) {
     let ended = other.join().expect("the other thread ends");
     let memory = vec![5u8; 64 * MIB];
     std::thread::sleep(Duration::from_millis(100));
-    println!(
-        "setuid {changed} {ended} {}",
-        memory.iter().all(|&byte| byte == 5)
-    );
+    println!("setuid {changed} {ended} {}", memory.iter().all(|&byte| byte == 5));
 }
 
 /// The first thread ends; another one goes on, and then fills memory.
@@ -221,23 +186,16 @@ fn supervise(name: &str, program: &[&str]) {
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
     };
     become_subreaper();
-    let listener = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .expect("a socket");
+    let listener =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("a socket");
     let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).expect("a name");
     bind(&listener, &address).expect("the name is free");
     listen(&listener, 16).expect("it listens");
     let mut child = Command::new(program[0])
         .args(&program[1..])
         .env("FARMEM_RUN", run_variable(name))
-        .env(
-            "LD_PRELOAD",
-            std::env::var_os("LD_PRELOAD_LATER").expect("set by the test"),
-        )
+        .env("LD_PRELOAD", std::env::var_os("LD_PRELOAD_LATER").expect("set by the test"))
         .stdout(Stdio::null())
         .spawn()
         .expect("the program starts");
@@ -246,16 +204,10 @@ fn supervise(name: &str, program: &[&str]) {
 }
 
 /// Becomes the parent of the program's watcher, and ends before the program.
-#[expect(
-    clippy::zombie_processes,
-    reason = "the program is meant to outlive this one"
-)]
+#[expect(clippy::zombie_processes, reason = "the program is meant to outlive this one")]
 fn subreaper(program: &[&str]) {
     become_subreaper();
-    Command::new(program[0])
-        .args(&program[1..])
-        .spawn()
-        .expect("the program starts");
+    Command::new(program[0]).args(&program[1..]).spawn().expect("the program starts");
     // Long enough for the watcher to be there; the test counts it.
     std::thread::sleep(Duration::from_millis(100));
 }

@@ -194,11 +194,7 @@ impl Header {
 
 fn protection(flags: usize) -> usize {
     let when = |flag, protection| {
-        if flags & flag != 0 {
-            protection
-        } else {
-            kernel::PROT_NONE
-        }
+        if flags & flag != 0 { protection } else { kernel::PROT_NONE }
     };
     when(4, kernel::PROT_READ) | when(2, kernel::PROT_WRITE) | when(1, kernel::PROT_EXEC)
 }
@@ -219,18 +215,12 @@ impl Image {
         // SAFETY: a new mapping where the kernel likes.
         let begin = unsafe { kernel::mmap(0, bytes, kernel::PROT_NONE, flags, -1, 0) }
             .map_err(Failure::at("reserve memory for the pager"))?;
-        let image = Self {
-            header,
-            begin,
-            bytes,
-        };
+        let image = Self { header, begin, bytes };
         let mapped = image
             .map_segments(file)
             .and_then(|()| image.map_stack())
             .and_then(|()| kernel::keep_private(begin, bytes));
-        mapped
-            .map_err(Failure::at("map the pager's image"))
-            .inspect_err(|_| image.unload())?;
+        mapped.map_err(Failure::at("map the pager's image")).inspect_err(|_| image.unload())?;
         Ok(image)
     }
 
@@ -250,9 +240,7 @@ impl Image {
 
     fn map_segments(&self, file: Descriptor) -> Result<(), Errno> {
         let segments = &self.header.segments[..self.header.segment_count];
-        segments
-            .iter()
-            .try_for_each(|segment| self.map_segment(segment, file))
+        segments.iter().try_for_each(|segment| self.map_segment(segment, file))
     }
 
     /// The file's part, then zeros to the end: those in the file's last page are written, the
@@ -298,10 +286,7 @@ impl Image {
         let random = stack.push(&random);
         let mut words = Words::new();
         self.push_arguments(kept, &mut stack, &mut words)
-            .ok_or(Failure {
-                step: "write the pager's arguments",
-                errno: NO_MEMORY,
-            })?;
+            .ok_or(Failure { step: "write the pager's arguments", errno: NO_MEMORY })?;
         words.push(0); // The environment is empty.
         self.push_auxiliary(random, &mut words);
         Ok(stack.finish(words.as_slice()))
@@ -315,11 +300,7 @@ impl Image {
             i64::from(kept.statm),
             i64::from(kept.supervisor_descriptor),
         ];
-        let ranges = [
-            library(),
-            kept.stacks,
-            (self.begin, self.begin + self.bytes),
-        ];
+        let ranges = [library(), kept.stacks, (self.begin, self.begin + self.bytes)];
         words.push(2 + numbers.len() + ranges.len());
         words.push(stack.push(b"farmem-pagerd\0"));
         words.push(stack.push(settings().socket.as_c_str().to_bytes_with_nul()));
@@ -373,10 +354,7 @@ fn library() -> (usize, usize) {
         #[link_name = "_end"]
         static END: u8;
     }
-    (
-        (&raw const BEGIN).addr(),
-        (&raw const END).addr().next_multiple_of(PAGE_BYTES),
-    )
+    ((&raw const BEGIN).addr(), (&raw const END).addr().next_multiple_of(PAGE_BYTES))
 }
 
 /// Words of the initial stack: under 20 arguments, the auxiliary vector, their ends.
@@ -389,10 +367,7 @@ struct Words {
 
 impl Words {
     fn new() -> Self {
-        Self {
-            words: [0; WORDS_MAX],
-            length: 0,
-        }
+        Self { words: [0; WORDS_MAX], length: 0 }
     }
 
     /// There is room: `settings` bounds the vector, this file the arguments.

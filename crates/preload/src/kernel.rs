@@ -128,11 +128,7 @@ pub(crate) unsafe fn clone_onto<T>(
             lateout("r11") _,
         );
     }
-    if result < 0 {
-        Err(Errno(-result as i32))
-    } else {
-        Ok(result as ProcessId)
-    }
+    if result < 0 { Err(Errno(-result as i32)) } else { Ok(result as ProcessId) }
 }
 
 /// # Safety
@@ -146,12 +142,7 @@ pub(crate) unsafe fn mmap(
     offset: usize,
 ) -> Result<usize, Errno> {
     // SAFETY: no pointer is read; what is replaced is the caller's promise.
-    unsafe {
-        call(
-            SYS_MMAP,
-            [address, bytes, protection, flags, file as usize, offset],
-        )
-    }
+    unsafe { call(SYS_MMAP, [address, bytes, protection, flags, file as usize, offset]) }
 }
 
 /// # Safety
@@ -181,14 +172,7 @@ pub(crate) fn keep_private(start: usize, bytes: usize) -> Result<(), Errno> {
 pub(crate) fn block_signals() -> u64 {
     let all = u64::MAX;
     let mut before = 0u64;
-    let pointers = [
-        2,
-        (&raw const all).addr(),
-        (&raw mut before).expose_provenance(),
-        8,
-        0,
-        0,
-    ];
+    let pointers = [2, (&raw const all).addr(), (&raw mut before).expose_provenance(), 8, 0, 0];
     // SAFETY: both pointers are to live u64, the size of the kernel's set. It cannot fail.
     let _ = unsafe { call(SYS_RT_SIGPROCMASK, pointers) };
     before
@@ -244,12 +228,7 @@ pub(crate) fn leave_process_group() {
 /// Leaves the working directory of the program, so that its file system can be unmounted.
 pub(crate) fn leave_directory() {
     // SAFETY: the path ends with a zero byte. If it is refused, nothing is lost but that.
-    let _ = unsafe {
-        call(
-            SYS_CHDIR,
-            [c"/".as_ptr().expose_provenance(), 0, 0, 0, 0, 0],
-        )
-    };
+    let _ = unsafe { call(SYS_CHDIR, [c"/".as_ptr().expose_provenance(), 0, 0, 0, 0, 0]) };
 }
 
 pub(crate) fn set_name(name: &CStr) {
@@ -267,10 +246,7 @@ pub(crate) fn be_on_time() {
     let pointer = (&raw const priority).expose_provenance();
     // SAFETY: the pointer is to a live i32, the kernel's sched_param, to be read.
     let _ = unsafe {
-        call(
-            SYS_SCHED_SETSCHEDULER,
-            [0, SCHED_FIFO | SCHED_RESET_ON_FORK, pointer, 0, 0, 0],
-        )
+        call(SYS_SCHED_SETSCHEDULER, [0, SCHED_FIFO | SCHED_RESET_ON_FORK, pointer, 0, 0, 0])
     };
 }
 
@@ -293,14 +269,8 @@ pub(crate) fn raise_limits() {
     const RLIMIT_NOFILE: usize = 7;
     const RLIMIT_MEMLOCK: usize = 8;
     const RLIMIT_AS: usize = 9;
-    let resources = [
-        RLIMIT_CPU,
-        RLIMIT_DATA,
-        RLIMIT_NPROC,
-        RLIMIT_NOFILE,
-        RLIMIT_MEMLOCK,
-        RLIMIT_AS,
-    ];
+    let resources =
+        [RLIMIT_CPU, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS];
     for resource in resources {
         let mut limit = [0u64; 2];
         let pointer = (&raw mut limit).expose_provenance();
@@ -318,20 +288,8 @@ pub(crate) fn open(path: &CStr) -> Result<Descriptor, Errno> {
     const AT_FDCWD: usize = -100isize as usize;
     const O_CLOEXEC: usize = 0o2_000_000;
     // SAFETY: the path ends with a zero byte; read-only.
-    unsafe {
-        call(
-            SYS_OPENAT,
-            [
-                AT_FDCWD,
-                path.as_ptr().expose_provenance(),
-                O_CLOEXEC,
-                0,
-                0,
-                0,
-            ],
-        )
-    }
-    .map(|file| file as Descriptor)
+    unsafe { call(SYS_OPENAT, [AT_FDCWD, path.as_ptr().expose_provenance(), O_CLOEXEC, 0, 0, 0]) }
+        .map(|file| file as Descriptor)
 }
 
 /// # Safety
@@ -351,28 +309,13 @@ pub(crate) unsafe fn close_all() {
 pub(crate) fn pread(file: Descriptor, buffer: &mut [u8], offset: usize) -> Result<usize, Errno> {
     let start = buffer.as_mut_ptr().expose_provenance();
     // SAFETY: the buffer is ours to write for its whole length.
-    unsafe {
-        call(
-            SYS_PREAD64,
-            [file as usize, start, buffer.len(), offset, 0, 0],
-        )
-    }
+    unsafe { call(SYS_PREAD64, [file as usize, start, buffer.len(), offset, 0, 0]) }
 }
 
 pub(crate) fn write(file: Descriptor, bytes: &[u8]) {
     // SAFETY: the bytes are live. Who cannot be told is not told.
     let _ = unsafe {
-        call(
-            SYS_WRITE,
-            [
-                file as usize,
-                bytes.as_ptr().expose_provenance(),
-                bytes.len(),
-                0,
-                0,
-                0,
-            ],
-        )
+        call(SYS_WRITE, [file as usize, bytes.as_ptr().expose_provenance(), bytes.len(), 0, 0, 0])
     };
 }
 
@@ -408,12 +351,7 @@ pub(crate) fn pidfd_open(process: ProcessId) -> Result<Descriptor, Errno> {
 
 pub(crate) fn kill(process: Descriptor) {
     // SAFETY: no signal information is given. A process that is gone needs no signal.
-    let _ = unsafe {
-        call(
-            SYS_PIDFD_SEND_SIGNAL,
-            [process as usize, SIGKILL, 0, 0, 0, 0],
-        )
-    };
+    let _ = unsafe { call(SYS_PIDFD_SEND_SIGNAL, [process as usize, SIGKILL, 0, 0, 0, 0]) };
 }
 
 /// Whether two processes have the same memory, if the kernel tells.
@@ -437,15 +375,8 @@ pub(crate) unsafe fn connect(name: &[u8]) -> Result<Descriptor, Errno> {
         family: u16,
         path: [u8; 108],
     }
-    let mut address = Address {
-        family: AF_UNIX,
-        path: [0; 108],
-    };
-    address
-        .path
-        .get_mut(1..=name.len())
-        .ok_or(NAME_TOO_LONG)?
-        .copy_from_slice(name);
+    let mut address = Address { family: AF_UNIX, path: [0; 108] };
+    address.path.get_mut(1..=name.len()).ok_or(NAME_TOO_LONG)?.copy_from_slice(name);
     let pointer = (&raw const address).expose_provenance();
     let length = size_of::<u16>() + 1 + name.len();
     let domain = usize::from(AF_UNIX);
@@ -467,10 +398,5 @@ pub(crate) fn send(socket: Descriptor, packet: &[u8]) {
     const MSG_NOSIGNAL: usize = 0x4000;
     let start = packet.as_ptr().expose_provenance();
     // SAFETY: the packet is live; no address is given.
-    let _ = unsafe {
-        call(
-            SYS_SENDTO,
-            [socket as usize, start, packet.len(), MSG_NOSIGNAL, 0, 0],
-        )
-    };
+    let _ = unsafe { call(SYS_SENDTO, [socket as usize, start, packet.len(), MSG_NOSIGNAL, 0, 0]) };
 }

@@ -24,10 +24,7 @@
 //! Linux on x86-64 only. `panic = "abort"` builds have no `std`; test harnesses are built with
 //! unwinding, where the crate is compiled against `std` and never loaded.
 #![cfg_attr(panic = "abort", no_std)]
-#![expect(
-    unsafe_code,
-    reason = "this crate makes processes and loads an image by hand"
-)]
+#![expect(unsafe_code, reason = "this crate makes processes and loads an image by hand")]
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("farmem-preload knows the system calls and start-up of Linux on x86-64 only");

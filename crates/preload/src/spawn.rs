@@ -57,9 +57,7 @@ pub(crate) fn watch_this_process() {
 fn make_watcher(program: ProcessId) -> Result<(), Failure> {
     let start = map_start(program).map_err(Failure::at("map a stack for the watcher"))?;
     let mapping = start.addr() & !(PAGE_BYTES - 1);
-    let stack_top = start
-        .cast::<u8>()
-        .wrapping_sub(start.addr() - mapping + WATCHER_STACK_BYTES);
+    let stack_top = start.cast::<u8>().wrapping_sub(start.addr() - mapping + WATCHER_STACK_BYTES);
     // SAFETY: the stack is fresh; the intermediate only makes system calls. `start` is used by
     // this process again only when the intermediate is gone, and by the watcher only to read.
     let outcome = unsafe {
@@ -75,10 +73,7 @@ fn make_watcher(program: ProcessId) -> Result<(), Failure> {
         let (begin, end) = (mapping + PAGE_BYTES - MAPPING_BYTES, mapping + PAGE_BYTES);
         // SAFETY: mapped above, and no process of ours came into being that could use it.
         unsafe { kernel::munmap(begin, end - begin) };
-        Failure {
-            step: "start the watcher process",
-            errno,
-        }
+        Failure { step: "start the watcher process", errno }
     })
 }
 
@@ -95,12 +90,7 @@ fn map_start(program: ProcessId) -> Result<*mut Start, Errno> {
     let end = begin + MAPPING_BYTES;
     kernel::keep_private(begin, MAPPING_BYTES)?;
     let start = core::ptr::with_exposed_provenance_mut::<Start>(end - PAGE_BYTES);
-    let content = Start {
-        program,
-        intermediate: 0,
-        mapping: (begin, end),
-        refused: None,
-    };
+    let content = Start { program, intermediate: 0, mapping: (begin, end), refused: None };
     // SAFETY: the page is mapped, writable, aligned and larger than a `Start`.
     unsafe { start.write(content) };
     Ok(start)

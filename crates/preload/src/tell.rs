@@ -41,10 +41,7 @@ const PACKET_BYTES: usize = 512;
 /// Tells the supervisor that nothing will hold `program` to its limit, and why. If it cannot be
 /// told either, the program still runs as it would have without farmem.
 pub(crate) fn unpaged(program: ProcessId, failure: Failure) {
-    let Failure {
-        step,
-        errno: Errno(number),
-    } = failure;
+    let Failure { step, errno: Errno(number) } = failure;
     let mut packet = Text::<PACKET_BYTES>::new();
     let written = write!(
         packet,

@@ -12,10 +12,7 @@ pub(crate) struct Text<const CAPACITY: usize> {
 
 impl<const CAPACITY: usize> Text<CAPACITY> {
     pub(crate) const fn new() -> Self {
-        Self {
-            bytes: [0; CAPACITY],
-            length: 0,
-        }
+        Self { bytes: [0; CAPACITY], length: 0 }
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -41,10 +38,6 @@ impl<const CAPACITY: usize> Text<CAPACITY> {
 
 impl<const CAPACITY: usize> fmt::Write for Text<CAPACITY> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if self.push(text.as_bytes()) {
-            Ok(())
-        } else {
-            Err(fmt::Error)
-        }
+        if self.push(text.as_bytes()) { Ok(()) } else { Err(fmt::Error) }
     }
 }

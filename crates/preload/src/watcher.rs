@@ -73,15 +73,16 @@ impl Watcher {
         while kernel::getppid() == intermediate {
             kernel::wait_readable(&mut [], REPARENT_NANOSECONDS);
         }
+        if kernel::getppid() == INIT && !tell::supervisor_lives() {
+            // In a container with a network of its own the supervisor cannot be reached, and the
+            // container's first process is the parent of orphans. Or the supervisor has died just
+            // now. Nothing is out yet: the program goes on without us.
+            kernel::exit(0);
+        }
         let itself = kernel::getpid();
         let supervisor_descriptor = NONE;
-        let mut watcher = Self {
-            program,
-            itself,
-            program_descriptor,
-            supervisor_descriptor,
-            statm,
-        };
+        let mut watcher =
+            Self { program, itself, program_descriptor, supervisor_descriptor, statm };
         watcher.adopt_parent()?;
         Ok(watcher)
     }
@@ -108,15 +109,8 @@ impl Watcher {
 
     /// Waits, or ends this process with the program or with the supervisor.
     fn wait(&mut self, nanoseconds: u64) -> Result<(), Failure> {
-        let watch = |file| Poll {
-            file,
-            events: POLLIN,
-            found: 0,
-        };
-        let mut ends = [
-            watch(self.program_descriptor),
-            watch(self.supervisor_descriptor),
-        ];
+        let watch = |file| Poll { file, events: POLLIN, found: 0 };
+        let mut ends = [watch(self.program_descriptor), watch(self.supervisor_descriptor)];
         kernel::wait_readable(&mut ends, nanoseconds);
         let [program, parent] = ends;
         if program.found != 0 {
@@ -228,9 +222,7 @@ fn read_statm(file: Descriptor) -> Result<Statm, Failure> {
     let mut statm = [0; 3];
     for number in &mut statm {
         let digits = numbers.next().unwrap_or_default();
-        *number = digits
-            .iter()
-            .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        *number = digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
     }
     Ok(statm)
 }

@@ -50,11 +50,7 @@ pub enum AddressError {
 
 impl AddressWidths {
     /// 16 bits of server, 16 of block, 32 of offset: 65,536 servers of 65,536 blocks of 4 GiB.
-    pub const DEFAULT: Self = Self {
-        server: 16,
-        block: 16,
-        offset: 32,
-    };
+    pub const DEFAULT: Self = Self { server: 16, block: 16, offset: 32 };
 
     /// Checks the widths.
     ///
@@ -64,17 +60,9 @@ impl AddressWidths {
     pub const fn new(server: u32, block: u32, offset: u32) -> Result<Self, AddressError> {
         let part_fits = server >= 1 && server <= 32 && block >= 1 && block <= 32;
         if part_fits && offset >= 12 && offset <= 62 && server + block + offset == 64 {
-            Ok(Self {
-                server,
-                block,
-                offset,
-            })
+            Ok(Self { server, block, offset })
         } else {
-            Err(AddressError::Widths {
-                server,
-                block,
-                offset,
-            })
+            Err(AddressError::Widths { server, block, offset })
         }
     }
 
@@ -116,11 +104,7 @@ impl AddressWidths {
         // Both widths are at most 32, so neither conversion can lose bits.
         let server = u32::try_from(server).unwrap_or(u32::MAX);
         let block = u32::try_from(block).unwrap_or(u32::MAX);
-        (
-            ServerId::new(server),
-            BlockId::new(block),
-            address.0 & mask(self.offset),
-        )
+        (ServerId::new(server), BlockId::new(block), address.0 & mask(self.offset))
     }
 }
 
@@ -135,11 +119,7 @@ const fn mask(bits: u32) -> u64 {
 }
 
 const fn fits(part: &'static str, value: u64, bits: u32) -> Result<(), AddressError> {
-    if value <= mask(bits) {
-        Ok(())
-    } else {
-        Err(AddressError::TooLarge { part, value, bits })
-    }
+    if value <= mask(bits) { Ok(()) } else { Err(AddressError::TooLarge { part, value, bits }) }
 }
 
 /// Where a byte of external memory is: server, block and offset in one number.
@@ -177,11 +157,7 @@ mod tests {
                 let address = widths.join(s, b, o).unwrap();
                 assert_eq!(widths.split(address), (s, b, o));
             }
-            assert!(
-                widths
-                    .join(ServerId::new(0), BlockId::new(0), mask(offset) + 1)
-                    .is_err()
-            );
+            assert!(widths.join(ServerId::new(0), BlockId::new(0), mask(offset) + 1).is_err());
         }
     }
 

@@ -31,9 +31,7 @@ const BULK_DEPTH: u32 = 4;
 const REGION_PAGES: u64 = 32 << 10;
 
 fn main() {
-    let seconds = std::env::args()
-        .nth(1)
-        .map_or(1.0, |text| text.parse().expect("a number"));
+    let seconds = std::env::args().nth(1).map_or(1.0, |text| text.parse().expect("a number"));
     let only = std::env::args().nth(2);
     let time = Duration::from_secs_f64(seconds);
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -42,10 +40,7 @@ fn main() {
     for (name, endpoint) in [
         ("unix", Endpoint::Unix(path)),
         ("shm", Endpoint::Unix(directory.path().join("shared"))),
-        (
-            "tcp",
-            Endpoint::Tcp("127.0.0.1:0".parse().expect("an address")),
-        ),
+        ("tcp", Endpoint::Tcp("127.0.0.1:0".parse().expect("an address"))),
     ] {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
@@ -102,11 +97,7 @@ fn throughput(name: &str, endpoint: &Endpoint, time: Duration) {
     }
 }
 
-type Server = (
-    Endpoint,
-    farmem_memserver::StopHandle,
-    thread::JoinHandle<()>,
-);
+type Server = (Endpoint, farmem_memserver::StopHandle, thread::JoinHandle<()>);
 
 fn start(endpoint: &Endpoint, spin_us: u64, core: Option<usize>) -> Server {
     let memory = ByteCount::new(REGION_PAGES * PAGE_SIZE as u64);
@@ -197,9 +188,7 @@ fn measure(client: &mut Client, depth: u32, pages: u32, writes: bool, time: Dura
     let bytes = ops * f64::from(pages) * PAGE_SIZE as f64;
     times.sort_unstable();
     let at = |part: f64| {
-        times
-            .get((times.len() as f64 * part) as usize)
-            .map_or(0.0, |t| *t as f64 / 1e3)
+        times.get((times.len() as f64 * part) as usize).map_or(0.0, |t| *t as f64 / 1e3)
     };
     format!(
         "{:7.2} us/op ({:6.0} op/s, {:5.0} MB/s), p50 {:.1} p99 {:.1} us, cpu client {:.2} us, server {:.2} us/op",

@@ -56,15 +56,10 @@ impl ExchangeError {
     pub(crate) fn into_store_error(self, server: &Endpoint) -> StoreError {
         let server = server.to_string();
         match self {
-            Self::Refused(RefusalCode::Full, Some(full)) => StoreError::Full {
-                server,
-                asked: full.asked.get(),
-                free: full.free.get(),
-            },
-            other => StoreError::Refused {
-                server,
-                reason: other.to_string(),
-            },
+            Self::Refused(RefusalCode::Full, Some(full)) => {
+                StoreError::Full { server, asked: full.asked.get(), free: full.free.get() }
+            }
+            other => StoreError::Refused { server, reason: other.to_string() },
         }
     }
 }
@@ -130,11 +125,7 @@ impl Exchange {
     /// Begins with hello.
     pub(crate) fn ask_hello(&mut self, share_arena: bool) {
         let newest = ProtocolVersion::NEWEST.number();
-        let hello = Hello {
-            oldest: ProtocolVersion::V1.number(),
-            newest,
-            share_arena,
-        };
+        let hello = Hello { oldest: ProtocolVersion::V1.number(), newest, share_arena };
         self.ask(Header::request(Action::Hello, 1), |out| hello.encode(out));
     }
 
@@ -181,9 +172,7 @@ impl Exchange {
         let is_small =
             header.payload_kind() == Payload::Body && header.message_bytes() <= self.input.len();
         if !fits || !is_small {
-            let code = header
-                .refusal
-                .map(|code| ExchangeError::Refused(code, None));
+            let code = header.refusal.map(|code| ExchangeError::Refused(code, None));
             return Err(code.unwrap_or_else(|| {
                 ExchangeError::BadReply(format!("an unexpected {:?} came", header.action))
             }));
@@ -198,10 +187,7 @@ impl Exchange {
             None => Ok(Ok(Reply { header, body })),
             Some(code) => {
                 let full = FullBody::decode(&self.input[body]).ok();
-                Err(ExchangeError::Refused(
-                    code,
-                    full.filter(|_| code == RefusalCode::Full),
-                ))
+                Err(ExchangeError::Refused(code, full.filter(|_| code == RefusalCode::Full)))
             }
         }
     }
@@ -221,20 +207,13 @@ impl Exchange {
     }
 
     fn wait_ready(&self, at_most: Duration) -> Result<(), ExchangeError> {
-        let interest = if self.wants_write() {
-            PollFlags::OUT
-        } else {
-            PollFlags::IN
-        };
+        let interest = if self.wants_write() { PollFlags::OUT } else { PollFlags::IN };
         let descriptor = self.socket.descriptor();
         let timeout = Timespec {
             tv_sec: at_most.as_secs().cast_signed(),
             tv_nsec: at_most.subsec_nanos().into(),
         };
-        match poll(
-            &mut [PollFd::from_borrowed_fd(descriptor, interest)],
-            Some(&timeout),
-        ) {
+        match poll(&mut [PollFd::from_borrowed_fd(descriptor, interest)], Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(errno) => Err(ExchangeError::Io(errno.into())),
         }
@@ -273,8 +252,5 @@ impl SessionInfo {
 }
 
 fn closed() -> ExchangeError {
-    ExchangeError::Io(io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        "it closed the connection",
-    ))
+    ExchangeError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"))
 }

@@ -159,11 +159,7 @@ impl Link {
     /// How long nothing has been heard though something is owed to us.
     pub(crate) fn silent_us(&self, messages: &Messages, now: Nanos) -> u64 {
         let owed = !messages.sent.is_empty() || self.out_sent > 0;
-        if owed {
-            now.since(self.last_heard) / 1_000
-        } else {
-            0
-        }
+        if owed { now.since(self.last_heard) / 1_000 } else { 0 }
     }
 
     /// The socket may have something again.
@@ -291,9 +287,7 @@ impl Link {
         let pages_of = guess.filter(has_pages);
         let mut slices = recycle_mut(std::mem::take(&mut self.slices_mut));
         if self.head_received < head_end {
-            slices.push(IoSliceMut::new(
-                &mut self.head[self.head_received..head_end],
-            ));
+            slices.push(IoSliceMut::new(&mut self.head[self.head_received..head_end]));
         }
         let mut room = head_end - self.head_received;
         if let Some(message) = pages_of {
@@ -365,8 +359,7 @@ impl Link {
         if fits {
             return;
         }
-        self.spill
-            .extend_from_slice(&self.head[HEADER_BYTES..self.head_received]);
+        self.spill.extend_from_slice(&self.head[HEADER_BYTES..self.head_received]);
         self.head_received = HEADER_BYTES;
         let mut left = std::mem::take(&mut self.pages_received);
         if let Some(guess) = guess {

@@ -76,11 +76,7 @@ impl Message {
 
     /// Bytes of the pages that are sent.
     pub(crate) fn page_bytes(&self) -> usize {
-        if self.sends_pages() {
-            self.header.payload_bytes()
-        } else {
-            0
-        }
+        if self.sends_pages() { self.header.payload_bytes() } else { 0 }
     }
 
     pub(crate) fn sends_pages(&self) -> bool {
@@ -103,11 +99,7 @@ impl Message {
         self.header.entries = u32::try_from(self.wanted.len()).expect("at most a message's pages");
         self.head.truncate(HEADER_BYTES);
         for Wanted { page, version } in &self.wanted {
-            let entry = PageEntry {
-                page: *page,
-                version: *version,
-                ..PageEntry::default()
-            };
+            let entry = PageEntry { page: *page, version: *version, ..PageEntry::default() };
             entry.encode(&mut self.head);
         }
         self.finish();
@@ -139,13 +131,7 @@ impl Message {
         for (wanted, frame) in self.wanted.iter().zip(&self.frames) {
             let Wanted { page, version } = *wanted;
             let checksum = page_checksum(region, page, version, frames.bytes(*frame));
-            PageEntry {
-                page,
-                version,
-                checksum,
-                slot: 0,
-            }
-            .encode(&mut self.head);
+            PageEntry { page, version, checksum, slot: 0 }.encode(&mut self.head);
         }
         seal(self.header, &mut self.head);
     }
@@ -248,9 +234,7 @@ impl Messages {
         if action == Action::Write {
             message.header.payload = count * farmem_region::PAGE_SIZE as u32;
             // The head is made when it is sent, but its length is known.
-            message
-                .head
-                .resize(HEADER_BYTES + count as usize * PAGE_ENTRY_BYTES, 0);
+            message.head.resize(HEADER_BYTES + count as usize * PAGE_ENTRY_BYTES, 0);
             return;
         }
         message.untried = true;

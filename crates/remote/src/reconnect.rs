@@ -44,13 +44,7 @@ pub(crate) enum Step {
 
 impl Reconnect {
     pub(crate) const fn new(reason: String, now: Nanos) -> Self {
-        Self {
-            reason,
-            since: now,
-            refused_since: None,
-            next_attempt: now,
-            attempt: None,
-        }
+        Self { reason, since: now, refused_since: None, next_attempt: now, attempt: None }
     }
 
     /// Goes as far as goes without waiting.
@@ -78,11 +72,7 @@ impl Reconnect {
             match Exchange::new(&config.server) {
                 Ok(mut exchange) => {
                     exchange.ask_hello(share_arena);
-                    self.attempt = Some(Attempt {
-                        exchange,
-                        began: now,
-                        connection: None,
-                    });
+                    self.attempt = Some(Attempt { exchange, began: now, connection: None });
                 }
                 Err(error) => return self.attempt_failed(&ExchangeError::Io(error), now),
             }
@@ -90,10 +80,7 @@ impl Reconnect {
         match self.advance_attempt(session, replaces) {
             Ok(Some(step)) => step,
             Ok(None) => {
-                if is_over(
-                    self.attempt.as_ref().map(|attempt| attempt.began),
-                    times.attempt_us,
-                ) {
+                if is_over(self.attempt.as_ref().map(|attempt| attempt.began), times.attempt_us) {
                     return self.attempt_failed(&ExchangeError::TimedOut, now);
                 }
                 Step::Waiting
@@ -117,19 +104,10 @@ impl Reconnect {
                     return Ok(Some(Step::Lost(reason)));
                 }
                 attempt.connection = Some(attempt.exchange.hello_reply(&reply)?.connection);
-                attempt.exchange.ask_attach(
-                    session,
-                    Attach {
-                        mode: AttachMode::Join,
-                        replaces,
-                    },
-                );
+                attempt.exchange.ask_attach(session, Attach { mode: AttachMode::Join, replaces });
                 continue;
             };
-            let socket = self
-                .attempt
-                .take()
-                .map(|attempt| attempt.exchange.into_socket());
+            let socket = self.attempt.take().map(|attempt| attempt.exchange.into_socket());
             return Ok(socket.map(|socket| Step::Up { socket, connection }));
         }
         Ok(None)
@@ -155,9 +133,7 @@ impl Reconnect {
 
     /// The descriptor of the connection in the making.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.attempt
-            .as_ref()
-            .map(|attempt| attempt.exchange.socket().descriptor())
+        self.attempt.as_ref().map(|attempt| attempt.exchange.socket().descriptor())
     }
 
     /// What to wait for before the next step.
@@ -172,20 +148,12 @@ impl Reconnect {
             Some(attempt) => Readiness {
                 descriptor: Some(attempt.exchange.socket().descriptor().as_raw_fd()),
                 wants_write: attempt.exchange.wants_write(),
-                deadline: Some(
-                    attempt
-                        .began
-                        .plus_micros(config.timeouts.attempt_us)
-                        .min(end),
-                ),
+                deadline: Some(attempt.began.plus_micros(config.timeouts.attempt_us).min(end)),
             },
         }
     }
 }
 
 fn nobody_listens(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-    )
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }

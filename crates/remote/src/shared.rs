@@ -53,13 +53,7 @@ impl SharedArena {
 
     /// The server has told where a page is.
     pub(crate) fn learn(&mut self, entry: &PageEntry) {
-        self.places.set(
-            entry.page,
-            Place {
-                slot: entry.slot,
-                checksum: entry.checksum,
-            },
-        );
+        self.places.set(entry.page, Place { slot: entry.slot, checksum: entry.checksum });
     }
 
     /// The pages are no more.
@@ -102,8 +96,7 @@ impl SharedArena {
             let run = self.places.run(&message.wanted[at..]);
             let end = at + run.map_or(1, |(_, count)| count);
             let is_read = run.is_some_and(|(first, _)| {
-                self.read(first, &message.frames[at..end], frames)
-                    .is_ok_and(|whole| whole)
+                self.read(first, &message.frames[at..end], frames).is_ok_and(|whole| whole)
             });
             for at in at..end {
                 let (wanted, frame) = (message.wanted[at], message.frames[at]);
@@ -136,9 +129,7 @@ impl SharedArena {
         frames: &dyn Frames,
     ) -> bool {
         let found = page_checksum(region, wanted.page, wanted.version, frames.bytes(frame));
-        self.places
-            .get(wanted.page)
-            .is_some_and(|place| place.checksum == found)
+        self.places.get(wanted.page).is_some_and(|place| place.checksum == found)
     }
 
     /// Makes a write into a commit: copies its pages into fresh slots. Returns false, with the
@@ -168,19 +159,10 @@ impl SharedArena {
             return false;
         }
         message.head.truncate(HEADER_BYTES);
-        let placed = message
-            .wanted
-            .iter()
-            .zip(&message.frames)
-            .zip(self.fresh.drain(..count));
+        let placed = message.wanted.iter().zip(&message.frames).zip(self.fresh.drain(..count));
         for ((Wanted { page, version }, frame), slot) in placed {
             let checksum = page_checksum(region, *page, *version, frames.bytes(*frame));
-            let entry = PageEntry {
-                page: *page,
-                version: *version,
-                checksum,
-                slot,
-            };
+            let entry = PageEntry { page: *page, version: *version, checksum, slot };
             entry.encode(&mut message.head);
         }
         message.header.action = Action::Commit;
@@ -206,10 +188,7 @@ impl Places {
     fn get(&self, page: PageIndex) -> Option<Place> {
         let (piece, at) = split(page);
         let piece = self.pieces.get(piece)?.as_ref()?;
-        let place = Place {
-            slot: piece.slots[at],
-            checksum: piece.checksums[at],
-        };
+        let place = Place { slot: piece.slots[at], checksum: piece.checksums[at] };
         (place.slot != NO_SLOT).then_some(place)
     }
 
@@ -220,10 +199,7 @@ impl Places {
         }
         let piece = self.pieces[piece].get_or_insert_with(|| {
             let checksums = [Checksum::new(0); PIECE_PAGES];
-            Box::new(Piece {
-                slots: [NO_SLOT; PIECE_PAGES],
-                checksums,
-            })
+            Box::new(Piece { slots: [NO_SLOT; PIECE_PAGES], checksums })
         });
         piece.slots[at] = place.slot;
         piece.checksums[at] = place.checksum;
@@ -234,9 +210,7 @@ impl Places {
         let mut page = range.start.get();
         while page < end {
             let (piece, at) = split(PageIndex::new(page));
-            let count = usize::try_from(end - page)
-                .unwrap_or(usize::MAX)
-                .min(PIECE_PAGES - at);
+            let count = usize::try_from(end - page).unwrap_or(usize::MAX).min(PIECE_PAGES - at);
             match self.pieces.get_mut(piece) {
                 None => return,
                 Some(None) => {}
@@ -251,11 +225,7 @@ impl Places {
         let slot = |wanted: &Wanted| self.get(wanted.page).map(|place| place.slot);
         let first = slot(wanted.first()?)?;
         let next = (first..).zip(wanted);
-        Some((
-            first,
-            next.take_while(|(at, wanted)| slot(wanted) == Some(*at))
-                .count(),
-        ))
+        Some((first, next.take_while(|(at, wanted)| slot(wanted) == Some(*at)).count()))
     }
 }
 

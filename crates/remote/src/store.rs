@@ -101,10 +101,7 @@ impl RemoteStore {
             pages: body.pages,
         };
         // A file that cannot be used is as good as none.
-        let arena = exchange
-            .passed
-            .take()
-            .and_then(|file| ArenaFile::adopt(file).ok());
+        let arena = exchange.passed.take().and_then(|file| ArenaFile::adopt(file).ok());
         let mut store = Self {
             config,
             session: session.clone(),
@@ -178,12 +175,8 @@ impl RemoteStore {
         let mut pages = pages;
         while left > 0 {
             let count = left.min(MESSAGE_PAGES);
-            let chunk = Chunk {
-                pages: &mut pages,
-                left: count,
-            };
-            self.messages
-                .add_pages(&self.session, action, operation, chunk);
+            let chunk = Chunk { pages: &mut pages, left: count };
+            self.messages.add_pages(&self.session, action, operation, chunk);
             left -= count;
         }
         Ok(())
@@ -193,19 +186,11 @@ impl RemoteStore {
         let had = self.session.pages.get();
         let reserved = self.session.granted.get() / farmem_region::PAGE_SIZE as u64;
         // Whole extents as long as they are reserved; beyond that no more than is needed.
-        let extent = count
-            .get()
-            .max(EXTENT.get())
-            .min(reserved.saturating_sub(had));
+        let extent = count.get().max(EXTENT.get()).min(reserved.saturating_sub(had));
         let add = PageCount::new(extent.max(count.get()));
-        let outcome = Outcome::Grown {
-            pages: self.session.pages,
-        };
+        let outcome = Outcome::Grown { pages: self.session.pages };
         let operation = self.begin(ticket, outcome, 1)?;
-        let malloc = Malloc {
-            from: self.session.pages,
-            add,
-        };
+        let malloc = Malloc { from: self.session.pages, add };
         self.messages.add_malloc(&self.session, operation, malloc);
         Ok(())
     }
@@ -219,18 +204,11 @@ impl RemoteStore {
         messages: usize,
     ) -> Result<OperationIndex, StoreError> {
         if messages > self.messages.room() && self.messages.in_use() > 0 {
-            return Err(StoreError::Busy {
-                limit: MESSAGES_MAX,
-            });
+            return Err(StoreError::Busy { limit: MESSAGES_MAX });
         }
         // An operation on nothing still needs one answer to end with.
         let messages_left = messages.max(1);
-        let operation = Operation {
-            ticket,
-            messages_left,
-            outcome,
-            error: None,
-        };
+        let operation = Operation { ticket, messages_left, outcome, error: None };
         let index = self.operations.add(operation);
         if messages == 0 {
             self.messages.add_free(&self.session, index, &[]);
@@ -250,13 +228,7 @@ impl RemoteStore {
             return Ok(());
         };
         link.look_again();
-        link.send(
-            &mut self.messages,
-            self.arena.as_mut(),
-            self.session.region,
-            frames,
-            now,
-        )?;
+        link.send(&mut self.messages, self.arena.as_mut(), self.session.region, frames, now)?;
         // With nothing asked for there is nothing to hear but the end of the connection; pages that
         // come from the shared arena should not pay a system call each for that.
         self.unheard += 1;
@@ -282,13 +254,7 @@ impl RemoteStore {
             self.messages.add_ping(&self.session);
         }
         // What became due by the replies.
-        Ok(link.send(
-            &mut self.messages,
-            self.arena.as_mut(),
-            self.session.region,
-            frames,
-            now,
-        )?)
+        Ok(link.send(&mut self.messages, self.arena.as_mut(), self.session.region, frames, now)?)
     }
 
     /// Takes a reply.
@@ -313,13 +279,7 @@ impl RemoteStore {
         };
         match result {
             Handled::Ended(result) => {
-                end_message(
-                    &mut self.messages,
-                    &mut self.operations,
-                    message,
-                    result,
-                    done,
-                );
+                end_message(&mut self.messages, &mut self.operations, message, result, done);
             }
             Handled::SendAgain(due) => self.messages.send_again(message, due),
         }
@@ -367,12 +327,8 @@ impl RemoteStore {
                 return Handled::Ended(Err(wrong(reason)));
             }
         }
-        if let Some(Operation {
-            outcome: Outcome::Fetched { server_nanos },
-            ..
-        }) = asked
-            .operation
-            .and_then(|index| self.operations.get_mut(index))
+        if let Some(Operation { outcome: Outcome::Fetched { server_nanos }, .. }) =
+            asked.operation.and_then(|index| self.operations.get_mut(index))
         {
             *server_nanos += u64::from(header.server_nanos);
         }
@@ -387,10 +343,7 @@ impl RemoteStore {
         match header.action {
             Action::Write => link.entries(header).for_each(|entry| arena.learn(&entry)),
             Action::Commit => {
-                self.messages
-                    .get(message)
-                    .entries()
-                    .for_each(|entry| arena.learn(&entry));
+                self.messages.get(message).entries().for_each(|entry| arena.learn(&entry));
                 arena.add_fresh(Slots::decode_assigned(link.body(header)));
             }
             _ => {
@@ -417,13 +370,7 @@ impl RemoteStore {
                 continue;
             }
             self.messages.unsent.remove(at);
-            end_message(
-                &mut self.messages,
-                &mut self.operations,
-                index,
-                Ok(()),
-                done,
-            );
+            end_message(&mut self.messages, &mut self.operations, index, Ok(()), done);
         }
     }
 
@@ -442,9 +389,7 @@ impl RemoteStore {
         self.session.granted = self.session.granted.max(reply.granted);
         let operation = self.messages.get(message).operation;
         if let Some(operation) = operation.and_then(|index| self.operations.get_mut(index)) {
-            operation.outcome = Outcome::Grown {
-                pages: self.session.pages,
-            };
+            operation.outcome = Outcome::Grown { pages: self.session.pages };
         }
         Handled::Ended(Ok(()))
     }
@@ -469,11 +414,7 @@ impl RemoteStore {
             RefusalCode::Full => {
                 let full = full.map_or((0, 0), |full| (full.asked.get(), full.free.get()));
                 let server = self.config.server.to_string();
-                let error = StoreError::Full {
-                    server,
-                    asked: full.0,
-                    free: full.1,
-                };
+                let error = StoreError::Full { server, asked: full.0, free: full.1 };
                 Ok(Handled::Ended(Err(error)))
             }
             // What was sent again had arrived the first time, and so had a newer version.
@@ -510,18 +451,13 @@ impl RemoteStore {
                 let about = detail.map_or(String::new(), |entry| {
                     format!(" (page {}, version there {})", entry.page, entry.version)
                 });
-                Ok(Handled::Ended(Err(
-                    self.refused(format!("{}{about}", code.text()))
-                )))
+                Ok(Handled::Ended(Err(self.refused(format!("{}{about}", code.text())))))
             }
         }
     }
 
     fn refused(&self, reason: String) -> StoreError {
-        StoreError::Refused {
-            server: self.config.server.to_string(),
-            reason,
-        }
+        StoreError::Refused { server: self.config.server.to_string(), reason }
     }
 
     /// The connection is of no use any more: begins to make another one.
@@ -556,10 +492,7 @@ impl RemoteStore {
     fn lost(&self, reason: String) -> StoreError {
         StoreError::Lost {
             server: self.config.server.to_string(),
-            region: format!(
-                "region {} ({} pages)",
-                self.session.region, self.session.pages
-            ),
+            region: format!("region {} ({} pages)", self.session.region, self.session.pages),
             reason,
         }
     }
@@ -567,10 +500,12 @@ impl RemoteStore {
     /// Closes the store for good: every operation ends with the error.
     fn fail(&mut self, error: StoreError, done: &mut Vec<Completion>) -> StoreError {
         let operations = self.operations.take_all();
-        done.extend(operations.map(|operation| Completion {
-            ticket: operation.ticket,
-            result: Err(error.clone()),
-        }));
+        done.extend(
+            operations.map(|operation| Completion {
+                ticket: operation.ticket,
+                result: Err(error.clone()),
+            }),
+        );
         self.messages = Messages::default();
         self.state = State::Failed(error.clone());
         error
@@ -585,25 +520,13 @@ impl PageStore for RemoteStore {
         match request {
             Request::Fetch(pages) => {
                 let pages = pages.iter().map(|fetch| {
-                    (
-                        Wanted {
-                            page: fetch.page,
-                            version: fetch.version,
-                        },
-                        fetch.frame,
-                    )
+                    (Wanted { page: fetch.page, version: fetch.version }, fetch.frame)
                 });
                 self.submit_pages(ticket, Action::Read, pages)
             }
             Request::Store(pages) => {
                 let pages = pages.iter().map(|store| {
-                    (
-                        Wanted {
-                            page: store.page,
-                            version: store.version,
-                        },
-                        store.frame,
-                    )
+                    (Wanted { page: store.page, version: store.version }, store.frame)
                 });
                 self.submit_pages(ticket, Action::Write, pages)
             }
@@ -646,11 +569,9 @@ impl PageStore for RemoteStore {
 
     fn readiness(&self) -> Readiness {
         match &self.state {
-            State::Failed(_) => Readiness {
-                descriptor: None,
-                wants_write: false,
-                deadline: Some(Nanos::new(0)),
-            },
+            State::Failed(_) => {
+                Readiness { descriptor: None, wants_write: false, deadline: Some(Nanos::new(0)) }
+            }
             State::Down(reconnect) => reconnect.readiness(&self.config),
             State::Up(link) => {
                 let waits = self.messages.is_waiting();
@@ -688,10 +609,7 @@ fn end_message(
     }
     if let Some(ended) = operations.message_ended(index) {
         let result = ended.error.map_or(Ok(ended.outcome), Err);
-        done.push(Completion {
-            ticket: ended.ticket,
-            result,
-        });
+        done.push(Completion { ticket: ended.ticket, result });
     }
 }
 

@@ -11,18 +11,12 @@ use crate::server::{Over, TestServer};
 use farmem_region::Request;
 
 #[path = "it/client.rs"]
-#[expect(
-    dead_code,
-    reason = "written for the other tests, which use more of it"
-)]
+#[expect(dead_code, reason = "written for the other tests, which use more of it")]
 mod client;
 #[path = "it/frames.rs"]
 mod frames;
 #[path = "it/server.rs"]
-#[expect(
-    dead_code,
-    reason = "written for the other tests, which use more of it"
-)]
+#[expect(dead_code, reason = "written for the other tests, which use more of it")]
 mod server;
 
 thread_local! {
@@ -73,10 +67,7 @@ fn fetches_and_stores_allocate_nothing_in_the_steady_state() {
                 client.finish(ticket).unwrap();
             }
             let made = ALLOCATIONS.get() - before;
-            assert!(
-                !counted || made == 0,
-                "{made} allocations over {over:?}, shares: {shares}"
-            );
+            assert!(!counted || made == 0, "{made} allocations over {over:?}, shares: {shares}");
         };
         (0..20).for_each(|_| round(&mut client, false));
         (0..20).for_each(|_| round(&mut client, true));

@@ -21,11 +21,7 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let Options { seed, seeds, steps } = Options::parse();
     for seed in seed..seed + seeds {
-        let outcome = run(Setup {
-            seed,
-            steps,
-            plant: Plant::Nothing,
-        })?;
+        let outcome = run(Setup { seed, steps, plant: Plant::Nothing })?;
         if seeds == 1 {
             println!("seed {seed}: nothing wrong; {outcome:?}");
         }

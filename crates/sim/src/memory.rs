@@ -55,10 +55,7 @@ pub(crate) enum Message {
 impl SimMemory {
     pub(crate) fn new(seed: u64, frames: usize, plant: Plant) -> Self {
         Self {
-            spaces: vec![Space {
-                id: Some(SpaceId::OWN),
-                ..Space::new()
-            }],
+            spaces: vec![Space { id: Some(SpaceId::OWN), ..Space::new() }],
             models: vec![Model::new()],
             threads: (0..THREADS).map(|_| Thread::new(0, 0)).collect(),
             random: Random::new(seed),
@@ -93,9 +90,7 @@ impl SimMemory {
     }
 
     fn index(&self, id: SpaceId) -> Option<usize> {
-        self.spaces
-            .iter()
-            .position(|space| space.id == Some(id) && space.lives)
+        self.spaces.iter().position(|space| space.id == Some(id) && space.lives)
     }
 
     /// What a read of the space's userfaultfd returns: faults come before changes, whatever came
@@ -131,20 +126,14 @@ impl SimMemory {
         mut page: impl FnMut(&Self, usize) -> Page,
     ) -> Progress {
         self.preempt();
-        let stopped = |bytes, stop| Progress {
-            bytes,
-            stop: Some(stop),
-        };
+        let stopped = |bytes, stop| Progress { bytes, stop: Some(stop) };
         let Some(space) = self.index(id) else {
             return stopped(0, Stop::Gone);
         };
         if self.spaces[space].changing > 0 {
             return stopped(0, Stop::Retry);
         }
-        if self.spaces[space]
-            .whole(range)
-            .is_none_or(|vma| !vma.registered)
-        {
+        if self.spaces[space].whole(range).is_none_or(|vma| !vma.registered) {
             return stopped(0, Stop::Gone);
         }
         for (at, address) in pages_of(range).enumerate() {
@@ -157,18 +146,11 @@ impl SimMemory {
                 self.wake_page(space, address);
             }
         }
-        Progress {
-            bytes: range.bytes(),
-            stop: None,
-        }
+        Progress { bytes: range.bytes(), stop: None }
     }
 
     fn wake_page(&mut self, space: usize, page: usize) {
-        for thread in self
-            .threads
-            .iter_mut()
-            .filter(|thread| thread.space == space)
-        {
+        for thread in self.threads.iter_mut().filter(|thread| thread.space == space) {
             if let Doing::Wait { address, value } = thread.doing
                 && address == page
             {
@@ -221,16 +203,10 @@ impl Memory for SimMemory {
     fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
         self.preempt();
         if self.spaces[0].changing > 0 {
-            return Progress {
-                bytes: 0,
-                stop: Some(Stop::Retry),
-            };
+            return Progress { bytes: 0, stop: Some(Stop::Retry) };
         }
         if self.spaces[0].whole(source).is_none() {
-            return Progress {
-                bytes: 0,
-                stop: Some(Stop::Unmovable),
-            };
+            return Progress { bytes: 0, stop: Some(Stop::Unmovable) };
         }
         for (offset, address) in pages_of(source).enumerate() {
             let Some(page) = self.spaces[0].pages.get(&address).copied() else {
@@ -239,24 +215,16 @@ impl Memory for SimMemory {
             let stop = if page.shared || page.zero {
                 Some(Stop::Busy)
             } else {
-                self.frames[at(first) + offset]
-                    .is_some()
-                    .then_some(Stop::AlreadyThere)
+                self.frames[at(first) + offset].is_some().then_some(Stop::AlreadyThere)
             };
             if stop.is_some() {
-                return Progress {
-                    bytes: offset * PAGE_SIZE,
-                    stop,
-                };
+                return Progress { bytes: offset * PAGE_SIZE, stop };
             }
             let lost = self.planted(Plant::LosesMovedPages, 500);
             self.frames[at(first) + offset] = Some(page_with(if lost { 0 } else { page.value }));
             self.spaces[0].pages.remove(&address);
         }
-        Progress {
-            bytes: source.bytes(),
-            stop: None,
-        }
+        Progress { bytes: source.bytes(), stop: None }
     }
 
     fn zero_in(
@@ -266,11 +234,7 @@ impl Memory for SimMemory {
         written: bool,
         _pull: Option<u32>,
     ) -> Progress {
-        self.fill(space, range, |_, _| Page {
-            value: 0,
-            zero: !written,
-            shared: false,
-        })
+        self.fill(space, range, |_, _| Page { value: 0, zero: !written, shared: false })
     }
 
     fn wake(&mut self, space: SpaceId, range: AddressRange) {
@@ -281,10 +245,7 @@ impl Memory for SimMemory {
 
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
         for (&address, page) in self.spaces[0].pages.range(range.start()..range.end()) {
-            each(PresentRun {
-                range: AddressRange::pages_from(address, 1),
-                zero: page.zero,
-            });
+            each(PresentRun { range: AddressRange::pages_from(address, 1), zero: page.zero });
         }
     }
 
@@ -299,10 +260,7 @@ impl Memory for SimMemory {
 
     fn populate(&mut self, first: FrameId, count: usize) -> usize {
         for frame in &mut self.frames[at(first)..at(first) + count] {
-            assert!(
-                frame.replace(page_with(0)).is_none(),
-                "a frame with memory is no hole"
-            );
+            assert!(frame.replace(page_with(0)).is_none(), "a frame with memory is no hole");
         }
         count
     }
@@ -322,19 +280,10 @@ impl Memory for SimMemory {
         for vma in vmas {
             let inside = vma.range.intersect(range);
             registered |= !inside.is_empty();
-            let outside = vma
-                .range
-                .without(range)
-                .into_iter()
-                .filter(|part| !part.is_empty());
-            self.spaces[0]
-                .vmas
-                .extend(outside.map(|part| Vma { range: part, ..vma }));
+            let outside = vma.range.without(range).into_iter().filter(|part| !part.is_empty());
+            self.spaces[0].vmas.extend(outside.map(|part| Vma { range: part, ..vma }));
             if !inside.is_empty() {
-                self.spaces[0].vmas.push(Vma {
-                    range: inside,
-                    registered: true,
-                });
+                self.spaces[0].vmas.push(Vma { range: inside, registered: true });
             }
         }
         registered
@@ -345,10 +294,7 @@ impl Memory for SimMemory {
             self.spaces[0].vmas.iter().map(|vma| vma.range).collect();
         ranges.sort_unstable();
         for range in ranges {
-            each(Mapping {
-                range,
-                kind: MappingKind::PrivateAnonymous,
-            });
+            each(Mapping { range, kind: MappingKind::PrivateAnonymous });
         }
         Ok(())
     }
@@ -358,16 +304,9 @@ impl Memory for SimMemory {
     fn control_blocks(&mut self, _each: &mut dyn FnMut(AddressRange)) {}
 
     fn resident(&self) -> Residents {
-        let pages = self.spaces[0]
-            .pages
-            .values()
-            .filter(|page| !page.zero)
-            .count();
+        let pages = self.spaces[0].pages.values().filter(|page| !page.zero).count();
         let frames = self.frames.iter().filter(|frame| frame.is_some()).count();
-        Residents {
-            anonymous: pages + frames,
-            shared: 0,
-        }
+        Residents { anonymous: pages + frames, shared: 0 }
     }
 
     fn add_space(&mut self, id: SpaceId, _uffd: Uffd) {
@@ -393,15 +332,11 @@ impl Memory for SimMemory {
 
 impl Frames for SimMemory {
     fn bytes(&self, frame: FrameId) -> &[u8; PAGE_SIZE] {
-        self.frames[at(frame)]
-            .as_ref()
-            .expect("only frames with memory are read")
+        self.frames[at(frame)].as_ref().expect("only frames with memory are read")
     }
 
     fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE] {
-        self.frames[at(frame)]
-            .as_mut()
-            .expect("only frames with memory are written")
+        self.frames[at(frame)].as_mut().expect("only frames with memory are written")
     }
 
     fn gather_mut<'a>(&'a mut self, _frames: &[FrameId], _slices: &mut Vec<IoSliceMut<'a>>) {

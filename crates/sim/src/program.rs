@@ -68,19 +68,11 @@ pub(crate) struct Thread {
 
 impl Thread {
     pub(crate) const fn new(space: usize, left: usize) -> Self {
-        Self {
-            space,
-            doing: Doing::Nothing,
-            since: 0,
-            left,
-        }
+        Self { space, doing: Doing::Nothing, since: 0, left }
     }
 
     pub(crate) const fn can_run(&self) -> bool {
-        !matches!(
-            self.doing,
-            Doing::Wait { .. } | Doing::Told { .. } | Doing::Ended
-        )
+        !matches!(self.doing, Doing::Wait { .. } | Doing::Told { .. } | Doing::Ended)
     }
 }
 
@@ -90,9 +82,7 @@ pub(crate) type Model = BTreeMap<usize, u64>;
 impl SimMemory {
     /// Lets one thread that can run take one step.
     pub(crate) fn run_program(&mut self) -> bool {
-        let able: Vec<usize> = (0..self.threads.len())
-            .filter(|&at| self.may_run(at))
-            .collect();
+        let able: Vec<usize> = (0..self.threads.len()).filter(|&at| self.may_run(at)).collect();
         if able.is_empty() || self.failure.is_some() {
             return false;
         }
@@ -152,10 +142,7 @@ impl SimMemory {
         let address = if self.random.once_in(4) {
             self.some_page(space)
         } else {
-            self.spaces[space]
-                .vma(next)
-                .map(|_| next)
-                .or_else(|| self.some_page(space))
+            self.spaces[space].vma(next).map(|_| next).or_else(|| self.some_page(space))
         };
         let Some(address) = address.filter(|&address| !self.is_locked(space, address)) else {
             return;
@@ -193,11 +180,7 @@ impl SimMemory {
                 self.threads[thread].doing = Doing::Wait { address, value };
                 return;
             }
-            let page = Page {
-                value: 0,
-                zero: value.is_none(),
-                shared: false,
-            };
+            let page = Page { value: 0, zero: value.is_none(), shared: false };
             self.spaces[space].pages.insert(address, page);
         }
         let Some(page) = self.spaces[space].pages.get_mut(&address) else {
@@ -212,11 +195,7 @@ impl SimMemory {
             return;
         }
         if let Some(value) = value {
-            *page = Page {
-                value,
-                zero: false,
-                shared: false,
-            };
+            *page = Page { value, zero: false, shared: false };
             self.models[space].insert(address, value);
         }
         self.threads[thread].doing = Doing::Nothing;
@@ -227,11 +206,7 @@ impl SimMemory {
         let address = self.some_page(0)?;
         let vma = self.spaces[0].vma(address)?.range;
         let pages = (1 + self.random.below(60)).min((vma.end() - address) / PAGE_SIZE);
-        let range = if whole {
-            vma
-        } else {
-            AddressRange::pages_from(address, pages)
-        };
+        let range = if whole { vma } else { AddressRange::pages_from(address, pages) };
         let locked = self.locked.iter().any(|other| other.overlaps(range));
         let used = self.threads.iter().any(|thread| match thread.doing {
             Doing::Touch { address, .. } | Doing::Wait { address, .. } => {
@@ -256,10 +231,7 @@ impl SimMemory {
     }
 
     fn is_registered(&self, range: AddressRange) -> bool {
-        self.spaces[0]
-            .vmas
-            .iter()
-            .any(|vma| vma.registered && vma.range.overlaps(range))
+        self.spaces[0].vmas.iter().any(|vma| vma.registered && vma.range.overlaps(range))
     }
 
     fn drop_pages(&mut self, thread: usize) {
@@ -272,18 +244,11 @@ impl SimMemory {
         }
         self.spaces[0].changing += 1;
         let then = Then::Drop(range);
-        self.threads[thread].doing = Doing::Tell {
-            report: Report::Remove(range),
-            then,
-        };
+        self.threads[thread].doing = Doing::Tell { report: Report::Remove(range), then };
     }
 
     fn unmap(&mut self, thread: usize) {
-        let mapped: usize = self.spaces[0]
-            .vmas
-            .iter()
-            .map(|vma| vma.range.pages())
-            .sum();
+        let mapped: usize = self.spaces[0].vmas.iter().map(|vma| vma.range.pages()).sum();
         if mapped < PAGES_MAX / 2 {
             return;
         }
@@ -300,38 +265,24 @@ impl SimMemory {
         if registered {
             self.spaces[0].changing += 1;
             let then = Then::Unlock(AddressRange::pages_from(0, 0));
-            self.threads[thread].doing = Doing::Tell {
-                report: Report::Unmap(range),
-                then,
-            };
+            self.threads[thread].doing = Doing::Tell { report: Report::Unmap(range), then };
         }
     }
 
     /// Maps fresh memory, often where some was unmapped.
     pub(crate) fn map(&mut self) {
-        let mapped: usize = self.spaces[0]
-            .vmas
-            .iter()
-            .map(|vma| vma.range.pages())
-            .sum();
+        let mapped: usize = self.spaces[0].vmas.iter().map(|vma| vma.range.pages()).sum();
         let pages = 1 + self.random.below(MAPPING_PAGES_MAX);
         if mapped + pages > PAGES_MAX {
             return;
         }
         let range = self.place(pages);
-        self.spaces[0].vmas.push(Vma {
-            range,
-            registered: false,
-        });
+        self.spaces[0].vmas.push(Vma { range, registered: false });
     }
 
     fn place(&mut self, pages: usize) -> AddressRange {
         let fits = |range: &AddressRange| range.pages() >= pages;
-        let reusable = self
-            .freed
-            .iter()
-            .position(fits)
-            .filter(|_| self.random.once_in(2));
+        let reusable = self.freed.iter().position(fits).filter(|_| self.random.once_in(2));
         if let Some(at) = reusable {
             let range = self.freed.swap_remove(at);
             return AddressRange::pages_from(range.start(), pages);
@@ -354,15 +305,11 @@ impl SimMemory {
         self.spaces[0].cut(from);
         self.spaces[0].vmas.push(Vma { range: to, ..vma });
         for (address, page) in self.spaces[0].take_pages(from) {
-            self.spaces[0]
-                .pages
-                .insert(to.start() + (address - from.start()), page);
+            self.spaces[0].pages.insert(to.start() + (address - from.start()), page);
         }
         let model = &mut self.models[0];
-        let moved: Vec<_> = model
-            .range(from.start()..from.end())
-            .map(|(&at, &value)| (at, value))
-            .collect();
+        let moved: Vec<_> =
+            model.range(from.start()..from.end()).map(|(&at, &value)| (at, value)).collect();
         for (address, value) in moved {
             model.remove(&address);
             model.insert(to.start() + (address - from.start()), value);
@@ -380,25 +327,12 @@ impl SimMemory {
             return;
         }
         self.spaces[0].changing += 2;
-        let report = Report::Remap {
-            from,
-            to: to.start(),
-        };
-        self.threads[thread].doing = Doing::Tell {
-            report,
-            then: Then::Unmap { from, to },
-        };
+        let report = Report::Remap { from, to: to.start() };
+        self.threads[thread].doing = Doing::Tell { report, then: Then::Unmap { from, to } };
     }
 
     fn fork(&mut self, thread: usize) {
-        if self
-            .spaces
-            .iter()
-            .skip(1)
-            .filter(|space| space.lives)
-            .count()
-            >= CHILDREN_MAX
-        {
+        if self.spaces.iter().skip(1).filter(|space| space.lives).count() >= CHILDREN_MAX {
             return;
         }
         // What is being changed at this moment may be either way in the child: it has none of it.
@@ -419,10 +353,7 @@ impl SimMemory {
         self.spaces[0].changing += 1;
         let child = self.spaces.len() - 1;
         let then = Then::Child(child);
-        self.threads[thread].doing = Doing::Tell {
-            report: Report::Fork(child),
-            then,
-        };
+        self.threads[thread].doing = Doing::Tell { report: Report::Fork(child), then };
     }
 
     fn end_child(&mut self, thread: usize) {
@@ -432,10 +363,7 @@ impl SimMemory {
         self.spaces[space].pages.clear();
         let others = self.spaces.iter().skip(1).any(|space| space.lives);
         if !others {
-            self.spaces[0]
-                .pages
-                .values_mut()
-                .for_each(|page| page.shared = false);
+            self.spaces[0].pages.values_mut().for_each(|page| page.shared = false);
         }
     }
 
@@ -447,10 +375,7 @@ impl SimMemory {
             Then::Drop(range) => self.threads[thread].doing = Doing::Drop(range),
             Then::Unmap { from, to } => {
                 let then = Then::Unlock(to);
-                self.threads[thread].doing = Doing::Tell {
-                    report: Report::Unmap(from),
-                    then,
-                };
+                self.threads[thread].doing = Doing::Tell { report: Report::Unmap(from), then };
             }
             Then::Child(space) => {
                 let left = 50 + self.random.below(400);

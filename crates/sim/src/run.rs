@@ -77,10 +77,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Setup { seed, steps, .. } = self.setup;
         let what = &self.what;
-        write!(
-            f,
-            "{what}\nreplay: cargo run -p farmem-sim -- --seed {seed} --steps {steps}"
-        )
+        write!(f, "{what}\nreplay: cargo run -p farmem-sim -- --seed {seed} --steps {steps}")
     }
 }
 
@@ -137,10 +134,7 @@ impl Simulation {
             self.step()?;
         }
         self.read_everything()?;
-        Ok(Outcome {
-            counts: self.engine.counts(),
-            nanos: self.memory.now,
-        })
+        Ok(Outcome { counts: self.engine.counts(), nanos: self.memory.now })
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -166,28 +160,16 @@ impl Simulation {
     }
 
     fn check(&mut self) -> Result<(), String> {
-        if let Some(what) = self
-            .memory
-            .failure
-            .take()
-            .or_else(|| self.store.failure.take())
-        {
+        if let Some(what) = self.memory.failure.take().or_else(|| self.store.failure.take()) {
             return Err(what);
         }
         let now = self.memory.now;
         let waits = |doing: &Doing| matches!(doing, Doing::Wait { .. } | Doing::Told { .. });
         let late = |since: u64| now.saturating_sub(since) > PATIENCE_NANOS;
-        match self
-            .memory
-            .threads
-            .iter()
-            .position(|t| waits(&t.doing) && late(t.since))
-        {
+        match self.memory.threads.iter().position(|t| waits(&t.doing) && late(t.since)) {
             Some(thread) => {
                 let doing = self.memory.threads[thread].doing;
-                Err(format!(
-                    "liveness: thread {thread} does not go on: {doing:?}"
-                ))
+                Err(format!("liveness: thread {thread} does not go on: {doing:?}"))
             }
             None => Ok(()),
         }
@@ -195,31 +177,20 @@ impl Simulation {
 
     /// One turn of the pager, as its driver makes it.
     fn turn(&mut self) -> Result<(), String> {
-        self.take_turn()
-            .map_err(|fatal| format!("the pager gave up: {fatal}"))
+        self.take_turn().map_err(|fatal| format!("the pager gave up: {fatal}"))
     }
 
     fn take_turn(&mut self) -> Result<(), Fatal> {
-        let spaces: Vec<SpaceId> = std::iter::once(SpaceId::OWN)
-            .chain(self.engine.child_spaces())
-            .collect();
+        let spaces: Vec<SpaceId> =
+            std::iter::once(SpaceId::OWN).chain(self.engine.child_spaces()).collect();
         for space in spaces {
             self.take_messages(space)?;
         }
         self.take_completions()?;
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
+        let Self { engine, memory, store, .. } = self;
         let now = Nanos::new(memory.now);
         let clock = move || now;
-        let io = &mut Io {
-            memory,
-            store,
-            clock: &clock,
-        };
+        let io = &mut Io { memory, store, clock: &clock };
         engine.catch_up(io)?;
         if engine.has_deferred() {
             engine.retry_arrived(io);
@@ -245,19 +216,10 @@ impl Simulation {
     fn take_messages(&mut self, space: SpaceId) -> Result<(), Fatal> {
         let mut messages = self.memory.read(space);
         messages.sort_by_key(|message| matches!(message, Message::Fault { .. }));
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
+        let Self { engine, memory, store, .. } = self;
         let now = Nanos::new(memory.now);
         let clock = move || now;
-        let io = &mut Io {
-            memory,
-            store,
-            clock: &clock,
-        };
+        let io = &mut Io { memory, store, clock: &clock };
         for message in messages {
             match message {
                 Message::Fault { address, write } => {
@@ -275,23 +237,13 @@ impl Simulation {
     }
 
     fn take_completions(&mut self) -> Result<(), Fatal> {
-        let Self {
-            engine,
-            memory,
-            store,
-            ..
-        } = self;
+        let Self { engine, memory, store, .. } = self;
         let now = Nanos::new(memory.now);
         let clock = move || now;
         let mut done = Vec::new();
         store.advance(now, memory, &mut done)?;
-        let io = &mut Io {
-            memory,
-            store,
-            clock: &clock,
-        };
-        done.into_iter()
-            .try_for_each(|completion| engine.on_completion(io, completion))
+        let io = &mut Io { memory, store, clock: &clock };
+        done.into_iter().try_for_each(|completion| engine.on_completion(io, completion))
     }
 
     /// Reads every page of the program once more.
@@ -301,19 +253,13 @@ impl Simulation {
         while !self.memory.threads.iter().all(|thread| idle(&thread.doing)) {
             self.finish_step()?;
         }
-        let mut ranges: Vec<AddressRange> = self.memory.spaces[0]
-            .vmas
-            .iter()
-            .map(|vma| vma.range)
-            .collect();
+        let mut ranges: Vec<AddressRange> =
+            self.memory.spaces[0].vmas.iter().map(|vma| vma.range).collect();
         ranges.sort_unstable();
         for address in ranges.into_iter().flat_map(pages_of) {
             let now = self.memory.now;
             let reader = &mut self.memory.threads[0];
-            reader.doing = Doing::Touch {
-                address,
-                value: None,
-            };
+            reader.doing = Doing::Touch { address, value: None };
             reader.since = now;
             while !matches!(self.memory.threads[0].doing, Doing::Nothing) {
                 self.finish_step()?;

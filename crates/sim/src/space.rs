@@ -66,38 +66,27 @@ impl Space {
     }
 
     pub(crate) fn vma(&self, address: usize) -> Option<Vma> {
-        self.vmas
-            .iter()
-            .copied()
-            .find(|vma| vma.range.contains(address))
+        self.vmas.iter().copied().find(|vma| vma.range.contains(address))
     }
 
     /// The mapping that a call on `range` concerns: the kernel wants it to hold all of it.
     pub(crate) fn whole(&self, range: AddressRange) -> Option<Vma> {
-        self.vma(range.start())
-            .filter(|vma| range.end() <= vma.range.end())
+        self.vma(range.start()).filter(|vma| range.end() <= vma.range.end())
     }
 
     /// Takes a range out of the mappings.
     pub(crate) fn cut(&mut self, range: AddressRange) {
         let mut kept = Vec::new();
         for vma in self.vmas.drain(..) {
-            let parts = vma
-                .range
-                .without(range)
-                .into_iter()
-                .filter(|part| !part.is_empty());
+            let parts = vma.range.without(range).into_iter().filter(|part| !part.is_empty());
             kept.extend(parts.map(|part| Vma { range: part, ..vma }));
         }
         self.vmas = kept;
     }
 
     pub(crate) fn take_pages(&mut self, range: AddressRange) -> Vec<(usize, Page)> {
-        let inside: Vec<usize> = self
-            .pages
-            .range(range.start()..range.end())
-            .map(|(&address, _)| address)
-            .collect();
+        let inside: Vec<usize> =
+            self.pages.range(range.start()..range.end()).map(|(&address, _)| address).collect();
         inside
             .into_iter()
             .filter_map(|address| Some((address, self.pages.remove(&address)?)))

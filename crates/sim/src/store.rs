@@ -97,19 +97,12 @@ impl SimStore {
             }
             Asked::Grow(count) => {
                 self.capacity += count.get();
-                Outcome::Grown {
-                    pages: PageCount::new(self.capacity),
-                }
+                Outcome::Grown { pages: PageCount::new(self.capacity) }
             }
         };
         let rarely = if self.random.once_in(50) { 10 } else { 1 };
         let due = now + (self.random.below(DELAY_NANOS_MAX) * rarely) as u64;
-        self.answers.push(Answer {
-            due,
-            ticket,
-            outcome,
-            contents,
-        });
+        self.answers.push(Answer { due, ticket, outcome, contents });
     }
 
     fn value_of(&mut self, asked: &FetchPage) -> u64 {
@@ -133,10 +126,7 @@ impl SimStore {
         let (page, version) = (stored.page.get(), stored.version.get());
         let bytes = frames.bytes(stored.frame);
         let mut value = u64::from_le_bytes(bytes[..8].try_into().unwrap_or([0; 8]));
-        assert!(
-            bytes[8..PAGE_SIZE].iter().all(|&byte| byte == 0),
-            "contents are numbers"
-        );
+        assert!(bytes[8..PAGE_SIZE].iter().all(|&byte| byte == 0), "contents are numbers");
         let there = self.pages.get(&page).copied();
         if page >= self.capacity || there.is_some_and(|kept| kept.version >= version) {
             let what = format!("page {page} version {version} was stored over {there:?}");
@@ -146,14 +136,7 @@ impl SimStore {
         if self.plant == Plant::LosesStores && self.random.once_in(300) {
             value = before;
         }
-        self.pages.insert(
-            page,
-            Kept {
-                version,
-                value,
-                before,
-            },
-        );
+        self.pages.insert(page, Kept { version, value, before });
     }
 }
 
@@ -162,9 +145,7 @@ impl PageStore for SimStore {
         // A pager may rely on stores being taken once it has moved pages out for them.
         let must = matches!(request, Request::Store(_));
         if !must && self.asked.len() + self.answers.len() >= REQUESTS_MAX {
-            return Err(StoreError::Busy {
-                limit: REQUESTS_MAX,
-            });
+            return Err(StoreError::Busy { limit: REQUESTS_MAX });
         }
         let asked = match request {
             Request::Fetch(pages) => Asked::Fetch(pages.to_vec()),
@@ -199,19 +180,12 @@ impl PageStore for SimStore {
                 bytes.fill(0);
                 bytes[..8].copy_from_slice(&value.to_le_bytes());
             }
-            done.push(Completion {
-                ticket: answer.ticket,
-                result: Ok(answer.outcome),
-            });
+            done.push(Completion { ticket: answer.ticket, result: Ok(answer.outcome) });
         }
         Ok(())
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness {
-            descriptor: None,
-            wants_write: false,
-            deadline: None,
-        }
+        Readiness { descriptor: None, wants_write: false, deadline: None }
     }
 }

@@ -10,11 +10,7 @@ const STEPS: u64 = 20_000;
 fn the_engine_keeps_its_promises() {
     let (mut evicted, mut fetched, mut forks, mut events) = (0, 0, 0, 0);
     for seed in 1..=100 {
-        match run(Setup {
-            seed,
-            steps: STEPS,
-            plant: Plant::Nothing,
-        }) {
+        match run(Setup { seed, steps: STEPS, plant: Plant::Nothing }) {
             Ok(outcome) => {
                 evicted += outcome.counts.evicted_pages;
                 fetched += outcome.counts.fetched_pages;
@@ -25,27 +21,15 @@ fn the_engine_keeps_its_promises() {
         }
     }
     // A run in which nothing happens proves nothing.
-    assert!(
-        evicted > 50_000 && fetched > 20_000,
-        "{evicted} evicted, {fetched} fetched"
-    );
-    assert!(
-        forks > 250 && events > 700,
-        "{forks} forks, {events} events"
-    );
+    assert!(evicted > 50_000 && fetched > 20_000, "{evicted} evicted, {fetched} fetched");
+    assert!(forks > 250 && events > 700, "{forks} forks, {events} events");
 }
 
 #[test]
 fn the_same_seed_does_the_same() {
     let once = || {
-        let setup = Setup {
-            seed: 77,
-            steps: STEPS,
-            plant: Plant::Nothing,
-        };
-        run(setup)
-            .map(|outcome| (outcome.counts, outcome.nanos))
-            .unwrap()
+        let setup = Setup { seed: 77, steps: STEPS, plant: Plant::Nothing };
+        run(setup).map(|outcome| (outcome.counts, outcome.nanos)).unwrap()
     };
     assert_eq!(once(), once());
 }
@@ -53,18 +37,7 @@ fn the_same_seed_does_the_same() {
 /// The seeds until a planted defect is found, and what was seen.
 fn find(plant: Plant) -> (u64, String) {
     (1..=100)
-        .find_map(|seed| {
-            Some((
-                seed,
-                run(Setup {
-                    seed,
-                    steps: STEPS,
-                    plant,
-                })
-                .err()?
-                .what,
-            ))
-        })
+        .find_map(|seed| Some((seed, run(Setup { seed, steps: STEPS, plant }).err()?.what)))
         .unwrap_or_else(|| panic!("{plant:?} was not found by 100 seeds"))
 }
 

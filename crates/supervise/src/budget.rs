@@ -17,10 +17,7 @@ impl<Member: Copy + Ord> Budget<Member> {
     /// A budget nobody has a share of yet.
     #[must_use]
     pub const fn new(limit_bytes: u64) -> Self {
-        Self {
-            limit_bytes,
-            shares: BTreeMap::new(),
-        }
+        Self { limit_bytes, shares: BTreeMap::new() }
     }
 
     /// Takes in a member.
@@ -45,10 +42,7 @@ impl<Member: Copy + Ord> Budget<Member> {
             .collect();
         changes.sort_unstable_by(|a, b| b.cmp(a));
         self.shares.values_mut().for_each(|told| *told = share);
-        changes
-            .into_iter()
-            .map(|(_, member)| (member, share))
-            .collect()
+        changes.into_iter().map(|(_, member)| (member, share)).collect()
     }
 
     /// The limit of the whole run.

@@ -23,10 +23,7 @@ const BACKLOG: i32 = 1024;
 
 /// How long a send waits for room. The socket's buffer takes hundreds of messages, so that a full
 /// one means a peer that is stopped or stuck.
-const SEND_TIMEOUT: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const SEND_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Why the other side cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -84,14 +81,9 @@ impl PagerLink {
         stats: BorrowedFd<'_>,
         timeout: Duration,
     ) -> Result<(Self, Welcome), LinkError> {
-        let socket = dial(name, timeout).map_err(|source| LinkError::Connect {
-            name: name.to_owned(),
-            source,
-        })?;
-        let mut link = Self {
-            socket,
-            buffer: packet_buffer(),
-        };
+        let socket = dial(name, timeout)
+            .map_err(|source| LinkError::Connect { name: name.to_owned(), source })?;
+        let mut link = Self { socket, buffer: packet_buffer() };
         packet::send(&link.socket, &PagerMessage::Hello(hello.clone()), &[stats])?;
         let answer = link.try_receive()?;
         rustix::io::ioctl_fionbio(&link.socket, true).map_err(io::Error::from)?;
@@ -142,10 +134,7 @@ impl PagerLink {
     /// # Errors
     /// When there are no descriptors left.
     pub fn duplicate(&self) -> io::Result<Self> {
-        Ok(Self {
-            socket: self.socket.try_clone()?,
-            buffer: Box::default(),
-        })
+        Ok(Self { socket: self.socket.try_clone()?, buffer: Box::default() })
     }
 
     /// To wait on: readable means that [`Self::try_receive`] has something to say.
@@ -169,17 +158,12 @@ impl Listener {
     pub fn bind(name: &str) -> Result<Self, LinkError> {
         let open = || -> io::Result<OwnedFd> {
             let socket = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-            bind(
-                &socket,
-                &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-            )?;
+            bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
             listen(&socket, BACKLOG)?;
             Ok(socket)
         };
-        let socket = open().map_err(|source| LinkError::Listen {
-            name: name.to_owned(),
-            source,
-        })?;
+        let socket =
+            open().map_err(|source| LinkError::Listen { name: name.to_owned(), source })?;
         Ok(Self { socket })
     }
 
@@ -190,10 +174,7 @@ impl Listener {
     pub fn accept(&self) -> Result<Option<PagerPeer>, LinkError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match rustix::io::retry_on_intr(|| accept_with(&self.socket, flags)) {
-            Ok(socket) => Ok(Some(PagerPeer {
-                socket,
-                buffer: packet_buffer(),
-            })),
+            Ok(socket) => Ok(Some(PagerPeer { socket, buffer: packet_buffer() })),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => Ok(None),
             Err(errno) => Err(io::Error::from(errno).into()),
         }
@@ -231,9 +212,7 @@ impl PagerPeer {
     /// # Errors
     /// What the kernel says.
     pub fn pid(&self) -> Result<Pid, LinkError> {
-        Ok(sockopt::socket_peercred(&self.socket)
-            .map_err(io::Error::from)?
-            .pid)
+        Ok(sockopt::socket_peercred(&self.socket).map_err(io::Error::from)?.pid)
     }
 
     /// The next message, if one is waiting.
@@ -264,22 +243,14 @@ impl PagerPeer {
 }
 
 fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    Ok(socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
+    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 fn dial(name: &str, timeout: Duration) -> io::Result<OwnedFd> {
     let socket = socket(SocketFlags::CLOEXEC)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(timeout))?;
-    connect(
-        &socket,
-        &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-    )?;
+    connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
     Ok(socket)
 }
 
@@ -290,11 +261,8 @@ fn send_or_wait(
 ) -> Result<(), LinkError> {
     match packet::send(socket, message, descriptors) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            poll(
-                &mut [PollFd::new(&socket, PollFlags::OUT)],
-                Some(&SEND_TIMEOUT),
-            )
-            .map_err(io::Error::from)?;
+            poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&SEND_TIMEOUT))
+                .map_err(io::Error::from)?;
             packet::send(socket, message, descriptors).map_err(closed_or_broken)
         }
         sent => sent.map_err(closed_or_broken),
@@ -323,12 +291,7 @@ mod tests {
 
     fn hello() -> Hello {
         let pager_pid = std::process::id();
-        Hello {
-            version: PROTOCOL_VERSION,
-            program_pid: 1,
-            pager_pid,
-            name: "test".to_owned(),
-        }
+        Hello { version: PROTOCOL_VERSION, program_pid: 1, pager_pid, name: "test".to_owned() }
     }
 
     fn welcome() -> Welcome {
@@ -343,14 +306,8 @@ mod tests {
     }
 
     fn await_readable(fd: BorrowedFd<'_>) {
-        let timeout = Timespec {
-            tv_sec: 10,
-            tv_nsec: 0,
-        };
-        assert_eq!(
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap(),
-            1
-        );
+        let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap(), 1);
     }
 
     /// Accepts one pager and returns its hello.
@@ -382,10 +339,7 @@ mod tests {
                 assert_eq!(limit, Some(SupervisorMessage::Limit { bytes: 7 }));
                 await_readable(link.fd());
                 assert!(matches!(link.try_receive(), Err(LinkError::Closed)));
-                assert!(matches!(
-                    link.send(&PagerMessage::Bye, &[]),
-                    Err(LinkError::Closed)
-                ));
+                assert!(matches!(link.send(&PagerMessage::Bye, &[]), Err(LinkError::Closed)));
             });
             let (mut peer, got, descriptors) = meet(&listener);
             assert_eq!((got, descriptors.len()), (hello(), 1));
@@ -410,10 +364,7 @@ mod tests {
                 PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE).map(|_| ())
             });
             let (peer, ..) = meet(&listener);
-            peer.send(&SupervisorMessage::Refuse {
-                message: "no server".to_owned(),
-            })
-            .unwrap();
+            peer.send(&SupervisorMessage::Refuse { message: "no server".to_owned() }).unwrap();
             let error = pager.join().unwrap().unwrap_err();
             assert_eq!(error.to_string(), "the supervisor refused: no server");
         });

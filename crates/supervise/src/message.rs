@@ -127,12 +127,6 @@ mod tests {
         let text = r#"{"type":"unpaged","program_pid":7,"message":"cannot map (error 12)"}"#;
         let message: PagerMessage = serde_json::from_str(text).unwrap();
         let expected = "cannot map (error 12)".to_owned();
-        assert_eq!(
-            message,
-            PagerMessage::Unpaged {
-                program_pid: 7,
-                message: expected
-            }
-        );
+        assert_eq!(message, PagerMessage::Unpaged { program_pid: 7, message: expected });
     }
 }

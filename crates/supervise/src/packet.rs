@@ -51,10 +51,7 @@ pub(crate) fn send<M: Serialize>(
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         let fits = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
-        assert!(
-            fits,
-            "the space is made for as many descriptors as were just checked"
-        );
+        assert!(fits, "the space is made for as many descriptors as were just checked");
     }
     rustix::io::retry_on_intr(|| {
         // NOSIGNAL: a peer that died is an error to handle, not a SIGPIPE in the pager.
@@ -101,10 +98,7 @@ pub(crate) fn receive<M: DeserializeOwned>(
     if received.bytes == 0 {
         return Ok(Arrival::Closed);
     }
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
@@ -136,12 +130,7 @@ mod tests {
     fn a_message_arrives_with_its_descriptors_and_not_with_those_of_the_next() {
         let (a, b) = pair();
         let (pipe_read, pipe_write) = rustix::pipe::pipe().unwrap();
-        send(
-            &a,
-            &PagerMessage::Armed,
-            &[pipe_read.as_fd(), pipe_write.as_fd()],
-        )
-        .unwrap();
+        send(&a, &PagerMessage::Armed, &[pipe_read.as_fd(), pipe_write.as_fd()]).unwrap();
         send(&a, &PagerMessage::Bye, &[]).unwrap();
         drop((pipe_read, pipe_write));
         let Arrival::Message(PagerMessage::Armed, descriptors) = receive_pager(&b).unwrap() else {
@@ -174,14 +163,7 @@ mod tests {
     fn an_oversized_message_is_refused_by_the_sender() {
         let (a, _b) = pair();
         let message = "x".repeat(PACKET_BYTES_MAX);
-        let refused = send(
-            &a,
-            &PagerMessage::Fatal {
-                message,
-                exit_code: 125,
-            },
-            &[],
-        );
+        let refused = send(&a, &PagerMessage::Fatal { message, exit_code: 125 }, &[]);
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -1,10 +1,7 @@
 //! What the supervisor needs of the kernel and the standard library has no safe call for: signals
 //! as events, starting a program that dies with the supervisor, and what the children used.
 
-#![expect(
-    unsafe_code,
-    reason = "signal masks, pre_exec and getrusage have no safe interface"
-)]
+#![expect(unsafe_code, reason = "signal masks, pre_exec and getrusage have no safe interface")]
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -59,10 +56,7 @@ impl SignalQueue {
     ///
     /// # Errors
     /// What the kernel says.
-    #[expect(
-        clippy::host_endian_bytes,
-        reason = "the kernel of this machine wrote it"
-    )]
+    #[expect(clippy::host_endian_bytes, reason = "the kernel of this machine wrote it")]
     pub fn next(&self) -> io::Result<Option<QueuedSignal>> {
         let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.descriptor, &mut info)) {
@@ -74,10 +68,7 @@ impl SignalQueue {
         let (words, _) = info.as_chunks::<4>();
         let (number, code) = (i32::from_ne_bytes(words[0]), i32::from_ne_bytes(words[2]));
         // SI_USER and all codes below it (kill, sigqueue, tkill) come from a process.
-        Ok(Some(QueuedSignal {
-            number,
-            sent_by_process: code <= 0,
-        }))
+        Ok(Some(QueuedSignal { number, sent_by_process: code <= 0 }))
     }
 
     /// Sends a signal to this process and lets it do what it would have done without the queue. Returns
@@ -190,10 +181,7 @@ mod tests {
         assert_eq!(queue.next().unwrap(), None);
         // SAFETY: raise takes any number; the signal goes to this thread, which blocks it.
         assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
-        let expected = QueuedSignal {
-            number: libc::SIGUSR1,
-            sent_by_process: true,
-        };
+        let expected = QueuedSignal { number: libc::SIGUSR1, sent_by_process: true };
         assert_eq!(queue.next().unwrap(), Some(expected));
         assert_eq!(queue.next().unwrap(), None);
 
@@ -211,10 +199,7 @@ mod tests {
     #[test]
     fn what_children_used_is_counted_once_they_were_waited_for() {
         let signals = SignalQueue::block(&[]).unwrap();
-        start_program(&mut Command::new("true"), &signals)
-            .unwrap()
-            .wait()
-            .unwrap();
+        start_program(&mut Command::new("true"), &signals).unwrap().wait().unwrap();
         assert!(children_usage().resident_peak_bytes > 64 * 1024);
     }
 }

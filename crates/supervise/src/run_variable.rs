@@ -52,11 +52,7 @@ impl RunVariable {
         if socket.is_empty() || !pagerd.is_absolute() {
             return Err(RunVariableError);
         }
-        Ok(Self {
-            socket,
-            limit_bytes,
-            pagerd,
-        })
+        Ok(Self { socket, limit_bytes, pagerd })
     }
 }
 
@@ -71,29 +67,14 @@ mod tests {
             limit_bytes: 16 << 20,
             pagerd: PathBuf::from("/opt/a:b/farmem-pagerd"),
         };
-        assert_eq!(
-            variable.encode(),
-            "v1:farmem-00ff:16777216:/opt/a:b/farmem-pagerd"
-        );
+        assert_eq!(variable.encode(), "v1:farmem-00ff:16777216:/opt/a:b/farmem-pagerd");
         assert_eq!(RunVariable::decode(&variable.encode()), Ok(variable));
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for value in [
-            "",
-            "v1",
-            "v2:a:1:/p",
-            "v1:a:x:/p",
-            "v1:a:1:p",
-            "v1::1:/p",
-            "v1:a:-1:/p",
-        ] {
-            assert_eq!(
-                RunVariable::decode(OsStr::new(value)),
-                Err(RunVariableError),
-                "{value}"
-            );
+        for value in ["", "v1", "v2:a:1:/p", "v1:a:x:/p", "v1:a:1:p", "v1::1:/p", "v1:a:-1:/p"] {
+            assert_eq!(RunVariable::decode(OsStr::new(value)), Err(RunVariableError), "{value}");
         }
     }
 }

@@ -212,11 +212,7 @@ impl<'a> StatsWriter<'a> {
     /// If there are fewer than [`StatsLayout::WORDS`] words.
     #[must_use]
     pub fn new(words: &'a [AtomicU64]) -> Self {
-        assert!(
-            words.len() >= StatsLayout::WORDS,
-            "the page has {} words",
-            words.len()
-        );
+        assert!(words.len() >= StatsLayout::WORDS, "the page has {} words", words.len());
         words[1].store(VERSION, Ordering::Relaxed);
         words[0].store(MAGIC, Ordering::Relaxed);
         Self { words }
@@ -270,9 +266,7 @@ impl StatsSnapshot {
     /// All zero.
     #[must_use]
     pub fn empty() -> Self {
-        Self {
-            words: vec![0; StatsLayout::WORDS].into_boxed_slice(),
-        }
+        Self { words: vec![0; StatsLayout::WORDS].into_boxed_slice() }
     }
 
     /// Reads the page behind `memfd`.
@@ -292,10 +286,7 @@ impl StatsSnapshot {
             }
         }
         let (words, _) = bytes.as_chunks::<8>();
-        #[expect(
-            clippy::host_endian_bytes,
-            reason = "another process of this machine wrote it"
-        )]
+        #[expect(clippy::host_endian_bytes, reason = "another process of this machine wrote it")]
         let words: Box<[u64]> = words.iter().map(|&word| u64::from_ne_bytes(word)).collect();
         if words[0] != MAGIC || words[1] != VERSION {
             return Err(StatsError::NotStats);
@@ -312,9 +303,7 @@ impl StatsSnapshot {
     /// One histogram.
     #[must_use]
     pub fn histogram(&self, histogram: Histogram) -> HistogramSnapshot<'_> {
-        HistogramSnapshot {
-            buckets: &self.words[histogram.start()..][..BUCKETS],
-        }
+        HistogramSnapshot { buckets: &self.words[histogram.start()..][..BUCKETS] }
     }
 
     /// Adds the other's counts. Sums of peaks are upper bounds: the peaks may have been at different
@@ -336,9 +325,7 @@ impl HistogramSnapshot<'_> {
     /// How many latencies were recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.buckets
-            .iter()
-            .fold(0, |sum, &count| sum.saturating_add(count))
+        self.buckets.iter().fold(0, |sum, &count| sum.saturating_add(count))
     }
 
     /// The latency in nanoseconds that `parts` of `of` latencies do not exceed (the middle of its
@@ -372,16 +359,11 @@ mod tests {
         (0..StatsLayout::WORDS).map(|_| AtomicU64::new(0)).collect()
     }
 
-    #[expect(
-        clippy::host_endian_bytes,
-        reason = "the page is in the machine's byte order"
-    )]
+    #[expect(clippy::host_endian_bytes, reason = "the page is in the machine's byte order")]
     fn snapshot(words: &[AtomicU64]) -> Result<StatsSnapshot, StatsError> {
         let memfd = memfd_create("stats", MemfdFlags::CLOEXEC).unwrap();
-        let bytes: Vec<u8> = words
-            .iter()
-            .flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes())
-            .collect();
+        let bytes: Vec<u8> =
+            words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
         rustix::io::pwrite(&memfd, &bytes, 0).unwrap();
         StatsSnapshot::read(&memfd)
     }
@@ -405,10 +387,7 @@ mod tests {
         assert_eq!(sum.histogram(Histogram::Install).count(), 2);
         assert_eq!(sum.histogram(Histogram::Fault).count(), 0);
         // No field is beside itself: the last counter and the first bucket are neighbours.
-        assert_eq!(
-            Histogram::Fault.record_index(0),
-            Counter::ALL.last().unwrap().index() + 1
-        );
+        assert_eq!(Histogram::Fault.record_index(0), Counter::ALL.last().unwrap().index() + 1);
     }
 
     #[test]
@@ -420,17 +399,11 @@ mod tests {
         }
         let snapshot = snapshot(&page).unwrap();
         let fault = snapshot.histogram(Histogram::Fault);
-        for (parts, of, expected) in [
-            (1, 2, 500_000),
-            (99, 100, 990_000),
-            (999, 1000, 999_000),
-            (0, 1, 1_000),
-        ] {
+        for (parts, of, expected) in
+            [(1, 2, 500_000), (99, 100, 990_000), (999, 1000, 999_000), (0, 1, 1_000)]
+        {
             let found = fault.quantile(parts, of).unwrap();
-            assert!(
-                found.abs_diff(expected) <= expected / 16,
-                "{parts}/{of}: {found}"
-            );
+            assert!(found.abs_diff(expected) <= expected / 16, "{parts}/{of}: {found}");
         }
         assert_eq!(snapshot.histogram(Histogram::Network).quantile(1, 2), None);
     }

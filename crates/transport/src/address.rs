@@ -40,10 +40,7 @@ impl ServerAddress {
             Self::Tcp(host_port) => {
                 let first = host_port.to_socket_addrs()?.next();
                 first.map(Endpoint::Tcp).ok_or_else(|| {
-                    io::Error::new(
-                        io::ErrorKind::NotFound,
-                        format!("{host_port} has no address"),
-                    )
+                    io::Error::new(io::ErrorKind::NotFound, format!("{host_port} has no address"))
                 })
             }
             Self::Unix(path) => Ok(Endpoint::Unix(path.clone())),
@@ -57,11 +54,7 @@ impl FromStr for ServerAddress {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = || AddressError(text.to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() {
-                Err(wrong())
-            } else {
-                Ok(Self::Unix(path.into()))
-            };
+            return if path.is_empty() { Err(wrong()) } else { Ok(Self::Unix(path.into())) };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         if host.is_empty() || port.parse::<u16>().is_err() {
@@ -79,10 +72,9 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         match ServerAddress::from_str(text)? {
             ServerAddress::Unix(path) => Ok(Self::Unix(path)),
-            ServerAddress::Tcp(number) => number
-                .parse()
-                .map(Self::Tcp)
-                .map_err(|_| AddressError(text.to_owned())),
+            ServerAddress::Tcp(number) => {
+                number.parse().map(Self::Tcp).map_err(|_| AddressError(text.to_owned()))
+            }
         }
     }
 }
@@ -120,12 +112,7 @@ mod tests {
 
     #[test]
     fn what_a_user_may_write() {
-        for text in [
-            "localhost:7070",
-            "10.0.0.1:1",
-            "[::1]:7070",
-            "unix:/run/farmem.sock",
-        ] {
+        for text in ["localhost:7070", "10.0.0.1:1", "[::1]:7070", "unix:/run/farmem.sock"] {
             assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), text);
         }
         for text in ["", "localhost", ":7070", "host:", "host:99999", "unix:"] {

@@ -26,10 +26,7 @@ impl ArenaFile {
         // Only a memfd has seals.
         let seals = rustix::fs::fcntl_get_seals(&file)?;
         if !seals.contains(SealFlags::SHRINK) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the arena may shrink",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the arena may shrink"));
         }
         Ok(Self { file })
     }

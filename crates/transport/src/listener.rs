@@ -36,20 +36,13 @@ impl Listener {
     }
 
     fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
-        let family = if address.is_ipv4() {
-            AddressFamily::INET
-        } else {
-            AddressFamily::INET6
-        };
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let descriptor = stream_socket(family)?;
         sockopt::set_socket_reuseaddr(&descriptor, true)?;
         rustix::net::bind(&descriptor, &address)?;
         rustix::net::listen(&descriptor, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&descriptor)?)?;
-        Ok(Self {
-            descriptor,
-            endpoint: Endpoint::Tcp(bound),
-        })
+        Ok(Self { descriptor, endpoint: Endpoint::Tcp(bound) })
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
@@ -65,10 +58,7 @@ impl Listener {
         // Before listen: until then every connection is refused.
         rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
         rustix::net::listen(&descriptor, BACKLOG)?;
-        Ok(Self {
-            descriptor,
-            endpoint: Endpoint::Unix(path.to_owned()),
-        })
+        Ok(Self { descriptor, endpoint: Endpoint::Unix(path.to_owned()) })
     }
 
     /// Where it listens; a TCP port of 0 has become the real one.
@@ -112,12 +102,7 @@ impl Drop for Listener {
 
 fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(
-        family,
-        SocketType::STREAM,
-        flags,
-        None,
-    )?)
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
 }
 
 fn nobody_listens(address: &SocketAddrUnix) -> io::Result<bool> {

@@ -12,20 +12,14 @@ pub const SLICES_MAX: usize = 1024;
 pub fn recycle<'new>(mut slices: Vec<IoSlice<'_>>) -> Vec<IoSlice<'new>> {
     slices.clear();
     // Collecting a vector's own iterator reuses its memory.
-    slices
-        .into_iter()
-        .map(|_| unreachable!("the list is empty"))
-        .collect()
+    slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// As [`recycle`], for buffers to fill.
 #[must_use]
 pub fn recycle_mut<'new>(mut slices: Vec<IoSliceMut<'_>>) -> Vec<IoSliceMut<'new>> {
     slices.clear();
-    slices
-        .into_iter()
-        .map(|_| unreachable!("the list is empty"))
-        .collect()
+    slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// The list without its first `count` bytes.
@@ -54,17 +48,10 @@ mod tests {
     fn recycling_keeps_the_memory() {
         let bytes = [0u8; 8];
         let mut slices = Vec::with_capacity(100);
-        slices.extend(
-            bytes
-                .iter()
-                .map(|byte| IoSlice::new(std::slice::from_ref(byte))),
-        );
+        slices.extend(bytes.iter().map(|byte| IoSlice::new(std::slice::from_ref(byte))));
         let (address, capacity) = (slices.as_ptr().addr(), slices.capacity());
         let again: Vec<IoSlice<'static>> = recycle(slices);
         assert!(again.is_empty());
-        assert_eq!(
-            (again.as_ptr().addr(), again.capacity()),
-            (address, capacity)
-        );
+        assert_eq!((again.as_ptr().addr(), again.capacity()), (address, capacity));
     }
 }

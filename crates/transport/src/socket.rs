@@ -91,11 +91,8 @@ impl Socket {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (descriptor, made) = match endpoint {
             Endpoint::Tcp(address) => {
-                let family = if address.is_ipv4() {
-                    AddressFamily::INET
-                } else {
-                    AddressFamily::INET6
-                };
+                let family =
+                    if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
                 let descriptor = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
                 let made = rustix::net::connect(&descriptor, address);
                 (descriptor, made)
@@ -130,10 +127,7 @@ impl Socket {
             sockopt::set_tcp_keepintvl(&descriptor, TCP_KEEPALIVE)?;
             sockopt::set_tcp_keepcnt(&descriptor, TCP_KEEPALIVE_PROBES)?;
         }
-        Ok(Self {
-            descriptor,
-            is_unix,
-        })
+        Ok(Self { descriptor, is_unix })
     }
 }
 
@@ -168,13 +162,8 @@ impl Connection for Socket {
                 let count = slices.len().min(SLICES_MAX);
                 let mut no_control = RecvAncillaryBuffer::default();
                 let flags = RecvFlags::DONTWAIT;
-                rustix::net::recvmsg(
-                    &self.descriptor,
-                    &mut slices[..count],
-                    &mut no_control,
-                    flags,
-                )
-                .map(|message| message.bytes)
+                rustix::net::recvmsg(&self.descriptor, &mut slices[..count], &mut no_control, flags)
+                    .map(|message| message.bytes)
             };
             if let Some(outcome) = received_outcome(received) {
                 return outcome;

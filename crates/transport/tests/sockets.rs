@@ -7,10 +7,7 @@ use farmem_transport::{Connection, Endpoint, Listener, Moved, Socket};
 
 fn endpoints(directory: &tempfile::TempDir) -> [Endpoint; 2] {
     let unix = directory.path().join("socket");
-    [
-        Endpoint::Tcp("127.0.0.1:0".parse().unwrap()),
-        Endpoint::Unix(unix),
-    ]
+    [Endpoint::Tcp("127.0.0.1:0".parse().unwrap()), Endpoint::Unix(unix)]
 }
 
 fn pair(listener: &Listener) -> (Socket, Socket) {
@@ -42,26 +39,17 @@ fn vectors_go_through() {
         let (mut client, mut server) = pair(&listener);
         let mut nothing = [0];
         assert_eq!(
-            server
-                .receive(&mut [IoSliceMut::new(&mut nothing)])
-                .unwrap(),
+            server.receive(&mut [IoSliceMut::new(&mut nothing)]).unwrap(),
             Moved::WouldBlock
         );
-        let parts = [
-            IoSlice::new(b"abc"),
-            IoSlice::new(b""),
-            IoSlice::new(b"defg"),
-        ];
+        let parts = [IoSlice::new(b"abc"), IoSlice::new(b""), IoSlice::new(b"defg")];
         assert_eq!(client.send(&parts).unwrap(), Moved::Bytes(7));
         let (mut first, mut second) = ([0; 5], [0; 5]);
         let mut room = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
         assert_eq!(receive(&mut server, &mut room), Moved::Bytes(7));
         assert_eq!((&first, &second), (b"abcde", b"fg\0\0\0"));
         drop(client);
-        assert_eq!(
-            receive(&mut server, &mut [IoSliceMut::new(&mut first)]),
-            Moved::Closed
-        );
+        assert_eq!(receive(&mut server, &mut [IoSliceMut::new(&mut first)]), Moved::Closed);
     }
 }
 
@@ -101,15 +89,10 @@ fn a_descriptor_is_passed_over_unix_only() {
     let file = std::fs::File::open("/dev/null").unwrap();
     let passed = std::os::fd::AsFd::as_fd(&file);
     assert!(client.passes_descriptors());
-    assert_eq!(
-        client.send_with(&[IoSlice::new(b"x")], passed).unwrap(),
-        Moved::Bytes(1)
-    );
+    assert_eq!(client.send_with(&[IoSlice::new(b"x")], passed).unwrap(), Moved::Bytes(1));
     let mut byte = [0];
     let (_, got) = until(|| {
-        let (moved, got) = server
-            .receive_with(&mut [IoSliceMut::new(&mut byte)])
-            .unwrap();
+        let (moved, got) = server.receive_with(&mut [IoSliceMut::new(&mut byte)]).unwrap();
         (moved != Moved::WouldBlock).then_some((moved, got))
     });
     assert!(got.is_some());

@@ -51,10 +51,7 @@ impl Area {
     /// Where it is.
     #[must_use]
     pub fn range(&self) -> AddressRange {
-        AddressRange::new(
-            self.base.as_ptr() as usize,
-            self.base.as_ptr() as usize + self.bytes,
-        )
+        AddressRange::new(self.base.as_ptr() as usize, self.base.as_ptr() as usize + self.bytes)
     }
 
     /// Its first byte.
@@ -93,10 +90,7 @@ mod tests {
     #[test]
     fn an_area_is_zero_at_first_and_keeps_what_is_written() {
         let mut area = Area::new(3 * PAGE_SIZE + 1).unwrap();
-        assert_eq!(
-            (area.range().pages(), area.as_slice().len()),
-            (4, 4 * PAGE_SIZE)
-        );
+        assert_eq!((area.range().pages(), area.as_slice().len()), (4, 4 * PAGE_SIZE));
         assert!(area.as_slice().iter().all(|&byte| byte == 0));
         area.as_mut_slice()[4 * PAGE_SIZE - 1] = 7;
         assert_eq!(area.as_slice()[4 * PAGE_SIZE - 1], 7);

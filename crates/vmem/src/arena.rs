@@ -108,11 +108,7 @@ impl Arena {
         // Who maps it relies on its never becoming shorter.
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let base = map_shared(&file, bytes)?;
-        let full = Chunk {
-            free: [u64::MAX; CHUNK_WORDS],
-            free_count: CHUNK_SLOTS,
-            open: false,
-        };
+        let full = Chunk { free: [u64::MAX; CHUNK_WORDS], free_count: CHUNK_SLOTS, open: false };
         let free = FreeSlots {
             chunks: vec![full; chunks as usize],
             open: Vec::new(),
@@ -160,10 +156,7 @@ impl Arena {
             return false;
         }
         free.taken += count;
-        slots.extend((0..count).map(|_| Slot {
-            number: free.pop(),
-            tag: self.tag,
-        }));
+        slots.extend((0..count).map(|_| Slot { number: free.pop(), tag: self.tag }));
         true
     }
 
@@ -190,9 +183,7 @@ impl Arena {
         let sharers = &self.sharers[slot.number as usize];
         // Acquire and release order all uses through other tokens before the slot's next use.
         sharers
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-                count.checked_sub(1)
-            })
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1))
             .is_err()
     }
 
@@ -316,11 +307,7 @@ impl FreeSlots {
             None => self.open_another(),
         };
         let chunk = &mut self.chunks[id as usize];
-        let word = chunk
-            .free
-            .iter()
-            .position(|word| *word != 0)
-            .expect("an open chunk has room");
+        let word = chunk.free.iter().position(|word| *word != 0).expect("an open chunk has room");
         let bit = chunk.free[word].trailing_zeros();
         chunk.free[word] &= chunk.free[word] - 1;
         chunk.free_count -= 1;
@@ -423,10 +410,7 @@ mod tests {
         let mut slots = take(&arena, 64);
         let mut slices = Vec::new();
         arena.gather_mut(&mut slots, &mut slices);
-        assert_eq!(
-            slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(),
-            [64 * PAGE_SIZE]
-        );
+        assert_eq!(slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(), [64 * PAGE_SIZE]);
         arena.release(slots);
     }
 
@@ -473,11 +457,7 @@ mod tests {
         while arena.give_back_chunk().unwrap() {}
         assert_eq!(blocks(), u64::from(KEPT_FREE_SLOTS) * PAGE_SIZE as u64);
         let slots = take(&arena, 40 * CHUNK_SLOTS);
-        assert!(
-            slots
-                .iter()
-                .any(|slot| *arena.bytes(slot) == [0; PAGE_SIZE])
-        );
+        assert!(slots.iter().any(|slot| *arena.bytes(slot) == [0; PAGE_SIZE]));
         arena.release(slots);
     }
 

@@ -6,10 +6,7 @@
 //! while it is really there: touching a hole in memory that the toucher itself pages would make
 //! it wait for itself.
 
-#![expect(
-    unsafe_code,
-    reason = "system calls that change or map memory are this crate's job"
-)]
+#![expect(unsafe_code, reason = "system calls that change or map memory are this crate's job")]
 
 mod area;
 mod arena;

@@ -45,15 +45,9 @@ impl ProcessMaps {
     /// If /proc is not mounted or not readable.
     pub fn open() -> io::Result<Self> {
         use rustix::fs::{Mode, OFlags};
-        let file = rustix::fs::open(
-            "/proc/self/maps",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        Ok(Self {
-            file,
-            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-        })
+        let file =
+            rustix::fs::open("/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { file, buffer: vec![0; BUFFER_BYTES].into_boxed_slice() })
     }
 
     /// Calls `each` for every mapping in the order of addresses. The map is read in several
@@ -133,23 +127,11 @@ mod tests {
         };
         use MappingKind::{MainStack, Other, PrivateAnonymous, Shared};
         check("7f00a000-7f00c000 rw-p 00000000 00:00 0 ", PrivateAnonymous);
-        check(
-            "7f00a000-7f00c000 rw-p 00000000 00:00 0 [heap]",
-            PrivateAnonymous,
-        );
-        check(
-            "7f00a000-7f00c000 rw-p 00000000 00:00 0 [anon: go heap]",
-            PrivateAnonymous,
-        );
+        check("7f00a000-7f00c000 rw-p 00000000 00:00 0 [heap]", PrivateAnonymous);
+        check("7f00a000-7f00c000 rw-p 00000000 00:00 0 [anon: go heap]", PrivateAnonymous);
         check("7ffc0000-7ffc2000 rw-p 00000000 00:00 0 [stack]", MainStack);
-        check(
-            "7f00a000-7f00c000 rw-s 00000000 00:01 77 /memfd:x (deleted)",
-            Shared,
-        );
-        check(
-            "7f00a000-7f00c000 rw-p 00001000 fe:00 77 /usr/lib/libc.so.6",
-            Other,
-        );
+        check("7f00a000-7f00c000 rw-s 00000000 00:01 77 /memfd:x (deleted)", Shared);
+        check("7f00a000-7f00c000 rw-p 00001000 fe:00 77 /usr/lib/libc.so.6", Other);
         check("7f00a000-7f00c000 ---p 00000000 00:00 0 ", Other);
         check("7f00a000-7f00c000 rwxp 00000000 00:00 0 ", Other);
     }

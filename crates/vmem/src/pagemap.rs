@@ -107,18 +107,11 @@ impl Pagemap {
         // outlive the call.
         let count = unsafe { libc::ioctl(fd, libc::Ioctl::from(PAGEMAP_SCAN), &raw mut argument) };
         let count = usize::try_from(count).ok()?;
-        Some((
-            count,
-            usize::try_from(argument.walk_end).unwrap_or(range.end()),
-        ))
+        Some((count, usize::try_from(argument.walk_end).unwrap_or(range.end())))
     }
 }
 
-const NO_RUN: sys::page_region = sys::page_region {
-    start: 0,
-    end: 0,
-    categories: 0,
-};
+const NO_RUN: sys::page_region = sys::page_region { start: 0, end: 0, categories: 0 };
 
 fn range_of(run: &sys::page_region) -> AddressRange {
     let address = |raw: u64| usize::try_from(raw).unwrap_or(0);
@@ -156,12 +149,6 @@ mod tests {
         let mut found = Vec::new();
         pagemap.present(range, &mut |run| found.push(run));
         let page = AddressRange::pages_from(third, 1);
-        assert_eq!(
-            found,
-            [PresentRun {
-                range: page,
-                zero: false
-            }]
-        );
+        assert_eq!(found, [PresentRun { range: page, zero: false }]);
     }
 }

@@ -47,12 +47,7 @@ pub struct Probe {
 pub fn probe() -> Probe {
     let device = open_device();
     let syscall = open_syscall();
-    let features = device
-        .as_ref()
-        .or(syscall.as_ref())
-        .ok()
-        .map(supported)
-        .unwrap_or_default();
+    let features = device.as_ref().or(syscall.as_ref()).ok().map(supported).unwrap_or_default();
     Probe {
         device: device.map(drop),
         syscall: syscall.map(drop),
@@ -63,10 +58,7 @@ pub fn probe() -> Probe {
 }
 
 fn open_device() -> io::Result<OwnedFd> {
-    let device = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/userfaultfd")?;
+    let device = std::fs::File::options().read(true).write(true).open("/dev/userfaultfd")?;
     let request = libc::Ioctl::from(USERFAULTFD_IOC_NEW);
     // SAFETY: this request takes flags by value and returns a new descriptor.
     let raw = unsafe { libc::ioctl(device.as_raw_fd(), request, libc::O_CLOEXEC) };
@@ -88,21 +80,14 @@ fn owned(raw: i64) -> io::Result<OwnedFd> {
 
 /// Asking for no feature makes the kernel name all that it has.
 fn supported(uffd: &OwnedFd) -> Vec<(&'static str, bool)> {
-    let mut api = sys::uffdio_api {
-        api: u64::from(sys::UFFD_API),
-        features: 0,
-        ioctls: 0,
-    };
+    let mut api = sys::uffdio_api { api: u64::from(sys::UFFD_API), features: 0, ioctls: 0 };
     let request = libc::Ioctl::from(ioctl::UFFDIO_API);
     // SAFETY: UFFDIO_API reads and writes one uffdio_api, which `api` is.
     let answer = unsafe { libc::ioctl(uffd.as_raw_fd(), request, &raw mut api) };
     if answer != 0 {
         return Vec::new();
     }
-    FEATURES
-        .iter()
-        .map(|&(name, bit)| (name, api.features & u64::from(bit) != 0))
-        .collect()
+    FEATURES.iter().map(|&(name, bit)| (name, api.features & u64::from(bit) != 0)).collect()
 }
 
 /// No ring is made: a ring of no entries is invalid where rings are permitted at all.
@@ -111,11 +96,7 @@ fn io_uring() -> io::Result<()> {
     // SAFETY: the second argument is writable memory of the size of a struct io_uring_params.
     let answer = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, parameters.as_mut_ptr()) };
     let error = io::Error::last_os_error();
-    if answer < 0 && error.raw_os_error() != Some(libc::EINVAL) {
-        Err(error)
-    } else {
-        Ok(())
-    }
+    if answer < 0 && error.raw_os_error() != Some(libc::EINVAL) { Err(error) } else { Ok(()) }
 }
 
 #[cfg(test)]

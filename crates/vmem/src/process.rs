@@ -89,11 +89,8 @@ impl ResidentMeter {
     /// If /proc is not mounted or not readable.
     pub fn open() -> io::Result<Self> {
         use rustix::fs::{Mode, OFlags};
-        let statm = rustix::fs::open(
-            "/proc/self/statm",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let statm =
+            rustix::fs::open("/proc/self/statm", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { statm })
     }
 
@@ -107,22 +104,14 @@ impl ResidentMeter {
         let mut fields = buffer[..count].split(|&b| b == b' ').map(decimal);
         let resident = fields.nth(1).unwrap_or(0);
         let shared = fields.next().unwrap_or(0);
-        Ok(Residents {
-            anonymous: resident.saturating_sub(shared),
-            shared,
-        })
+        Ok(Residents { anonymous: resident.saturating_sub(shared), shared })
     }
 }
 
 fn decimal(digits: &[u8]) -> usize {
-    digits
-        .iter()
-        .filter(|b| b.is_ascii_digit())
-        .fold(0usize, |value, &digit| {
-            value
-                .saturating_mul(10)
-                .saturating_add(usize::from(digit - b'0'))
-        })
+    digits.iter().filter(|b| b.is_ascii_digit()).fold(0usize, |value, &digit| {
+        value.saturating_mul(10).saturating_add(usize::from(digit - b'0'))
+    })
 }
 
 /// Finds the pages that hold the program's thread control blocks. The kernel writes there when a
@@ -184,14 +173,8 @@ fn robust_list_head(tid: usize) -> Option<usize> {
     let mut head: usize = 0;
     let mut bytes: usize = 0;
     // SAFETY: get_robust_list(2) writes one address and one length to the two places given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_get_robust_list,
-            tid,
-            &raw mut head,
-            &raw mut bytes,
-        )
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut bytes) };
     (result == 0 && head != 0).then_some(head)
 }
 
@@ -228,10 +211,7 @@ impl Anchor {
         let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
         // SAFETY: sched_setscheduler(2) reads the parameter and changes the calling thread only.
         let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
-        Self {
-            real_time: result == 0,
-            ..Self::none()
-        }
+        Self { real_time: result == 0, ..Self::none() }
     }
 
     /// Pulls nobody.
@@ -251,9 +231,7 @@ impl Anchor {
     /// calling thread's processor; with `None` it just runs it.
     pub fn pull<R>(&mut self, tid: Option<u32>, wake: impl FnOnce() -> R) -> R {
         let tid = tid.filter(|_| self.real_time);
-        let tid = tid
-            .and_then(|tid| i32::try_from(tid).ok())
-            .and_then(Pid::from_raw);
+        let tid = tid.and_then(|tid| i32::try_from(tid).ok()).and_then(Pid::from_raw);
         let Some(tid) = tid else { return wake() };
         let Some((here, allowed)) = self.prepare(tid) else {
             return wake();
@@ -323,10 +301,7 @@ mod tests {
     fn own_memory_is_shared_with_oneself_and_not_with_a_child() {
         let own = ProcessHandle::open(rustix::process::getpid()).unwrap();
         assert_ne!(own.shares_memory(), Some(false));
-        let mut child = std::process::Command::new("sleep")
-            .arg("10")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("10").spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         let handle = ProcessHandle::open(pid).unwrap();
         assert_ne!(handle.shares_memory(), Some(true));

@@ -17,10 +17,7 @@ impl AddressRange {
     pub const fn new(start: usize, end: usize) -> Self {
         let start = start & !(PAGE_SIZE - 1);
         let end = (end.saturating_add(PAGE_SIZE - 1)) & !(PAGE_SIZE - 1);
-        Self {
-            start,
-            end: if end < start { start } else { end },
-        }
+        Self { start, end: if end < start { start } else { end } }
     }
 
     /// `pages` pages from `start` on.
@@ -69,10 +66,7 @@ impl AddressRange {
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);
-        Self {
-            start,
-            end: self.end.min(other.end).max(start),
-        }
+        Self { start, end: self.end.min(other.end).max(start) }
     }
 
     /// Whether both have a part in common.
@@ -87,24 +81,9 @@ impl AddressRange {
     pub fn without(self, other: Self) -> [Self; 2] {
         let cut = self.intersect(other);
         if cut.is_empty() {
-            return [
-                self,
-                Self {
-                    start: self.end,
-                    end: self.end,
-                },
-            ];
+            return [self, Self { start: self.end, end: self.end }];
         }
-        [
-            Self {
-                start: self.start,
-                end: cut.start,
-            },
-            Self {
-                start: cut.end,
-                end: self.end,
-            },
-        ]
+        [Self { start: self.start, end: cut.start }, Self { start: cut.end, end: self.end }]
     }
 }
 

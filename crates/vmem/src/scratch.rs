@@ -43,10 +43,7 @@ impl Scratch {
         let frames = windows * Self::WINDOW_FRAMES;
         let bytes = frames << PAGE_SHIFT;
         let other = |doing| {
-            move |errno: rustix::io::Errno| UffdError::Other {
-                doing,
-                source: errno.into(),
-            }
+            move |errno: rustix::io::Errno| UffdError::Other { doing, source: errno.into() }
         };
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let base = unsafe {
@@ -58,11 +55,7 @@ impl Scratch {
             )
         }
         .map_err(other("reserving the scratch area"))?;
-        for advice in [
-            Advice::LinuxDontFork,
-            Advice::LinuxDontDump,
-            Advice::LinuxNoHugepage,
-        ] {
+        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump, Advice::LinuxNoHugepage] {
             // SAFETY: these advices change no contents, and the range is ours. Kernels built
             // without huge pages refuse the last one, which is as good.
             let _ = unsafe { rustix::mm::madvise(base, bytes, advice) };
@@ -73,12 +66,7 @@ impl Scratch {
         })?;
         let present = vec![0; frames / 64].into_boxed_slice();
         let whole = AddressRange::pages_from(base.as_ptr() as usize, frames);
-        let scratch = Self {
-            base,
-            frames,
-            present,
-            whole,
-        };
+        let scratch = Self { base, frames, present, whole };
         uffd.register(whole)?;
         Ok(scratch)
     }
@@ -122,10 +110,7 @@ impl Scratch {
         pagemap: &Pagemap,
     ) -> Progress {
         let range = AddressRange::pages_from(self.address(first), source.pages());
-        assert!(
-            self.index(first) + source.pages() <= self.frames,
-            "frames past the scratch area"
-        );
+        assert!(self.index(first) + source.pages() <= self.frames, "frames past the scratch area");
         // SAFETY: missing pages of the source are answered by the caller; the destination is ours.
         let progress = unsafe { uffd.move_pages(range, source.start(), true, false) };
         self.mark_present(range, pagemap);
@@ -196,10 +181,7 @@ impl Scratch {
     /// event that the kernel waits for, and the caller is the one who reads it.
     pub fn discard(&mut self, uffd: &Uffd, first: FrameId, count: usize, pagemap: &Pagemap) {
         let range = AddressRange::pages_from(self.address(first), count);
-        assert!(
-            self.index(first) + count <= self.frames,
-            "frames past the scratch area"
-        );
+        assert!(self.index(first) + count <= self.frames, "frames past the scratch area");
         if uffd.unregister(range).is_err() {
             return;
         }
@@ -209,10 +191,7 @@ impl Scratch {
         // SAFETY: the range lies in our own area (asserted), whose holes are tracked: what the
         // frames are now is asked for below.
         let _ = unsafe { rustix::mm::madvise(start, range.bytes(), advice) };
-        assert!(
-            uffd.register(range).is_ok(),
-            "the scratch area cannot be registered again"
-        );
+        assert!(uffd.register(range).is_ok(), "the scratch area cannot be registered again");
         self.mark(first, count, false);
         self.mark_present(range, pagemap);
     }
@@ -265,11 +244,7 @@ impl Scratch {
 
     fn assert_present(&self, first: FrameId, count: usize) {
         for at in 0..count {
-            assert!(
-                self.is_present(offset(first, at)),
-                "frame {} is a hole",
-                first.get()
-            );
+            assert!(self.is_present(offset(first, at)), "frame {} is a hole", first.get());
         }
     }
 }

@@ -164,13 +164,9 @@ impl Uffd {
     pub fn new(features: Features) -> Result<Self, UffdError> {
         let fd = open_device().or_else(|_| open_syscall())?;
         let uffd = Self { fd };
-        let mut api = sys::uffdio_api {
-            api: u64::from(sys::UFFD_API),
-            features: features.bits(),
-            ioctls: 0,
-        };
-        uffd.call(ioctl::UFFDIO_API, &mut api)
-            .map_err(|source| UffdError::Features { source })?;
+        let mut api =
+            sys::uffdio_api { api: u64::from(sys::UFFD_API), features: features.bits(), ioctls: 0 };
+        uffd.call(ioctl::UFFDIO_API, &mut api).map_err(|source| UffdError::Features { source })?;
         Ok(uffd)
     }
 
@@ -232,10 +228,7 @@ impl Uffd {
                 Ok(count)
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(0),
-            Err(errno) => Err(UffdError::Other {
-                doing: "reading events",
-                source: errno.into(),
-            }),
+            Err(errno) => Err(UffdError::Other { doing: "reading events", source: errno.into() }),
         }
     }
 
@@ -259,10 +252,7 @@ impl Uffd {
     /// Copies the start of a constant into the missing pages of `range` and wakes who waits there.
     /// The constant must be at least as long as the range.
     pub fn copy_static(&self, range: AddressRange, source: &'static [u8]) -> Progress {
-        assert!(
-            range.bytes() <= source.len(),
-            "the constant is shorter than the range"
-        );
+        assert!(range.bytes() <= source.len(), "the constant is shorter than the range");
         // SAFETY: the source is a constant of at least as many bytes (asserted).
         unsafe { self.copy(range, source.as_ptr(), true) }
     }
@@ -273,10 +263,7 @@ impl Uffd {
         // Page 0 is never mapped: a living address space answers "no mapping" (ENOENT), one that
         // has ended "no process" (ESRCH).
         let mut argument = sys::uffdio_zeropage {
-            range: sys::uffdio_range {
-                start: 0,
-                len: 4096,
-            },
+            range: sys::uffdio_range { start: 0, len: 4096 },
             mode: 0,
             zeropage: 0,
         };
@@ -286,11 +273,7 @@ impl Uffd {
 
     /// Maps the zero page into the missing pages of `range` and wakes who waits there.
     pub fn zero(&self, range: AddressRange) -> Progress {
-        let mut argument = sys::uffdio_zeropage {
-            range: raw_range(range),
-            mode: 0,
-            zeropage: 0,
-        };
+        let mut argument = sys::uffdio_zeropage { range: raw_range(range), mode: 0, zeropage: 0 };
         let result = self.call(ioctl::UFFDIO_ZEROPAGE, &mut argument);
         progress(result, argument.zeropage, range)
     }
@@ -349,33 +332,19 @@ impl Uffd {
                 std::ptr::from_mut(argument),
             )
         };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
 fn open_device() -> Result<OwnedFd, UffdError> {
     use rustix::fs::{Mode, OFlags};
-    let device = rustix::fs::open(
-        "/dev/userfaultfd",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| UffdError::Create {
-        source: errno.into(),
-    })?;
+    let device =
+        rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| UffdError::Create { source: errno.into() })?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: this request takes flags by value and returns a new descriptor.
-    let fd = unsafe {
-        libc::ioctl(
-            device.as_raw_fd(),
-            libc::Ioctl::from(USERFAULTFD_IOC_NEW),
-            flags,
-        )
-    };
+    let fd =
+        unsafe { libc::ioctl(device.as_raw_fd(), libc::Ioctl::from(USERFAULTFD_IOC_NEW), flags) };
     owned(fd)
 }
 
@@ -388,28 +357,20 @@ fn open_syscall() -> Result<OwnedFd, UffdError> {
 
 fn owned(fd: RawFd) -> Result<OwnedFd, UffdError> {
     if fd < 0 {
-        return Err(UffdError::Create {
-            source: io::Error::last_os_error(),
-        });
+        return Err(UffdError::Create { source: io::Error::last_os_error() });
     }
     // SAFETY: the kernel has just returned this descriptor to us and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn raw_range(range: AddressRange) -> sys::uffdio_range {
-    sys::uffdio_range {
-        start: range.start() as u64,
-        len: range.bytes() as u64,
-    }
+    sys::uffdio_range { start: range.start() as u64, len: range.bytes() as u64 }
 }
 
 /// Turns a call's result and its count of bytes (negative: an errno) into a [`Progress`].
 fn progress(result: io::Result<()>, count: i64, range: AddressRange) -> Progress {
     let Err(error) = result else {
-        return Progress {
-            bytes: range.bytes(),
-            stop: None,
-        };
+        return Progress { bytes: range.bytes(), stop: None };
     };
     let bytes = usize::try_from(count).unwrap_or(0);
     let stop = match error.raw_os_error().unwrap_or(0) {
@@ -421,10 +382,7 @@ fn progress(result: io::Result<()>, count: i64, range: AddressRange) -> Progress
         // EINVAL, EFAULT, EPERM: protection, locking or kind of the mapping.
         _ => Stop::Unmovable,
     };
-    Progress {
-        bytes,
-        stop: Some(stop),
-    }
+    Progress { bytes, stop: Some(stop) }
 }
 
 fn parse(message: &[u8]) -> Option<Event> {

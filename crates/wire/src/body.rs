@@ -143,11 +143,7 @@ impl Hello {
     /// [`BodyError::Short`].
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
         let mut fields = Fields::of(body, HELLO_BYTES)?;
-        Ok(Self {
-            oldest: fields.u16(),
-            newest: fields.u16(),
-            share_arena: fields.u32() & 1 != 0,
-        })
+        Ok(Self { oldest: fields.u16(), newest: fields.u16(), share_arena: fields.u32() & 1 != 0 })
     }
 }
 
@@ -187,11 +183,7 @@ impl<'a> Setup<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let name = &self.name.as_bytes()[..self.name.floor_char_boundary(NAME_BYTES_MAX)];
         let credentials = &self.credentials[..self.credentials.len().min(NAME_BYTES_MAX)];
-        let partial = if self.accept_partial {
-            Self::ACCEPT_PARTIAL
-        } else {
-            0
-        };
+        let partial = if self.accept_partial { Self::ACCEPT_PARTIAL } else { 0 };
         let dynamic = if self.dynamic { Self::DYNAMIC } else { 0 };
         let flags = partial | dynamic;
         out.extend_from_slice(&self.amount.get().to_le_bytes());
@@ -212,20 +204,11 @@ impl<'a> Setup<'a> {
         let amount = ByteCount::new(fields.u64());
         let flags = fields.u32();
         let (name, credentials) = (usize::from(fields.u16()), usize::from(fields.u16()));
-        if let Some(long) = [name, credentials]
-            .into_iter()
-            .find(|len| *len > NAME_BYTES_MAX)
-        {
-            return Err(BodyError::Value {
-                field: "length of a text",
-                value: long as u64,
-            });
+        if let Some(long) = [name, credentials].into_iter().find(|len| *len > NAME_BYTES_MAX) {
+            return Err(BodyError::Value { field: "length of a text", value: long as u64 });
         }
         let needed = 16 + name + credentials;
-        let text = body.get(16..needed).ok_or(BodyError::Short {
-            found: body.len(),
-            needed,
-        })?;
+        let text = body.get(16..needed).ok_or(BodyError::Short { found: body.len(), needed })?;
         let (name, credentials) = text.split_at(name);
         Ok(Self {
             amount,
@@ -280,16 +263,10 @@ impl Attach {
             0 => AttachMode::Join,
             1 => AttachMode::TakeOver,
             value => {
-                return Err(BodyError::Value {
-                    field: "attach mode",
-                    value,
-                });
+                return Err(BodyError::Value { field: "attach mode", value });
             }
         };
-        Ok(Self {
-            mode,
-            replaces: fields.u64(),
-        })
+        Ok(Self { mode, replaces: fields.u64() })
     }
 }
 
@@ -306,10 +283,7 @@ impl Malloc {
     /// [`BodyError::Short`].
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
         let mut fields = Fields::of(body, 16)?;
-        Ok(Self {
-            from: PageCount::new(fields.u64()),
-            add: PageCount::new(fields.u64()),
-        })
+        Ok(Self { from: PageCount::new(fields.u64()), add: PageCount::new(fields.u64()) })
     }
 }
 
@@ -357,9 +331,7 @@ impl Slots {
     /// # Errors
     /// [`BodyError::Short`].
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
-        Ok(Self {
-            wanted: Fields::of(body, 4)?.u32(),
-        })
+        Ok(Self { wanted: Fields::of(body, 4)?.u32() })
     }
 
     /// Appends a slot to the body of a reply to slots or commit, which is a list of them.
@@ -369,10 +341,7 @@ impl Slots {
 
     /// The slots that such a reply lists.
     pub fn decode_assigned(body: &[u8]) -> impl ExactSizeIterator<Item = u32> + '_ {
-        body.as_chunks()
-            .0
-            .iter()
-            .map(|bytes| u32::from_le_bytes(*bytes))
+        body.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes))
     }
 }
 
@@ -398,10 +367,7 @@ impl FullBody {
     /// [`BodyError::Short`].
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
         let mut fields = Fields::of(body, 16)?;
-        Ok(Self {
-            asked: ByteCount::new(fields.u64()),
-            free: ByteCount::new(fields.u64()),
-        })
+        Ok(Self { asked: ByteCount::new(fields.u64()), free: ByteCount::new(fields.u64()) })
     }
 }
 
@@ -411,19 +377,13 @@ pub(crate) struct Fields<'a>(&'a [u8]);
 impl<'a> Fields<'a> {
     pub(crate) const fn of(body: &'a [u8], needed: usize) -> Result<Self, BodyError> {
         if body.len() < needed {
-            return Err(BodyError::Short {
-                found: body.len(),
-                needed,
-            });
+            return Err(BodyError::Short { found: body.len(), needed });
         }
         Ok(Self(body))
     }
 
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (field, rest) = self
-            .0
-            .split_first_chunk()
-            .expect("the length has been checked");
+        let (field, rest) = self.0.split_first_chunk().expect("the length has been checked");
         self.0 = rest;
         *field
     }

@@ -57,11 +57,7 @@ mod tests {
         let right = of(1, 2, 3, &content);
         let mut flipped = content;
         flipped[4095] ^= 1;
-        for wrong in [
-            of(2, 2, 3, &content),
-            of(1, 3, 3, &content),
-            of(1, 2, 4, &content),
-        ] {
+        for wrong in [of(2, 2, 3, &content), of(1, 3, 3, &content), of(1, 2, 4, &content)] {
             assert_ne!(right, wrong);
         }
         assert_ne!(right, of(1, 2, 3, &flipped));

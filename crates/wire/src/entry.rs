@@ -73,10 +73,7 @@ impl RangeEntry {
     #[must_use]
     pub fn decode(bytes: &[u8; PAGE_ENTRY_BYTES]) -> Self {
         let [start, count, ..] = words(bytes);
-        Self(PageRange {
-            start: PageIndex::new(start),
-            count: PageCount::new(count),
-        })
+        Self(PageRange { start: PageIndex::new(start), count: PageCount::new(count) })
     }
 
     /// Reads the entries of a message; bytes that make no whole entry are left out.

@@ -236,23 +236,13 @@ impl Header {
     /// repeated.
     #[must_use]
     pub const fn granted(&self) -> Self {
-        Self {
-            reply: true,
-            token: 0,
-            entries: 0,
-            payload: 0,
-            refusal: None,
-            ..*self
-        }
+        Self { reply: true, token: 0, entries: 0, payload: 0, refusal: None, ..*self }
     }
 
     /// The reply that refuses this request.
     #[must_use]
     pub const fn refused(&self, code: RefusalCode) -> Self {
-        Self {
-            refusal: Some(code),
-            ..self.granted()
-        }
+        Self { refusal: Some(code), ..self.granted() }
     }
 
     /// What kind of payload the message has.
@@ -386,11 +376,7 @@ pub fn seal(mut header: Header, message: &mut [u8]) {
         let body = covered.len() - header.entry_bytes();
         header.payload = u32::try_from(body).expect("a body has at most BODY_BYTES_MAX bytes");
     }
-    assert_eq!(
-        covered.len(),
-        header.covered_bytes(),
-        "entries and body as announced"
-    );
+    assert_eq!(covered.len(), header.covered_bytes(), "entries and body as announced");
     header.body_crc = crc32c(covered);
     message[..HEADER_BYTES].copy_from_slice(&header.encode());
 }
@@ -404,10 +390,7 @@ pub fn verify_body(header: &Header, covered: &[u8]) -> Result<(), DecodeError> {
     if header.body_crc == expected {
         return Ok(());
     }
-    Err(DecodeError::BodyCrc {
-        found: header.body_crc,
-        expected,
-    })
+    Err(DecodeError::BodyCrc { found: header.body_crc, expected })
 }
 
 fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {

@@ -54,34 +54,18 @@ fn header_bytes() {
 
 #[test]
 fn reply_bytes() {
-    let reply = Header {
-        server_nanos: 9,
-        ..header().refused(RefusalCode::NoPage)
-    };
+    let reply = Header { server_nanos: 9, ..header().refused(RefusalCode::NoPage) };
     let bytes = reply.encode();
     assert_eq!(hex(&bytes[..8]), "4d534d5001000601");
-    assert_eq!(
-        hex(&bytes[48..72]),
-        "000000000000000000000000000000000e00000009000000"
-    );
+    assert_eq!(hex(&bytes[48..72]), "000000000000000000000000000000000e00000009000000");
 }
 
 #[test]
 fn entry_bytes() {
     let mut out = Vec::new();
     let (page, version) = (PageIndex::new(0x0102), Version::new(0x0304));
-    PageEntry {
-        page,
-        version,
-        checksum: Checksum::new(0x0506),
-        slot: 0x0708,
-    }
-    .encode(&mut out);
-    RangeEntry(PageRange {
-        start: page,
-        count: PageCount::new(0x090a),
-    })
-    .encode(&mut out);
+    PageEntry { page, version, checksum: Checksum::new(0x0506), slot: 0x0708 }.encode(&mut out);
+    RangeEntry(PageRange { start: page, count: PageCount::new(0x090a) }).encode(&mut out);
     let expected = concat!(
         "0201000000000000",
         "0403000000000000",
@@ -99,12 +83,7 @@ fn entry_bytes() {
 #[test]
 fn page_checksum_value() {
     let content: [u8; PAGE_SIZE] = std::array::from_fn(|at| at as u8);
-    let of = page_checksum(
-        RegionId::new(1),
-        PageIndex::new(2),
-        Version::new(3),
-        &content,
-    );
+    let of = page_checksum(RegionId::new(1), PageIndex::new(2), Version::new(3), &content);
     assert_eq!(of.get(), 0x2f65_63ba_44c1_b3fd);
 }
 
@@ -117,12 +96,7 @@ fn body_bytes() {
     };
     check(
         &|out| {
-            Hello {
-                oldest: 1,
-                newest: 2,
-                share_arena: true,
-            }
-            .encode(out);
+            Hello { oldest: 1, newest: 2, share_arena: true }.encode(out);
         },
         "0100020001000000",
     );
@@ -145,71 +119,39 @@ fn body_bytes() {
         name: "ab",
         credentials: b"c",
     };
-    check(
-        &|out| setup.encode(out),
-        "00100000000000000300000002000100616263",
-    );
+    check(&|out| setup.encode(out), "00100000000000000300000002000100616263");
     let granted = GrantedSetup {
         granted: ByteCount::new(1),
         region: RegionId::new(2),
         pages: PageCount::new(3),
     };
-    check(
-        &|out| granted.encode(out),
-        "010000000000000002000000000000000300000000000000",
-    );
-    let attach = Attach {
-        mode: AttachMode::TakeOver,
-        replaces: 5,
-    };
-    check(
-        &|out| attach.encode(out),
-        "01000000000000000500000000000000",
-    );
-    let malloc = Malloc {
-        from: PageCount::new(1),
-        add: PageCount::new(2),
-    };
-    check(
-        &|out| malloc.encode(out),
-        "01000000000000000200000000000000",
-    );
+    check(&|out| granted.encode(out), "010000000000000002000000000000000300000000000000");
+    let attach = Attach { mode: AttachMode::TakeOver, replaces: 5 };
+    check(&|out| attach.encode(out), "01000000000000000500000000000000");
+    let malloc = Malloc { from: PageCount::new(1), add: PageCount::new(2) };
+    check(&|out| malloc.encode(out), "01000000000000000200000000000000");
     let reply = MallocReply {
         address: ExternalAddress::from_raw(1),
         pages: PageCount::new(2),
         granted: ByteCount::new(3),
     };
-    check(
-        &|out| reply.encode(out),
-        "010000000000000002000000000000000300000000000000",
-    );
+    check(&|out| reply.encode(out), "010000000000000002000000000000000300000000000000");
     check(&|out| Slots { wanted: 258 }.encode(out), "02010000");
-    let full = FullBody {
-        asked: ByteCount::new(1),
-        free: ByteCount::new(2),
-    };
+    let full = FullBody { asked: ByteCount::new(1), free: ByteCount::new(2) };
     check(&|out| full.encode(out), "01000000000000000200000000000000");
 }
 
 #[test]
 fn stat_keeps_its_order() {
     let names = ServerStat::NAMES;
-    assert_eq!(
-        names[..4],
-        ["memory_bytes", "reserved_bytes", "used_bytes", "sessions"]
-    );
+    assert_eq!(names[..4], ["memory_bytes", "reserved_bytes", "used_bytes", "sessions"]);
     assert_eq!(names.len(), 28, "new fields are appended, none is removed");
 }
 
 #[test]
 fn sealed_message() {
     let mut message = vec![0; HEADER_BYTES];
-    Hello {
-        oldest: 1,
-        newest: 1,
-        share_arena: false,
-    }
-    .encode(&mut message);
+    Hello { oldest: 1, newest: 1, share_arena: false }.encode(&mut message);
     seal(Header::request(Action::Hello, 1), &mut message);
     let expected = concat!(
         "4d534d50010001000100000000000000",

@@ -113,11 +113,7 @@ proptest! {
 #[test]
 fn what_is_too_large_is_refused_by_its_header() {
     let check = |action, entries, payload| {
-        let header = Header {
-            entries,
-            payload,
-            ..Header::request(action, 1)
-        };
+        let header = Header { entries, payload, ..Header::request(action, 1) };
         let decoded = Header::decode(&header.encode());
         matches!(decoded, Err(DecodeError::TooLarge { .. }))
     };
@@ -147,12 +143,7 @@ fn a_name_that_is_too_long_is_refused() {
 #[test]
 fn an_older_server_tells_fewer_fields() {
     let mut bytes = Vec::new();
-    ServerStat {
-        memory_bytes: 5,
-        reserved_bytes: 6,
-        ..ServerStat::default()
-    }
-    .encode(&mut bytes);
+    ServerStat { memory_bytes: 5, reserved_bytes: 6, ..ServerStat::default() }.encode(&mut bytes);
     bytes[0] = 1;
     let stat = ServerStat::decode(&bytes[..12]).unwrap();
     assert_eq!((stat.memory_bytes, stat.reserved_bytes), (5, 0));

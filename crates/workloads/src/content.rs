@@ -13,9 +13,7 @@ impl Content {
     /// Content named by `seed`; two seeds share no word at one index.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self {
-            seed: mix(seed ^ 0x6a09_e667_f3bc_c908),
-        }
+        Self { seed: mix(seed ^ 0x6a09_e667_f3bc_c908) }
     }
 
     /// The word at `index`.
@@ -25,9 +23,7 @@ impl Content {
     #[must_use]
     #[inline]
     pub const fn word(self, index: u64) -> u64 {
-        mix(self
-            .seed
-            .wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        mix(self.seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
     /// Fills `words`, which start at index `first`.
@@ -57,15 +53,7 @@ impl Content {
     #[inline]
     pub fn check(self, index: u64, found: u64) -> Result<(), Mismatch> {
         let expected = self.word(index);
-        if expected == found {
-            Ok(())
-        } else {
-            Err(Mismatch {
-                index,
-                expected,
-                found,
-            })
-        }
+        if expected == found { Ok(()) } else { Err(Mismatch { index, expected, found }) }
     }
 }
 
@@ -88,11 +76,7 @@ pub struct Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            index,
-            expected,
-            found,
-        } = self;
+        let Self { index, expected, found } = self;
         let page = index / super::PAGE_WORDS as u64;
         write!(
             f,

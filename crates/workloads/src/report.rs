@@ -61,18 +61,12 @@ impl Stopwatch {
     pub fn stop(self) -> io::Result<Cost> {
         let wall_seconds = self.started.elapsed().as_secs_f64();
         let (user, system) = processor_seconds()?;
-        let group_now = self
-            .group_cpu_file
-            .as_deref()
-            .map(group_cpu_seconds)
-            .transpose()?;
+        let group_now = self.group_cpu_file.as_deref().map(group_cpu_seconds).transpose()?;
         Ok(Cost {
             wall_seconds,
             user_seconds: user - self.user_seconds,
             system_seconds: system - self.system_seconds,
-            group_cpu_seconds: group_now
-                .zip(self.group_cpu_seconds)
-                .map(|(now, then)| now - then),
+            group_cpu_seconds: group_now.zip(self.group_cpu_seconds).map(|(now, then)| now - then),
             peak_resident_bytes: status_bytes("VmHWM:")?,
             anonymous_bytes: status_bytes("RssAnon:")?,
         })
@@ -80,10 +74,7 @@ impl Stopwatch {
 }
 
 fn group_cpu_seconds(file: &Path) -> io::Result<f64> {
-    let nanoseconds: u64 = fs::read_to_string(file)?
-        .trim()
-        .parse()
-        .map_err(io::Error::other)?;
+    let nanoseconds: u64 = fs::read_to_string(file)?.trim().parse().map_err(io::Error::other)?;
     Ok(nanoseconds as f64 / 1e9)
 }
 
@@ -93,18 +84,12 @@ fn processor_seconds() -> io::Result<(f64, f64)> {
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = fs::read_to_string("/proc/self/stat")?;
     let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let mut ticks = after_name
-        .split_whitespace()
-        .skip(11)
-        .map(str::parse::<u64>);
+    let mut ticks = after_name.split_whitespace().skip(11).map(str::parse::<u64>);
     match (ticks.next(), ticks.next()) {
-        (Some(Ok(user)), Some(Ok(system))) => Ok((
-            user as f64 / TICKS_PER_SECOND,
-            system as f64 / TICKS_PER_SECOND,
-        )),
-        _ => Err(io::Error::other(format!(
-            "no times in /proc/self/stat: {stat}"
-        ))),
+        (Some(Ok(user)), Some(Ok(system))) => {
+            Ok((user as f64 / TICKS_PER_SECOND, system as f64 / TICKS_PER_SECOND))
+        }
+        _ => Err(io::Error::other(format!("no times in /proc/self/stat: {stat}"))),
     }
 }
 

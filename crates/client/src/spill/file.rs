@@ -44,12 +44,7 @@ impl SpillFile {
             directory: directory.display().to_string(),
             reason: format!("cannot make a file there: {}", io::Error::from(errno)),
         })?;
-        Ok(Self {
-            file,
-            directory: directory.to_owned(),
-            kept: Vec::new(),
-            pages: 0,
-        })
+        Ok(Self { file, directory: directory.to_owned(), kept: Vec::new(), pages: 0 })
     }
 
     /// Pages that fit in.
@@ -91,10 +86,7 @@ impl SpillFile {
     ) -> Result<(), StoreError> {
         let follows = |a: &StorePage, b: &StorePage| a.page.get() + 1 == b.page.get();
         let mut numbers: Vec<FrameId> = Vec::new();
-        for run in pages
-            .chunk_by(follows)
-            .flat_map(|run| run.chunks(SLICES_MAX))
-        {
+        for run in pages.chunk_by(follows).flat_map(|run| run.chunks(SLICES_MAX)) {
             numbers.clear();
             numbers.extend(run.iter().map(|page| page.frame));
             let mut slices = Vec::with_capacity(run.len());
@@ -103,10 +95,7 @@ impl SpillFile {
             for page in run {
                 let content = frames.bytes(page.frame);
                 let checksum = page_checksum(FILE, page.page, page.version, content);
-                let kept = Kept {
-                    version: page.version,
-                    checksum,
-                };
+                let kept = Kept { version: page.version, checksum };
                 let at = self.index(boundary, page.page);
                 self.kept[at] = kept;
             }
@@ -123,10 +112,7 @@ impl SpillFile {
     ) -> Result<(), StoreError> {
         let follows = |a: &FetchPage, b: &FetchPage| a.page.get() + 1 == b.page.get();
         let mut numbers: Vec<FrameId> = Vec::new();
-        for run in pages
-            .chunk_by(follows)
-            .flat_map(|run| run.chunks(SLICES_MAX))
-        {
+        for run in pages.chunk_by(follows).flat_map(|run| run.chunks(SLICES_MAX)) {
             numbers.clear();
             numbers.extend(run.iter().map(|page| page.frame));
             for page in run {
@@ -173,10 +159,7 @@ impl SpillFile {
     }
 
     fn index(&self, boundary: u64, page: PageIndex) -> usize {
-        let index = page
-            .get()
-            .checked_sub(boundary)
-            .filter(|&index| index < self.pages);
+        let index = page.get().checked_sub(boundary).filter(|&index| index < self.pages);
         // The caller hands on only pages from the boundary on, and those of its requests lie in
         // what it was granted.
         usize::try_from(index.expect("a page of the file")).expect("it is an index of `kept`")
@@ -232,16 +215,11 @@ impl SpillFile {
 
     fn wrong(&self, page: &FetchPage, what: &str) -> StoreError {
         let (number, version) = (page.page, page.version);
-        self.broken(format!(
-            "page {number} version {version}: {what}; it was not used"
-        ))
+        self.broken(format!("page {number} version {version}: {what}; it was not used"))
     }
 
     fn broken(&self, reason: String) -> StoreError {
-        StoreError::Disk {
-            directory: self.directory.display().to_string(),
-            reason,
-        }
+        StoreError::Disk { directory: self.directory.display().to_string(), reason }
     }
 }
 

@@ -115,9 +115,7 @@ impl<S: PageStore> SpillStore<S> {
     /// Pages of the region that lie in the file, used or not.
     #[must_use]
     pub fn spilled(&self) -> PageCount {
-        self.file
-            .as_ref()
-            .map_or(PageCount::new(0), SpillFile::pages)
+        self.file.as_ref().map_or(PageCount::new(0), SpillFile::pages)
     }
 
     fn has_spilled(&self) -> bool {
@@ -146,11 +144,7 @@ impl<S: PageStore> SpillStore<S> {
         let mut ours = std::mem::take(&mut self.inner_fetch);
         ours.clear();
         ours.extend(pages.iter().filter(|fetch| inside(fetch.page)));
-        let spilled: Vec<_> = pages
-            .iter()
-            .filter(|fetch| !inside(fetch.page))
-            .copied()
-            .collect();
+        let spilled: Vec<_> = pages.iter().filter(|fetch| !inside(fetch.page)).copied().collect();
         let whole = spilled.is_empty();
         let inner = (whole || !ours.is_empty()).then_some(Request::Fetch(&ours));
         let local = (!whole).then_some(Local::Fetch(spilled));
@@ -164,11 +158,7 @@ impl<S: PageStore> SpillStore<S> {
         let mut ours = std::mem::take(&mut self.inner_store);
         ours.clear();
         ours.extend(pages.iter().filter(|store| inside(store.page)));
-        let spilled: Vec<_> = pages
-            .iter()
-            .filter(|store| !inside(store.page))
-            .copied()
-            .collect();
+        let spilled: Vec<_> = pages.iter().filter(|store| !inside(store.page)).copied().collect();
         let whole = spilled.is_empty();
         let inner = (whole || !ours.is_empty()).then_some(Request::Store(&ours));
         let local = (!whole).then_some(Local::Store(spilled));
@@ -186,17 +176,11 @@ impl<S: PageStore> SpillStore<S> {
             let before = self.boundary.saturating_sub(start).min(range.count.get());
             let after = range.count.get() - before;
             if before > 0 {
-                ours.push(PageRange {
-                    start: range.start,
-                    count: PageCount::new(before),
-                });
+                ours.push(PageRange { start: range.start, count: PageCount::new(before) });
             }
             if after > 0 {
                 let start = PageIndex::new(start + before);
-                spilled.push(PageRange {
-                    start,
-                    count: PageCount::new(after),
-                });
+                spilled.push(PageRange { start, count: PageCount::new(after) });
             }
         }
         let whole = spilled.is_empty();
@@ -273,9 +257,9 @@ impl<S: PageStore> SpillStore<S> {
                 Local::Fetch(pages) => file
                     .fetch(boundary, &pages, frames)
                     .map(|()| Outcome::Fetched { server_nanos: 0 }),
-                Local::Store(pages) => file
-                    .store(boundary, &pages, frames)
-                    .map(|()| Outcome::Stored),
+                Local::Store(pages) => {
+                    file.store(boundary, &pages, frames).map(|()| Outcome::Stored)
+                }
                 Local::Release(ranges) => ranges
                     .into_iter()
                     .try_for_each(|range| file.release(boundary, range))
@@ -294,9 +278,7 @@ impl<S: PageStore> SpillStore<S> {
 fn join(one: Outcome, other: Outcome) -> Outcome {
     match (one, other) {
         (Outcome::Fetched { server_nanos: a }, Outcome::Fetched { server_nanos: b }) => {
-            Outcome::Fetched {
-                server_nanos: a + b,
-            }
+            Outcome::Fetched { server_nanos: a + b }
         }
         (outcome, _) => outcome,
     }

@@ -10,10 +10,7 @@ fn check_or_skip(test: impl FnOnce()) {
     match farmem_vmem::Uffd::new(farmem_vmem::Features::Events) {
         Ok(_) => test(),
         Err(error) => {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "not possible in CI: {error}"
-            );
+            assert!(std::env::var_os("CI").is_none(), "not possible in CI: {error}");
             eprintln!("skipped: {error}");
         }
     }
@@ -34,11 +31,7 @@ fn cap_23_a_mapping_is_memory() {
             let page = numbers.below(model.len());
             let at = page * 4096 + page % 500 * 8;
             let word: &mut [u8; 8] = (&mut bytes[at..at + 8]).try_into().unwrap();
-            assert_eq!(
-                u64::from_le_bytes(*word),
-                model[page],
-                "page {page} in round {round}"
-            );
+            assert_eq!(u64::from_le_bytes(*word), model[page], "page {page} in round {round}");
             if numbers.below(3) == 0 {
                 *word = round.to_le_bytes();
                 model[page] = round;
@@ -61,9 +54,7 @@ fn mapped_and_unmapped_access_see_the_same_contents() {
         for round in 0..4u8 {
             for _ in 0..200 {
                 let (offset, bytes) = (numbers.below(15 << 20), numbers.below(20_000));
-                region
-                    .write(offset as u64, &vec![round * 2 + 1; bytes])
-                    .unwrap();
+                region.write(offset as u64, &vec![round * 2 + 1; bytes]).unwrap();
                 model[offset..offset + bytes].fill(round * 2 + 1);
             }
             let mut mapped = region.map().unwrap();
@@ -94,11 +85,7 @@ fn flushes_return_and_lose_nothing() {
         options.cache_size = 4 << 20;
         let mut mapped = Region::create(options).unwrap().map().unwrap();
         for round in 1..20u8 {
-            for page in mapped
-                .as_mut_slice()
-                .chunks_mut(4096)
-                .step_by(usize::from(round))
-            {
+            for page in mapped.as_mut_slice().chunks_mut(4096).step_by(usize::from(round)) {
                 page[usize::from(round)] = round;
             }
             mapped.flush().unwrap();

@@ -22,12 +22,7 @@ impl TestServer {
         let server = MemServer::bind(config).unwrap();
         let stop = server.stop_handle();
         let thread = std::thread::spawn(move || server.run().unwrap());
-        Self {
-            endpoint,
-            stop,
-            thread: Some(thread),
-            _directory: directory,
-        }
+        Self { endpoint, stop, thread: Some(thread), _directory: directory }
     }
 
     /// Options for a region of that many MiB with a cache of 1 MiB.
@@ -47,9 +42,7 @@ impl TestServer {
     /// Bytes that the server has promised to sessions.
     pub(crate) fn reserved(&self) -> u64 {
         let patience = std::time::Duration::from_secs(5);
-        farmem_remote::admin::stat(&self.endpoint, patience)
-            .unwrap()
-            .reserved_bytes
+        farmem_remote::admin::stat(&self.endpoint, patience).unwrap().reserved_bytes
     }
 }
 
@@ -64,10 +57,7 @@ pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
     pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) as usize % bound
     }
 }

@@ -33,10 +33,7 @@ fn what_was_written_is_read() {
             }
         }
         let counts = region.counts();
-        assert!(
-            counts.hits > 1_000 && counts.fetched_pages > 1_000,
-            "{counts:?}"
-        );
+        assert!(counts.hits > 1_000 && counts.fetched_pages > 1_000, "{counts:?}");
         region.close().unwrap();
     }
 }
@@ -56,10 +53,7 @@ fn cap_78_writes_wait_as_the_policy_says() {
     assert_eq!(region.counts().stored_pages, 0);
     for page in 10..1000 {
         region.write(page * 4096, &[2; 4096]).unwrap();
-        assert!(
-            page + 1 - region.counts().stored_pages <= 64,
-            "after page {page}"
-        );
+        assert!(page + 1 - region.counts().stored_pages <= 64, "after page {page}");
     }
     region.flush().unwrap();
     assert_eq!(region.counts().stored_pages, 1000);
@@ -157,10 +151,7 @@ fn a_lost_server_is_told_by_every_call() {
     let mut bytes = [0; 4096];
     for _ in 0..2 {
         let error = region.read(0, &mut bytes).unwrap_err();
-        assert!(
-            matches!(error, RegionError::Store(StoreError::Lost { .. })),
-            "{error}"
-        );
+        assert!(matches!(error, RegionError::Store(StoreError::Lost { .. })), "{error}");
     }
     assert!(region.write(4096, &bytes).is_err());
 }

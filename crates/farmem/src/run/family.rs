@@ -38,9 +38,7 @@ pub(crate) fn children() -> Vec<Pid> {
     let mut children = Vec::new();
     for task in tasks.flatten() {
         let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        let pids = list
-            .split_ascii_whitespace()
-            .filter_map(|pid| pid.parse().ok());
+        let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
         children.extend(pids.filter_map(Pid::from_raw));
     }
     children
@@ -51,12 +49,8 @@ pub(crate) fn descendants() -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(Pid::from_raw)
-        .filter(|&pid| is_descendant(pid))
-        .collect()
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(Pid::from_raw).filter(|&pid| is_descendant(pid)).collect()
 }
 
 /// Whether missing pages of the process are reported to a userfaultfd.
@@ -66,12 +60,8 @@ pub(crate) fn has_userfaultfd(pid: Pid) -> bool {
 }
 
 fn reports_missing_pages(smaps: &str) -> bool {
-    let flags = smaps
-        .lines()
-        .filter_map(|line| line.strip_prefix("VmFlags:"));
-    flags
-        .flat_map(str::split_ascii_whitespace)
-        .any(|flag| flag == "um")
+    let flags = smaps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+    flags.flat_map(str::split_ascii_whitespace).any(|flag| flag == "um")
 }
 
 /// Whether the process is a watcher or a pager: they share the memory of a program and give
@@ -89,10 +79,7 @@ mod tests {
 
     #[test]
     fn a_child_is_family_and_the_parent_is_not() {
-        let mut child = Command::new("cat")
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let pid = Pid::from_child(&child);
         assert!(is_descendant(pid));
         assert!(children().contains(&pid));

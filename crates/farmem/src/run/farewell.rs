@@ -26,9 +26,7 @@ impl Farewells {
             if let Err(error) = disconnect(&report)
                 && !told
             {
-                let SessionReport {
-                    session, server, ..
-                } = report;
+                let SessionReport { session, server, .. } = report;
                 eprintln!(
                     "farmem: cannot end session {session} on {server}, which frees its memory \
                      by itself soon: {error:#}"

@@ -100,11 +100,7 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     let listener = Listener::bind(&socket)?;
     let (server, private_server) = server(options, limit_bytes)?;
 
-    let variable = RunVariable {
-        socket,
-        limit_bytes,
-        pagerd: artefacts.pagerd,
-    };
+    let variable = RunVariable { socket, limit_bytes, pagerd: artefacts.pagerd };
     let mut command = command(options, &variable, &artefacts.preload);
     if let Some(reason) = program::unpaged(&options.program[0])
         && !options.quiet
@@ -134,21 +130,13 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     let usage = children_usage();
     drop(outcome.private_server);
     let ending = outcome.ending;
-    let report = Report {
-        limit_bytes,
-        wall,
-        ending,
-        tally: outcome.tally,
-        usage,
-    };
+    let report = Report { limit_bytes, wall, ending, tally: outcome.tally, usage };
     if !options.quiet {
         eprintln!("farmem: {}", report.summary());
     }
     if let Some(file) = stats_file {
         let path = options.stats.as_deref().unwrap_or(Path::new("")).display();
-        report
-            .write_json(file)
-            .with_context(|| format!("cannot write {path}"))?;
+        report.write_json(file).with_context(|| format!("cannot write {path}"))?;
     }
     Ok(ending)
 }
@@ -164,11 +152,7 @@ fn local_limit(asked: Option<Size>) -> anyhow::Result<u64> {
         }
     };
     if bytes < LOCAL_MIN {
-        bail!(
-            "a local limit of {} is too small: the least is {}",
-            Size(bytes),
-            Size(LOCAL_MIN)
-        );
+        bail!("a local limit of {} is too small: the least is {}", Size(bytes), Size(LOCAL_MIN));
     }
     Ok(bytes)
 }
@@ -176,10 +160,7 @@ fn local_limit(asked: Option<Size>) -> anyhow::Result<u64> {
 /// The directory for what the memory server has no room for, by a name that does not depend on
 /// where the program goes.
 fn spill_directory(asked: &Path) -> anyhow::Result<String> {
-    let directory = asked
-        .canonicalize()
-        .ok()
-        .filter(|directory| directory.is_dir());
+    let directory = asked.canonicalize().ok().filter(|directory| directory.is_dir());
     let Some(directory) = directory else {
         bail!("--spill {}: there is no such directory", asked.display());
     };
@@ -197,9 +178,7 @@ fn server(
     if let Some(name) = &options.server {
         let address: ServerAddress = name.parse()?;
         // Pagers cannot resolve names: a resolver allocates, reads files and takes seconds.
-        let endpoint = address
-            .resolve()
-            .with_context(|| format!("cannot resolve {name}"))?;
+        let endpoint = address.resolve().with_context(|| format!("cannot resolve {name}"))?;
         return Ok((endpoint.to_string(), None));
     }
     let server = PrivateServer::start(private_memory(limit_bytes))
@@ -219,10 +198,7 @@ fn command(options: &RunOptions, variable: &RunVariable, preload: &Path) -> Comm
     // As execvp would: the program sees the name that it was called by.
     command.arg0(&options.program[0]);
     command.env(RUN_VARIABLE, variable.encode());
-    command.env(
-        "LD_PRELOAD",
-        preload_list(preload, std::env::var_os("LD_PRELOAD")),
-    );
+    command.env("LD_PRELOAD", preload_list(preload, std::env::var_os("LD_PRELOAD")));
     command
 }
 
@@ -247,10 +223,7 @@ fn not_started(name: &std::ffi::OsStr, error: &io::Error) -> Ending {
 
 /// Ends this process as its program ended, so that whoever waits for it sees the same.
 fn die_of(signal: i32) -> ExitCode {
-    let none = rustix::process::Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     // The program has dumped its core, if it was to; another one of the supervisor tells nothing.
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
     if let Some(signal) = Signal::from_named_raw(signal) {
@@ -286,13 +259,8 @@ mod tests {
     #[test]
     fn the_local_limit_has_a_least_value_and_a_default() {
         assert_eq!(local_limit(Some(Size(LOCAL_MIN))).unwrap(), LOCAL_MIN);
-        let error = local_limit(Some(Size(LOCAL_MIN - 1)))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "a local limit of 15 MiB is too small: the least is 16 MiB"
-        );
+        let error = local_limit(Some(Size(LOCAL_MIN - 1))).unwrap_err().to_string();
+        assert_eq!(error, "a local limit of 15 MiB is too small: the least is 16 MiB");
         let available = machine::available().unwrap().bytes;
         assert!(local_limit(None).unwrap() < available);
     }

@@ -121,8 +121,7 @@ impl Pager {
 
     /// The program forked, and this pager keeps the child's pages for now.
     pub(crate) fn add_child(&mut self, key: u64, userfaultfds: Vec<OwnedFd>) {
-        self.children
-            .extend(userfaultfds.into_iter().map(|descriptor| (key, descriptor)));
+        self.children.extend(userfaultfds.into_iter().map(|descriptor| (key, descriptor)));
     }
 
     /// The child needs this pager no more.
@@ -144,9 +143,7 @@ impl Pager {
         if self.stage != Stage::Armed || !self.stop() {
             return None;
         }
-        let out = self
-            .counts()
-            .map_or(0, |now| now.get(Counter::ExternalBytes));
+        let out = self.counts().map_or(0, |now| now.get(Counter::ExternalBytes));
         let title = self.title();
         Some(format!(
             "lost the pager of {title}, and with it {} of its memory; stopped it",
@@ -171,10 +168,7 @@ impl Pager {
 
     /// The server has lost everything. Returns what to tell people if the program was stopped.
     pub(crate) fn lose_server(&mut self, server: &str) -> Option<String> {
-        let session = self
-            .session
-            .as_ref()
-            .filter(|_| self.stage == Stage::Armed)?;
+        let session = self.session.as_ref().filter(|_| self.stage == Stage::Armed)?;
         let region = session.region;
         self.session = None;
         self.stop().then(|| {
@@ -202,9 +196,7 @@ impl Pager {
     /// When to lose patience with a pager whose program has ended.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let waits = self.peer.is_some() && self.children.is_empty();
-        self.program_ended
-            .filter(|_| waits)
-            .map(|ended| ended + FAREWELL)
+        self.program_ended.filter(|_| waits).map(|ended| ended + FAREWELL)
     }
 
     /// Ends a pager that is stuck.
@@ -230,10 +222,6 @@ impl Pager {
             name: self.hello.name,
             counts,
         });
-        Remains {
-            counts,
-            session: self.session,
-            stopped: self.stopped,
-        }
+        Remains { counts, session: self.session, stopped: self.stopped }
     }
 }

@@ -35,11 +35,7 @@ impl PrivateServer {
         let child = spawned.inspect_err(|_| {
             let _ = fs::remove_dir(&folder);
         })?;
-        let mut server = Self {
-            child,
-            folder,
-            ended: false,
-        };
+        let mut server = Self { child, folder, ended: false };
         server.wait_ready()?;
         Ok(server)
     }
@@ -60,11 +56,7 @@ impl PrivateServer {
     }
 
     fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let mut output = self
-            .child
-            .stdout
-            .take()
-            .context("no pipe from the server")?;
+        let mut output = self.child.stdout.take().context("no pipe from the server")?;
         let mut line = [0; READY.len()];
         match output.read_exact(&mut line) {
             Ok(()) if line == READY.as_bytes() => Ok(()),
@@ -108,9 +100,7 @@ fn socket_in(folder: &Path) -> PathBuf {
 /// A new folder that only this user can enter.
 fn create_folder() -> anyhow::Result<PathBuf> {
     let short = |base: &PathBuf| base.as_os_str().len() <= FOLDER_BYTES_MAX;
-    let base = Some(std::env::temp_dir())
-        .filter(short)
-        .unwrap_or_else(|| PathBuf::from("/tmp"));
+    let base = Some(std::env::temp_dir()).filter(short).unwrap_or_else(|| PathBuf::from("/tmp"));
     let folder = base.join(format!("farmem-{:016x}", super::random()? >> 64));
     let created: io::Result<()> = DirBuilder::new().mode(0o700).create(&folder);
     created.with_context(|| format!("cannot create {}", folder.display()))?;

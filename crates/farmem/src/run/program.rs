@@ -57,11 +57,9 @@ fn resolve(name: &OsStr) -> Option<PathBuf> {
         return Some(path.to_owned());
     }
     let search = std::env::var_os("PATH")?;
-    std::env::split_paths(&search)
-        .map(|folder| folder.join(name))
-        .find(|path| {
-            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-        })
+    std::env::split_paths(&search).map(|folder| folder.join(name)).find(|path| {
+        rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+    })
 }
 
 fn gains_rights(path: &Path) -> bool {

@@ -21,11 +21,7 @@ pub(crate) struct ProgressLine {
 
 impl ProgressLine {
     pub(crate) fn new(wanted: bool) -> Self {
-        Self {
-            wanted: wanted && io::stderr().is_terminal(),
-            shown: false,
-            last: None,
-        }
+        Self { wanted: wanted && io::stderr().is_terminal(), shown: false, last: None }
     }
 
     /// Shows the present sums, unless that was done just now.
@@ -38,10 +34,8 @@ impl ProgressLine {
         let faults = sum.get(Counter::Faults);
         let (before, at) = self.last.replace((faults, now)).unwrap_or((faults, now));
         let per_second = faults.saturating_sub(before) as f64 / (now - at).as_secs_f64().max(1e-3);
-        let (local, external) = (
-            Size(sum.get(Counter::ResidentBytes)),
-            Size(sum.get(Counter::ExternalBytes)),
-        );
+        let (local, external) =
+            (Size(sum.get(Counter::ResidentBytes)), Size(sum.get(Counter::ExternalBytes)));
         let limit = Size(limit_bytes);
         self.print(&format!(
             "\r\x1b[Kfarmem: local {local} of {limit}, external {external}, {per_second:.0} faults/s"
@@ -60,8 +54,6 @@ impl ProgressLine {
     /// A terminal that cannot be written to has nobody in front of it.
     fn print(&self, text: &str) {
         let mut stderr = io::stderr().lock();
-        let _ = stderr
-            .write_all(text.as_bytes())
-            .and_then(|()| stderr.flush());
+        let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
     }
 }

@@ -42,11 +42,7 @@ const UNPAGEABLE: [(Counter, &str); 6] = [
 impl Report {
     /// One line.
     pub(crate) fn summary(&self) -> String {
-        let local = format!(
-            "local peak {} of {}",
-            Size(self.local_peak()),
-            Size(self.limit_bytes)
-        );
+        let local = format!("local peak {} of {}", Size(self.local_peak()), Size(self.limit_bytes));
         if self.tally.processes().is_empty() {
             return format!("{local}, nothing went out");
         }
@@ -112,17 +108,10 @@ fn process(process: &ProcessCounts) -> Value {
 /// All counters but those that only say what is now, and the quantiles of all latencies, which
 /// are 0 where there was none.
 fn counts(snapshot: &StatsSnapshot) -> Map<String, Value> {
-    const PRESENT: [Counter; 4] = [
-        Counter::LimitBytes,
-        Counter::ResidentBytes,
-        Counter::ExternalBytes,
-        Counter::VictimPages,
-    ];
+    const PRESENT: [Counter; 4] =
+        [Counter::LimitBytes, Counter::ResidentBytes, Counter::ExternalBytes, Counter::VictimPages];
     let mut fields = Map::new();
-    for &counter in Counter::ALL
-        .iter()
-        .filter(|counter| !PRESENT.contains(counter))
-    {
+    for &counter in Counter::ALL.iter().filter(|counter| !PRESENT.contains(counter)) {
         fields.insert(counter.name().to_owned(), json!(snapshot.get(counter)));
     }
     for &histogram in Histogram::ALL {
@@ -156,14 +145,10 @@ mod tests {
     fn snapshot(counts: &[(Counter, u64)], fault_nanos: u64) -> StatsSnapshot {
         let words: Vec<AtomicU64> = (0..StatsLayout::WORDS).map(|_| AtomicU64::new(0)).collect();
         let writer = StatsWriter::new(&words);
-        counts
-            .iter()
-            .for_each(|&(counter, count)| writer.set(counter, count));
+        counts.iter().for_each(|&(counter, count)| writer.set(counter, count));
         writer.record(Histogram::Fault, fault_nanos);
-        let bytes: Vec<u8> = words
-            .into_iter()
-            .flat_map(|word| word.into_inner().to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> =
+            words.into_iter().flat_map(|word| word.into_inner().to_le_bytes()).collect();
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
         StatsSnapshot::read(&file).unwrap()
@@ -173,11 +158,7 @@ mod tests {
         let mut tally = Tally::default();
         for (pid, counts) in processes {
             let counts = counts.clone();
-            tally.ended(ProcessCounts {
-                pid: *pid,
-                name: "sort".to_owned(),
-                counts,
-            });
+            tally.ended(ProcessCounts { pid: *pid, name: "sort".to_owned(), counts });
         }
         let ending = Ending::Signalled(9);
         Report {
@@ -195,11 +176,7 @@ mod tests {
     #[test]
     fn the_file_has_the_sum_over_the_tree_at_the_top_and_each_process_below() {
         let one = [(Counter::Faults, 3), (Counter::LocalPeakBytes, 100)];
-        let two = [
-            (Counter::Faults, 4),
-            (Counter::LocalPeakBytes, 70),
-            (Counter::VictimHits, 2),
-        ];
+        let two = [(Counter::Faults, 4), (Counter::LocalPeakBytes, 70), (Counter::VictimHits, 2)];
         let mut report = report(&[(7, snapshot(&one, 20_000)), (8, snapshot(&two, 20_000))]);
         let both = [(Counter::ResidentBytes, 150), (Counter::ExternalBytes, 5)];
         report.tally.sample(&snapshot(&both, 0));
@@ -223,18 +200,12 @@ mod tests {
         ] {
             assert!(json[name].is_number(), "{name}");
         }
-        assert_eq!(
-            (&json["faults"], &json["victim_hits"]),
-            (&json!(7), &json!(2))
-        );
+        assert_eq!((&json["faults"], &json["victim_hits"]), (&json!(7), &json!(2)));
         assert_eq!(
             (&json["local_peak_bytes"], &json["external_peak_bytes"]),
             (&json!(150), &json!(5))
         );
-        assert_eq!(
-            (&json["exit_status"], &json["wall_seconds"]),
-            (&json!(137), &json!(1.5))
-        );
+        assert_eq!((&json["exit_status"], &json["wall_seconds"]), (&json!(137), &json!(1.5)));
         let p50 = json["fault_p50_us"].as_f64().unwrap();
         assert!((p50 - 20.0).abs() < 1.0, "{p50}");
         assert_eq!(json["fault_install_p50_us"], json!(0.0));
@@ -257,10 +228,6 @@ mod tests {
             "local peak 255 MiB of 256 MiB, external peak 1.5 GiB, 60 faults, 60.0 % hits; cannot \
              be paged: files 2 MiB"
         );
-        assert!(
-            report(&[])
-                .summary()
-                .ends_with("of 256 MiB, nothing went out")
-        );
+        assert!(report(&[]).summary().ends_with("of 256 MiB, nothing went out"));
     }
 }

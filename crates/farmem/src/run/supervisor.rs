@@ -153,9 +153,7 @@ impl Supervisor {
             }
             if let Some(signal) = self.stop_with.take() {
                 self.line.clear();
-                signals
-                    .let_through(signal)
-                    .context("cannot stop with the program")?;
+                signals.let_through(signal).context("cannot stop with the program")?;
             }
             self.lose_patience();
             self.sample();
@@ -175,22 +173,12 @@ impl Supervisor {
     }
 
     fn wait(&self, signals: &SignalQueue) -> anyhow::Result<Vec<Source>> {
-        let mut sources = vec![
-            (Source::Signals, signals.as_fd()),
-            (Source::Listener, self.parts.listener.fd()),
-        ];
-        sources.extend(
-            self.callers
-                .iter()
-                .map(|(&id, (peer, _))| (Source::Caller(id), peer.fd())),
-        );
+        let mut sources =
+            vec![(Source::Signals, signals.as_fd()), (Source::Listener, self.parts.listener.fd())];
+        sources.extend(self.callers.iter().map(|(&id, (peer, _))| (Source::Caller(id), peer.fd())));
         for (&id, pager) in &self.pagers {
             sources.extend(pager.peer().map(|peer| (Source::Pager(id), peer.fd())));
-            sources.extend(
-                pager
-                    .program()
-                    .map(|program| (Source::Program(id), program)),
-            );
+            sources.extend(pager.program().map(|program| (Source::Program(id), program)));
         }
         let mut polled: Vec<PollFd<'_>> = sources
             .iter()
@@ -203,12 +191,7 @@ impl Supervisor {
             Err(errno) => return Err(errno).context("the supervisor cannot wait (poll)"),
         }
         let ready = polled.iter().map(|polled| !polled.revents().is_empty());
-        Ok(sources
-            .iter()
-            .zip(ready)
-            .filter(|(_, ready)| *ready)
-            .map(|((s, _), _)| *s)
-            .collect())
+        Ok(sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((s, _), _)| *s).collect())
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
@@ -303,10 +286,7 @@ impl Supervisor {
     }
 
     fn is_private_server(&self, pid: Pid) -> bool {
-        self.parts
-            .private_server
-            .as_ref()
-            .is_some_and(|server| server.pid() == pid)
+        self.parts.private_server.as_ref().is_some_and(|server| server.pid() == pid)
     }
 
     /// Whatever was out is lost, and nothing more can go out.
@@ -319,19 +299,14 @@ impl Supervisor {
             _ => "it ended by itself".to_owned(),
         };
         let server = &self.parts.server;
-        let lost: Vec<String> = self
-            .pagers
-            .values_mut()
-            .filter_map(|pager| pager.lose_server(server))
-            .collect();
+        let lost: Vec<String> =
+            self.pagers.values_mut().filter_map(|pager| pager.lose_server(server)).collect();
         for message in &lost {
             self.failure = Some(OWN_FAILURE);
             self.say(&format!("{message}: {how}"));
         }
         if lost.is_empty() {
-            self.remark(&format!(
-                "lost the private memory server: {how}; no memory was out"
-            ));
+            self.remark(&format!("lost the private memory server: {how}; no memory was out"));
         }
     }
 
@@ -352,10 +327,7 @@ impl Supervisor {
         rest.retain(|&pid| !self.is_private_server(pid));
         if !rest.is_empty() && !self.told_waiting && since.elapsed() >= PATIENCE {
             self.told_waiting = true;
-            let pids: Vec<String> = rest
-                .iter()
-                .map(|pid| pid.as_raw_pid().to_string())
-                .collect();
+            let pids: Vec<String> = rest.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
             self.remark(&format!(
                 "the program has ended; waiting for what it left running (process {})",
                 pids.join(", ")
@@ -397,13 +369,7 @@ impl Supervisor {
             Ok(Received::Message(PagerMessage::Hello(hello), descriptors)) => {
                 self.greet(id, peer, pid, hello, descriptors);
             }
-            Ok(Received::Message(
-                PagerMessage::Unpaged {
-                    program_pid,
-                    message,
-                },
-                _,
-            )) => {
+            Ok(Received::Message(PagerMessage::Unpaged { program_pid, message }, _)) => {
                 // One that has ended meanwhile needs no pager.
                 if process(program_pid).is_some_and(family::is_descendant) {
                     self.remark(&format!("process {program_pid} is not paged: {message}"));
@@ -571,11 +537,7 @@ impl Supervisor {
             return;
         };
         let title = pager.title();
-        let Remains {
-            counts,
-            session,
-            stopped,
-        } = pager.remains();
+        let Remains { counts, session, stopped } = pager.remains();
         match counts {
             Ok(counts) => self.tally.ended(counts),
             Err(error) => self.say(&format!("the counts of {title} are lost: {error}")),
@@ -591,10 +553,7 @@ impl Supervisor {
     fn lose_patience(&self) {
         let now = Instant::now();
         let stuck = |pager: &&Pager| pager.deadline().is_some_and(|deadline| deadline <= now);
-        self.pagers
-            .values()
-            .filter(stuck)
-            .for_each(Pager::kill_pager);
+        self.pagers.values().filter(stuck).for_each(Pager::kill_pager);
     }
 
     fn sample(&mut self) {
@@ -602,10 +561,7 @@ impl Supervisor {
             return;
         }
         let mut sum = StatsSnapshot::empty();
-        self.pagers
-            .values()
-            .flat_map(Pager::counts)
-            .for_each(|counts| sum.add(&counts));
+        self.pagers.values().flat_map(Pager::counts).for_each(|counts| sum.add(&counts));
         self.tally.sample(&sum);
         self.line.show(&sum, self.budget.limit_bytes());
     }
@@ -625,12 +581,8 @@ impl Supervisor {
 }
 
 fn ending(status: WaitStatus) -> Option<Ending> {
-    let exited = status
-        .exit_status()
-        .map(|status| u8::try_from(status & 0xff).unwrap_or(u8::MAX));
-    exited
-        .map(Ending::Exited)
-        .or_else(|| status.terminating_signal().map(Ending::Signalled))
+    let exited = status.exit_status().map(|status| u8::try_from(status & 0xff).unwrap_or(u8::MAX));
+    exited.map(Ending::Exited).or_else(|| status.terminating_signal().map(Ending::Signalled))
 }
 
 fn process(number: u32) -> Option<Pid> {

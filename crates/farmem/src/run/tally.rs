@@ -24,24 +24,18 @@ pub(crate) struct Tally {
 impl Tally {
     /// Takes in the present sums over all that are running.
     pub(crate) fn sample(&mut self, running: &StatsSnapshot) {
-        self.local_peak_bytes = self
-            .local_peak_bytes
-            .max(running.get(Counter::ResidentBytes));
-        self.external_peak_bytes = self
-            .external_peak_bytes
-            .max(running.get(Counter::ExternalBytes));
+        self.local_peak_bytes = self.local_peak_bytes.max(running.get(Counter::ResidentBytes));
+        self.external_peak_bytes =
+            self.external_peak_bytes.max(running.get(Counter::ExternalBytes));
     }
 
     /// Takes in the last counts of one.
     pub(crate) fn ended(&mut self, process: ProcessCounts) {
         // One process's peak, which no sample can miss, is a lower bound of the tree's.
         let counts = &process.counts;
-        self.local_peak_bytes = self
-            .local_peak_bytes
-            .max(counts.get(Counter::LocalPeakBytes));
-        self.external_peak_bytes = self
-            .external_peak_bytes
-            .max(counts.get(Counter::ExternalPeakBytes));
+        self.local_peak_bytes = self.local_peak_bytes.max(counts.get(Counter::LocalPeakBytes));
+        self.external_peak_bytes =
+            self.external_peak_bytes.max(counts.get(Counter::ExternalPeakBytes));
         self.ended.push(process);
     }
 

@@ -26,12 +26,7 @@ fn doctor_names_what_it_found_and_fails_where_something_decisive_is_missing() {
         let remedied = check["status"] == "ok" || check["remedy"] != "";
         assert!(remedied, "{check}");
     }
-    for name in [
-        "kernel",
-        "userfaultfd permission",
-        "paging with fork events",
-        "io_uring",
-    ] {
+    for name in ["kernel", "userfaultfd permission", "paging with fork events", "io_uring"] {
         assert!(checks.iter().any(|check| check["check"] == name), "{name}");
     }
     std::fs::remove_file(installation.folder().join("farmem-pagerd")).unwrap();
@@ -59,9 +54,7 @@ fn a_server_says_where_it_is_and_stops_in_order_when_told() {
         let mut command = installation.farmem(["serve", "--listen", &address, "--memory", "8MiB"]);
         let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(server.stderr.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(server.stderr.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains("8 MiB") && line.contains(&address), "{line}");
         assert!(socket.exists());
         kill_process(Pid::from_child(&server), signal).unwrap();
@@ -80,10 +73,7 @@ fn wrong_usage_ends_with_2_and_help_with_0() {
         (&["run", "--help"], 0),
         (&["--version"], 0),
     ] {
-        assert_eq!(
-            output(installation.farmem(arguments)).status.code(),
-            Some(status)
-        );
+        assert_eq!(output(installation.farmem(arguments)).status.code(), Some(status));
     }
 }
 
@@ -94,17 +84,12 @@ fn a_server_shows_what_it_lends() {
     let mut command = installation.farmem(["serve", "--listen", &address, "--memory", "8MiB"]);
     let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
-    BufReader::new(server.stderr.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    BufReader::new(server.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let show = ["server", "show", "--server", &address];
     let json = output(installation.farmem(show.iter().chain(&["-o", "json"])));
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["memory_bytes"], 8 << 20);
-    assert_eq!(
-        (&json["used_bytes"], &json["sessions"]),
-        (&0.into(), &0.into())
-    );
+    assert_eq!((&json["used_bytes"], &json["sessions"]), (&0.into(), &0.into()));
     let table = output(installation.farmem(show));
     assert!(text(&table.stdout).contains("8 MiB"), "{table:?}");
     server.kill().unwrap();

@@ -65,25 +65,15 @@ pub(crate) fn run_with_pager(
     then: &str,
 ) -> Command {
     let mut command = installation.farmem(["run"].iter().chain(flags));
-    command
-        .arg("--")
-        .arg(std::env::current_exe().unwrap())
-        .args(ROLE_ARGUMENTS);
-    command
-        .env(ROLE, "program")
-        .env(SCRIPT, format!("{script:?}"))
-        .env(THEN, then);
+    command.arg("--").arg(std::env::current_exe().unwrap()).args(ROLE_ARGUMENTS);
+    command.env(ROLE, "program").env(SCRIPT, format!("{script:?}")).env(THEN, then);
     command.env(FIFO, installation.folder().join("fifo"));
     command
 }
 
 /// Selects the one test below that is no test.
-const ROLE_ARGUMENTS: [&str; 4] = [
-    "--exact",
-    "fake_pager::play_the_role",
-    "--ignored",
-    "--nocapture",
-];
+const ROLE_ARGUMENTS: [&str; 4] =
+    ["--exact", "fake_pager::play_the_role", "--ignored", "--nocapture"];
 
 #[test]
 #[ignore = "not a test: what the other tests run under farmem"]
@@ -119,10 +109,7 @@ fn program() -> ! {
     assert!(between.status().unwrap().success());
     // Until the pager has closed its end: it has done all that its script says.
     let mut word = String::new();
-    fs::File::open(&fifo)
-        .unwrap()
-        .read_to_string(&mut word)
-        .unwrap();
+    fs::File::open(&fifo).unwrap().read_to_string(&mut word).unwrap();
     assert_eq!(word, "done");
     let then = std::env::var(THEN).unwrap();
     panic!("{}", Command::new("sh").arg("-c").arg(then).exec());
@@ -131,20 +118,12 @@ fn program() -> ! {
 fn pager() -> ! {
     let variable = RunVariable::decode(&std::env::var_os(RUN_VARIABLE).unwrap()).unwrap();
     let script = std::env::var(SCRIPT).unwrap();
-    let script = *SCRIPTS
-        .iter()
-        .find(|known| format!("{known:?}") == script)
-        .unwrap();
+    let script = *SCRIPTS.iter().find(|known| format!("{known:?}") == script).unwrap();
     let program: u32 = std::env::var(PROGRAM_PID).unwrap().parse().unwrap();
     let stats = stats_page();
     let version = PROTOCOL_VERSION + u32::from(script == Script::Foreign);
     let pager_pid = std::process::id();
-    let hello = Hello {
-        version,
-        program_pid: program,
-        pager_pid,
-        name: "tested".to_owned(),
-    };
+    let hello = Hello { version, program_pid: program, pager_pid, name: "tested".to_owned() };
     let fifo = fifo();
     let connected = PagerLink::connect(&variable.socket, &hello, stats.as_fd(), PATIENCE);
     let (link, welcome) = match connected {
@@ -161,8 +140,7 @@ fn pager() -> ! {
     );
     if script != Script::DieUnarmed {
         link.send_armed(stats.as_fd()).unwrap();
-        link.send(&PagerMessage::Session(session(&welcome.server)), &[])
-            .unwrap();
+        link.send(&PagerMessage::Session(session(&welcome.server)), &[]).unwrap();
     }
     play(script, link, program, &fifo)
 }
@@ -172,14 +150,7 @@ fn play(script: Script, mut link: PagerLink, program: u32, fifo: &Path) -> ! {
         Script::Die | Script::DieUnarmed | Script::Foreign => done(fifo),
         Script::Fatal => {
             let message = "lost memory server 192.0.2.1:7070 and with it region 7".to_owned();
-            link.send(
-                &PagerMessage::Fatal {
-                    message,
-                    exit_code: 125,
-                },
-                &[],
-            )
-            .unwrap();
+            link.send(&PagerMessage::Fatal { message, exit_code: 125 }, &[]).unwrap();
             done(fifo)
         }
         Script::Bye => {
@@ -189,11 +160,7 @@ fn play(script: Script, mut link: PagerLink, program: u32, fifo: &Path) -> ! {
         Script::Stay | Script::Stuck => {
             fs::write(fifo, "done").unwrap();
             loop {
-                poll(
-                    &mut [PollFd::from_borrowed_fd(link.fd(), PollFlags::IN)],
-                    None,
-                )
-                .unwrap();
+                poll(&mut [PollFd::from_borrowed_fd(link.fd(), PollFlags::IN)], None).unwrap();
                 match link.try_receive() {
                     Ok(Some(SupervisorMessage::Limit { bytes })) => println!("limit {bytes}"),
                     Ok(_) => {}
@@ -215,19 +182,16 @@ fn done(fifo: &Path) -> ! {
 
 /// What a real pager shares through a mapping, written once.
 fn stats_page() -> fs::File {
-    let words: Vec<std::sync::atomic::AtomicU64> = (0..StatsLayout::WORDS)
-        .map(|_| std::sync::atomic::AtomicU64::new(0))
-        .collect();
+    let words: Vec<std::sync::atomic::AtomicU64> =
+        (0..StatsLayout::WORDS).map(|_| std::sync::atomic::AtomicU64::new(0)).collect();
     let writer = StatsWriter::new(&words);
     writer.set(Counter::Faults, 11);
     writer.set(Counter::ResidentBytes, 12 << 20);
     writer.set(Counter::LocalPeakBytes, 13 << 20);
     writer.set(Counter::ExternalBytes, 3 << 20);
     writer.set(Counter::ExternalPeakBytes, 5 << 20);
-    let bytes: Vec<u8> = words
-        .into_iter()
-        .flat_map(|word| word.into_inner().to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> =
+        words.into_iter().flat_map(|word| word.into_inner().to_le_bytes()).collect();
     let memfd = rustix::fs::memfd_create("stats", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let file = fs::File::from(memfd);
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();

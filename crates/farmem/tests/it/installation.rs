@@ -23,11 +23,7 @@ impl Installation {
         }
         let installation = Self { folder };
         installation.compile("libfarmem_preload.so", "-shared", "");
-        installation.compile(
-            "farmem-pagerd",
-            "-static",
-            "void _start(void) { for (;;) ; }",
-        );
+        installation.compile("farmem-pagerd", "-static", "void _start(void) { for (;;) ; }");
         installation
     }
 
@@ -62,10 +58,7 @@ impl Installation {
         arguments: impl IntoIterator<Item = A>,
     ) -> Command {
         let mut command = Command::new(self.folder.path().join("farmem"));
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .env_remove("LD_PRELOAD");
+        command.args(arguments).stdin(Stdio::null()).env_remove("LD_PRELOAD");
         // Folders that farmem makes go with the installation.
         command.env("TMPDIR", self.folder.path());
         for (name, _) in std::env::vars_os() {
@@ -79,11 +72,7 @@ impl Installation {
 
 /// Runs to the end.
 pub(crate) fn output(mut command: Command) -> Output {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
 }
 
 pub(crate) fn text(bytes: &[u8]) -> &str {

@@ -2,14 +2,8 @@
 //! empty one and the pager a role of this test binary that speaks the control protocol, so that
 //! what the supervisor does can be seen without paging anything.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the fake pager tells the test what it saw"
-)]
-#![expect(
-    clippy::zombie_processes,
-    reason = "a test that fails may leave a process behind"
-)]
+#![expect(clippy::print_stdout, reason = "the fake pager tells the test what it saw")]
+#![expect(clippy::zombie_processes, reason = "a test that fails may leave a process behind")]
 
 mod commands;
 mod fake_pager;

@@ -14,43 +14,22 @@ use crate::installation::{Installation, output, text};
 
 fn run(script: Script, then: &str) -> Output {
     let installation = Installation::new();
-    output(run_with_pager(
-        &installation,
-        &["--local", "64MiB"],
-        script,
-        then,
-    ))
+    output(run_with_pager(&installation, &["--local", "64MiB"], script, then))
 }
 
 #[test]
 fn a_pager_gets_the_limit_and_the_server_and_its_counts_are_reported() {
     let installation = Installation::new();
     let file = installation.folder().join("stats.json");
-    let flags = [
-        "--local",
-        "64MiB",
-        "--spill",
-        "/tmp/..",
-        "--stats",
-        file.to_str().unwrap(),
-    ];
+    let flags = ["--local", "64MiB", "--spill", "/tmp/..", "--stats", file.to_str().unwrap()];
     let output = output(run_with_pager(&installation, &flags, Script::Bye, "exit 6"));
     assert_eq!(output.status.code(), Some(6), "{output:?}");
-    assert!(
-        text(&output.stdout).contains("welcome limit=67108864 server=unix:"),
-        "{output:?}"
-    );
-    assert!(
-        text(&output.stdout).contains("spill=Some(\"/\")"),
-        "{output:?}"
-    );
+    assert!(text(&output.stdout).contains("welcome limit=67108864 server=unix:"), "{output:?}");
+    assert!(text(&output.stdout).contains("spill=Some(\"/\")"), "{output:?}");
     let summary = "local peak 13 MiB of 64 MiB, external peak 5 MiB, 11 faults";
     assert!(text(&output.stderr).contains(summary), "{output:?}");
     let stats: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
-    assert_eq!(
-        (&stats["faults"], &stats["exit_status"]),
-        (&11.into(), &6.into())
-    );
+    assert_eq!((&stats["faults"], &stats["exit_status"]), (&11.into(), &6.into()));
     assert_eq!(stats["external_peak_bytes"], 5 << 20);
     assert_eq!(stats["processes"][0]["name"], "tested");
 }
@@ -84,10 +63,7 @@ fn what_a_pager_reports_as_fatal_is_told_and_stops_the_program() {
 fn a_pager_of_another_build_is_refused_and_the_program_goes_on() {
     let output = run(Script::Foreign, "exit 3");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
-    assert!(
-        text(&output.stdout).contains("refused: farmem-pagerd speaks version"),
-        "{output:?}"
-    );
+    assert!(text(&output.stdout).contains("refused: farmem-pagerd speaks version"), "{output:?}");
     assert!(text(&output.stderr).contains("is not paged"), "{output:?}");
 }
 
@@ -105,11 +81,7 @@ fn start_staying(
 ) -> (std::process::Child, Vec<Pid>, impl BufRead + use<>) {
     let then = "echo pids $$ $PPID; exec cat /dev/zero > /dev/null";
     let mut command = run_with_pager(installation, &["--local", "64MiB"], Script::Stay, then);
-    let mut farmem = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut farmem = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut output = BufReader::new(farmem.stdout.take().unwrap());
     loop {
         let mut line = String::new();
@@ -151,18 +123,12 @@ fn a_killed_private_server_stops_the_programs_that_have_memory_there() {
     let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"));
     let server = children.unwrap().split_whitespace().find_map(|pid| {
         let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-        arguments
-            .contains("--private")
-            .then(|| pid.parse().unwrap())
+        arguments.contains("--private").then(|| pid.parse().unwrap())
     });
     let began = Instant::now();
     kill_process(Pid::from_raw(server.unwrap()).unwrap(), Signal::KILL).unwrap();
     let output = farmem.wait_with_output().unwrap();
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let stderr = text(&output.stderr);
     assert!(stderr.contains("lost memory server unix:"), "{stderr}");

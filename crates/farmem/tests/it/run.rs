@@ -19,10 +19,7 @@ fn run_in(
     arguments: &[&str],
 ) -> (Option<i32>, Option<i32>, String, String) {
     let output = output(installation.farmem(["run"].iter().chain(arguments)));
-    let (stdout, stderr) = (
-        text(&output.stdout).to_owned(),
-        text(&output.stderr).to_owned(),
-    );
+    let (stdout, stderr) = (text(&output.stdout).to_owned(), text(&output.stderr).to_owned());
     (output.status.code(), output.status.signal(), stdout, stderr)
 }
 
@@ -39,13 +36,7 @@ fn the_exit_status_is_the_programs() {
 #[test]
 fn farmem_dies_of_the_signal_that_the_program_died_of() {
     let installation = Installation::new();
-    for (name, number) in [
-        ("KILL", 9),
-        ("TERM", 15),
-        ("INT", 2),
-        ("SEGV", 11),
-        ("USR1", 10),
-    ] {
+    for (name, number) in [("KILL", 9), ("TERM", 15), ("INT", 2), ("SEGV", 11), ("USR1", 10)] {
         let script = format!("kill -{name} $$");
         let (_, signal, ..) = run_in(&installation, &["--", "sh", "-c", &script]);
         assert_eq!(signal, Some(number), "{name}");
@@ -63,16 +54,8 @@ fn own_failures_are_told_apart_from_the_programs() {
         (&["--local", "1MiB", "true"], 125, "the least is 16 MiB"),
         (&["--local", "4X", "true"], 125, "no unit"),
         (&["--server", "nowhere", "true"], 125, "HOST:PORT"),
-        (
-            &["--stats", "/no/such/folder/s", "true"],
-            125,
-            "/no/such/folder/s",
-        ),
-        (
-            &["--spill", "/no/such/folder", "true"],
-            125,
-            "--spill /no/such/folder",
-        ),
+        (&["--stats", "/no/such/folder/s", "true"], 125, "/no/such/folder/s"),
+        (&["--spill", "/no/such/folder", "true"], 125, "--spill /no/such/folder"),
         (&["--spill", plain, "true"], 125, "no such directory"),
         (&[], 125, "PROGRAM"),
         (&[plain], 126, "Permission denied"),
@@ -92,10 +75,7 @@ fn without_its_parts_it_refuses_and_says_what_to_do() {
     fs::remove_file(installation.folder().join("libfarmem_preload.so")).unwrap();
     let (code, _, _, stderr) = run_in(&installation, &["true"]);
     assert_eq!(code, Some(125));
-    assert!(
-        stderr.contains("libfarmem_preload.so") && stderr.contains("build"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("libfarmem_preload.so") && stderr.contains("build"), "{stderr}");
 
     let installation = Installation::new();
     fs::copy("/bin/sh", installation.folder().join("farmem-pagerd")).unwrap();
@@ -132,10 +112,7 @@ fn the_summary_is_one_line_and_quiet_is_quiet() {
     assert_eq!(stdout, "");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(stderr.starts_with("farmem: local peak "), "{stderr}");
-    assert!(
-        stderr.ends_with("of 64 MiB, nothing went out\n"),
-        "{stderr}"
-    );
+    assert!(stderr.ends_with("of 64 MiB, nothing went out\n"), "{stderr}");
     let (_, _, _, stderr) = run(&["--quiet", "true"]);
     assert_eq!(stderr, "");
 }
@@ -146,12 +123,7 @@ fn the_stats_file_is_written_even_when_the_program_is_killed() {
     let file = installation.folder().join("stats.json");
     let name = file.to_str().unwrap();
     let script = "kill -9 $$";
-    run_in(
-        &installation,
-        &[
-            "--local", "64MiB", "--stats", name, "--", "sh", "-c", script,
-        ],
-    );
+    run_in(&installation, &["--local", "64MiB", "--stats", name, "--", "sh", "-c", script]);
     let stats: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
     assert_eq!(stats["exit_status"], 137);
     assert_eq!(stats["local_limit_bytes"], 64 << 20);
@@ -164,19 +136,10 @@ fn flags_may_come_from_the_environment_and_the_command_line_wins() {
     let installation = Installation::new();
     let limit = |arguments: &[&str]| {
         let mut command = installation.farmem(arguments);
-        command
-            .env("FARMEM_LOCAL", "32MiB")
-            .env("FARMEM_QUIET", "1");
-        text(&output(command).stdout)
-            .split(':')
-            .nth(2)
-            .unwrap()
-            .to_owned()
+        command.env("FARMEM_LOCAL", "32MiB").env("FARMEM_QUIET", "1");
+        text(&output(command).stdout).split(':').nth(2).unwrap().to_owned()
     };
-    assert_eq!(
-        limit(&["run", "sh", "-c", "echo $FARMEM_RUN"]),
-        (32 << 20).to_string()
-    );
+    assert_eq!(limit(&["run", "sh", "-c", "echo $FARMEM_RUN"]), (32 << 20).to_string());
     let flag = ["run", "--local", "64MiB", "sh", "-c", "echo $FARMEM_RUN"];
     assert_eq!(limit(&flag), (64 << 20).to_string());
 }
@@ -188,10 +151,7 @@ fn what_the_preload_library_cannot_enter_runs_unpaged_and_is_told() {
     let program = installation.compile("static", "-static", text);
     let (code, _, _, stderr) = run_in(&installation, &[program.to_str().unwrap()]);
     assert_eq!(code, Some(3));
-    assert!(
-        stderr.contains("runs without paging: it is a static executable"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("runs without paging: it is a static executable"), "{stderr}");
     // By another name, through the search path.
     let link = installation.link(&program, "linked");
     let mut command = installation.farmem(["run", "linked"]);
@@ -210,21 +170,13 @@ struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Self {
-        let mut farmem = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut farmem = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut output = BufReader::new(farmem.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         let mut words = line.split_whitespace().map(str::to_owned);
         assert_eq!(words.next().as_deref(), Some("ready"));
-        Self {
-            farmem,
-            output,
-            words: words.collect(),
-        }
+        Self { farmem, output, words: words.collect() }
     }
 
     fn signal(&self, signal: Signal) {
@@ -263,10 +215,7 @@ fn a_program_that_ignores_hangups_still_does() {
     let farmem = installation.folder().join("farmem");
     let mut command = Command::new("sh");
     let script = "trap '' HUP; exec \"$0\" run -q sh -c 'kill -HUP $$; exit 4'";
-    command
-        .args(["-c", script])
-        .arg(farmem)
-        .stdin(Stdio::null());
+    command.args(["-c", script]).arg(farmem).stdin(Stdio::null());
     assert_eq!(output(command).status.code(), Some(4));
 }
 
@@ -306,10 +255,7 @@ fn await_end(pid: Pid) {
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
-    let patience = Timespec {
-        tv_sec: 5,
-        tv_nsec: 0,
-    };
+    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
     let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap();
     assert_eq!(ended, 1, "it lives on");
 }
@@ -320,17 +266,11 @@ fn orphans_stay_under_the_supervisor_until_they_end() {
     let fifo = installation.folder().join("fifo");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
-    let script = format!(
-        "(echo ready $PPID; read x < {}; echo $x) & exit 5",
-        fifo.display()
-    );
+    let script = format!("(echo ready $PPID; read x < {}; echo $x) & exit 5", fifo.display());
     let mut running = Running::start(installation.farmem(["run", "sh", "-c", &script]));
     // In the orphan $PPID is still the program's parent: farmem.
     let farmem = running.words[0].parse().unwrap();
-    assert_eq!(
-        Pid::from_child(&running.farmem),
-        Pid::from_raw(farmem).unwrap()
-    );
+    assert_eq!(Pid::from_child(&running.farmem), Pid::from_raw(farmem).unwrap());
     assert!(running.farmem.try_wait().unwrap().is_none());
     fs::write(&fifo, "orphan\n").unwrap();
     assert_eq!(running.wait_silence(), "orphan\n");

@@ -17,10 +17,7 @@ fn a_thousand_connections() {
         assert_eq!(client.read(&[(0, 1)]).unwrap(), [number as u8]);
     }
     let stat = server.stat();
-    assert_eq!(
-        (stat.sessions, stat.connections, stat.pages),
-        (1000, 1001, 2000)
-    );
+    assert_eq!((stat.sessions, stat.connections, stat.pages), (1000, 1001, 2000));
     for client in &mut clients {
         client.call(client.request(Action::Disconnect), |_| ());
     }
@@ -59,9 +56,7 @@ fn one_attached_connection_too_many() {
     let third = client.attach(&server, AttachMode::Join, 0).err();
     assert_eq!(third, Some(RefusalCode::Busy));
     // In the place of another one it may.
-    client
-        .attach(&server, AttachMode::Join, second.connection)
-        .unwrap();
+    client.attach(&server, AttachMode::Join, second.connection).unwrap();
 }
 
 #[test]

@@ -52,12 +52,7 @@ fn a_flipped_bit_in_a_header() {
 #[test]
 fn a_flipped_bit_in_a_body() {
     let mut message = vec![0; HEADER_BYTES];
-    Hello {
-        oldest: 1,
-        newest: 1,
-        share_arena: false,
-    }
-    .encode(&mut message);
+    Hello { oldest: 1, newest: 1, share_arena: false }.encode(&mut message);
     seal(Header::request(Action::Hello, 1), &mut message);
     message[HEADER_BYTES] ^= 1;
     dropped_for(&message, |stat| stat.bad_body_crc, "body damaged");
@@ -65,53 +60,29 @@ fn a_flipped_bit_in_a_body() {
 
 #[test]
 fn a_message_that_is_too_large() {
-    let header = Header {
-        entries: 257,
-        ..Header::request(Action::Read, 1)
-    };
+    let header = Header { entries: 257, ..Header::request(Action::Read, 1) };
     dropped_for(&header.encode(), |stat| stat.too_large, "257 entries");
-    let header = Header {
-        payload: u32::MAX,
-        ..Header::request(Action::Setup, 1)
-    };
+    let header = Header { payload: u32::MAX, ..Header::request(Action::Setup, 1) };
     dropped_for(&header.encode(), |stat| stat.too_large, "is not allowed");
 }
 
 #[test]
 fn another_version_after_hello() {
-    let header = Header {
-        version: 2,
-        ..Header::request(Action::Ping, 1)
-    };
-    dropped_for(
-        &header.encode(),
-        |stat| stat.bad_version,
-        "protocol version 2",
-    );
+    let header = Header { version: 2, ..Header::request(Action::Ping, 1) };
+    dropped_for(&header.encode(), |stat| stat.bad_version, "protocol version 2");
 }
 
 #[test]
 fn a_reply_instead_of_a_request() {
-    let header = Header {
-        reply: true,
-        ..Header::request(Action::Ping, 1)
-    };
-    dropped_for(
-        &header.encode(),
-        |stat| stat.bad_magic,
-        "a reply instead of a request",
-    );
+    let header = Header { reply: true, ..Header::request(Action::Ping, 1) };
+    dropped_for(&header.encode(), |stat| stat.bad_magic, "a reply instead of a request");
 }
 
 #[test]
 fn no_version_in_common() {
     let server = TestServer::start(64, |_| ());
     let mut client = Raw::silent(&server);
-    let hello = Hello {
-        oldest: 2,
-        newest: 9,
-        share_arena: false,
-    };
+    let hello = Hello { oldest: 2, newest: 9, share_arena: false };
     let (reply, _) = client.call(Header::request(Action::Hello, 0), |out| hello.encode(out));
     assert_eq!(reply.refusal, Some(RefusalCode::WrongVersion));
     assert!(client.is_dropped());
@@ -119,15 +90,8 @@ fn no_version_in_common() {
     assert_eq!(server.stat().bad_version, 1);
     // A newer client that still speaks this version is served.
     let mut client = Raw::silent(&server);
-    let hello = Hello {
-        oldest: 1,
-        newest: 9,
-        share_arena: false,
-    };
-    let header = Header {
-        version: 9,
-        ..Header::request(Action::Hello, 0)
-    };
+    let hello = Hello { oldest: 1, newest: 9, share_arena: false };
+    let header = Header { version: 9, ..Header::request(Action::Hello, 0) };
     assert_eq!(client.call(header, |out| hello.encode(out)).0.refusal, None);
 }
 
@@ -196,34 +160,20 @@ fn a_peer_that_does_not_take_its_replies() {
         for (page, version, _) in pages {
             let page = farmem_region::PageIndex::new(page);
             let version = farmem_region::Version::new(version);
-            farmem_wire::PageEntry {
-                page,
-                version,
-                ..Default::default()
-            }
-            .encode(&mut bytes);
+            farmem_wire::PageEntry { page, version, ..Default::default() }.encode(&mut bytes);
         }
         bytes
     };
-    let header = Header {
-        entries: 256,
-        ..client.request(Action::Read)
-    };
+    let header = Header { entries: 256, ..client.request(Action::Read) };
     let mut message = vec![0; HEADER_BYTES];
     message.extend_from_slice(&entries);
     seal(header, &mut message);
-    client
-        .stream
-        .set_write_timeout(Some(Duration::from_millis(50)))
-        .unwrap();
+    client.stream.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
     let mut asked = 0;
     while asked < 1000 && client.stream.write_all(&message).is_ok() {
         asked += 1;
     }
-    assert!(
-        asked < 1000,
-        "the server reads on though nobody takes its replies"
-    );
+    assert!(asked < 1000, "the server reads on though nobody takes its replies");
     server.wait_until(|stat| stat.slow_readers == 1);
     assert!(server.logs("did not take its replies"));
     client.stream.set_write_timeout(None).unwrap();

@@ -38,13 +38,7 @@ impl TestServer {
         let server = MemServer::bind(config).unwrap();
         let stop = server.stop_handle();
         let thread = Some(std::thread::spawn(move || server.run().unwrap()));
-        Self {
-            path,
-            stop,
-            thread,
-            log,
-            _directory: directory,
-        }
+        Self { path, stop, thread, log, _directory: directory }
     }
 
     pub(crate) fn stat(&self) -> ServerStat {
@@ -75,11 +69,7 @@ impl TestServer {
         let began = Instant::now();
         loop {
             let mut client = Self::try_connect(self);
-            let hello = Hello {
-                oldest: 1,
-                newest: 1,
-                share_arena: false,
-            };
+            let hello = Hello { oldest: 1, newest: 1, share_arena: false };
             let mut message = vec![0; HEADER_BYTES];
             hello.encode(&mut message);
             seal(Header::request(Action::Hello, 1), &mut message);
@@ -88,10 +78,7 @@ impl TestServer {
                 drop(client);
                 return self.stat();
             }
-            assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "it serves nobody"
-            );
+            assert!(began.elapsed() < Duration::from_secs(10), "it serves nobody");
         }
     }
 
@@ -115,13 +102,7 @@ impl TestServer {
     pub(crate) fn logs(&self, text: &str) -> bool {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
-            if self
-                .log
-                .lock()
-                .unwrap()
-                .iter()
-                .any(|line| line.contains(text))
-            {
+            if self.log.lock().unwrap().iter().any(|line| line.contains(text)) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -155,25 +136,14 @@ impl Raw {
     /// Connects and says nothing.
     pub(crate) fn silent(server: &TestServer) -> Self {
         let stream = UnixStream::connect(&server.path).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        Self {
-            stream,
-            session: Header::request(Action::Ping, 0),
-            connection: 0,
-            next: 0,
-        }
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self { stream, session: Header::request(Action::Ping, 0), connection: 0, next: 0 }
     }
 
     /// Connects and says hello.
     pub(crate) fn greeted(server: &TestServer) -> Self {
         let mut client = Self::silent(server);
-        let hello = Hello {
-            oldest: 1,
-            newest: 1,
-            share_arena: false,
-        };
+        let hello = Hello { oldest: 1, newest: 1, share_arena: false };
         let (header, body) =
             client.call(Header::request(Action::Hello, 0), |out| hello.encode(out));
         client.session.incarnation = header.incarnation;
@@ -196,13 +166,7 @@ impl Raw {
         dynamic: bool,
     ) -> Result<GrantedSetup, RefusalCode> {
         let amount = ByteCount::new(pages * PAGE_SIZE as u64);
-        let setup = Setup {
-            amount,
-            accept_partial,
-            dynamic,
-            name: "raw",
-            credentials: &[],
-        };
+        let setup = Setup { amount, accept_partial, dynamic, name: "raw", credentials: &[] };
         let (header, body) = self.call(Header::request(Action::Setup, 0), |out| setup.encode(out));
         match header.refusal {
             Some(code) => Err(code),
@@ -234,10 +198,7 @@ impl Raw {
     }
 
     pub(crate) fn malloc(&mut self, from: u64, add: u64) -> Result<Vec<u8>, RefusalCode> {
-        let malloc = Malloc {
-            from: PageCount::new(from),
-            add: PageCount::new(add),
-        };
+        let malloc = Malloc { from: PageCount::new(from), add: PageCount::new(add) };
         let (header, body) = self.call(self.request(Action::Malloc), |out| malloc.encode(out));
         header.refusal.map_or(Ok(body), Err)
     }
@@ -284,12 +245,7 @@ impl Raw {
         let (reply, payload) = self.call(header, |out| {
             for (page, version) in pages {
                 let (page, version) = (PageIndex::new(*page), Version::new(*version));
-                PageEntry {
-                    page,
-                    version,
-                    ..PageEntry::default()
-                }
-                .encode(out);
+                PageEntry { page, version, ..PageEntry::default() }.encode(out);
             }
         });
         if let Some(code) = reply.refusal {
@@ -307,10 +263,7 @@ impl Raw {
 
     pub(crate) fn free(&mut self, start: u64, count: u64) -> Result<(), RefusalCode> {
         let (start, count) = (PageIndex::new(start), PageCount::new(count));
-        let header = Header {
-            entries: 1,
-            ..self.request(Action::Free)
-        };
+        let header = Header { entries: 1, ..self.request(Action::Free) };
         let entry = RangeEntry(PageRange { start, count });
         let (reply, _) = self.call(header, |out| entry.encode(out));
         reply.refusal.map_or(Ok(()), Err)
@@ -328,10 +281,7 @@ impl Raw {
         seal(header, &mut message);
         self.stream.write_all(&message).unwrap();
         let (reply, rest) = self.receive();
-        assert_eq!(
-            (reply.request, reply.action),
-            (header.request, header.action)
-        );
+        assert_eq!((reply.request, reply.action), (header.request, header.action));
         (reply, rest)
     }
 
@@ -365,10 +315,5 @@ impl Raw {
 fn entry(region: RegionId, page: u64, version: u64, byte: u8) -> PageEntry {
     let (page, version) = (PageIndex::new(page), Version::new(version));
     let checksum: Checksum = page_checksum(region, page, version, &[byte; PAGE_SIZE]);
-    PageEntry {
-        page,
-        version,
-        checksum,
-        slot: 0,
-    }
+    PageEntry { page, version, checksum, slot: 0 }
 }

@@ -27,10 +27,7 @@ fn an_absent_page_is_never_zeros() {
     let mut client = Raw::with_region(&server, 64);
     client.write(&[(1, 1, 1), (3, 1, 3)]).unwrap();
     assert_eq!(client.read(&[(2, 0)]), Err(RefusalCode::NoPage));
-    assert_eq!(
-        client.read(&[(1, 0), (2, 0), (3, 0)]),
-        Err(RefusalCode::NoPage)
-    );
+    assert_eq!(client.read(&[(1, 0), (2, 0), (3, 0)]), Err(RefusalCode::NoPage));
     assert_eq!(client.read(&[(1, 2)]), Err(RefusalCode::WrongVersionOfPage));
     assert_eq!(client.read(&[(64, 0)]), Err(RefusalCode::OutOfBounds));
     assert_eq!(client.read(&[(u64::MAX, 0)]), Err(RefusalCode::OutOfBounds));
@@ -51,10 +48,7 @@ fn a_repeated_write_is_harmless_and_an_old_one_is_refused() {
     assert_eq!(client.write(&[(5, 2, 9)]), Err(RefusalCode::OldVersion));
     assert_eq!(client.write(&[(5, 1, 1)]), Err(RefusalCode::OldVersion));
     // The other pages of such a write are stored.
-    assert_eq!(
-        client.write(&[(6, 1, 6), (5, 1, 1), (7, 1, 7)]),
-        Err(RefusalCode::OldVersion)
-    );
+    assert_eq!(client.write(&[(6, 1, 6), (5, 1, 1), (7, 1, 7)]), Err(RefusalCode::OldVersion));
     assert_eq!(client.read(&[(5, 2), (6, 1), (7, 1)]).unwrap(), [1, 6, 7]);
     // A page that is named twice in one message takes its last version.
     client.write(&[(8, 1, 1), (8, 2, 2)]).unwrap();
@@ -81,14 +75,10 @@ fn a_client_that_dies_in_the_middle_of_a_write_harms_nothing() {
     let server = TestServer::start(64, |_| ());
     let mut client = Raw::with_region(&server, 64);
     client.write(&[(0, 1, 1)]).unwrap();
-    let mut second = client
-        .attach(&server, farmem_wire::AttachMode::Join, 0)
-        .unwrap();
+    let mut second = client.attach(&server, farmem_wire::AttachMode::Join, 0).unwrap();
     let message = second.write_message(&[(0, 2, 2), (1, 2, 2)]);
     for cut in [10, HEADER_BYTES + 3, HEADER_BYTES + 64 + 5000] {
-        let mut second = client
-            .attach(&server, farmem_wire::AttachMode::Join, 0)
-            .unwrap();
+        let mut second = client.attach(&server, farmem_wire::AttachMode::Join, 0).unwrap();
         second.stream.write_all(&message[..cut]).unwrap();
     }
     drop(second);
@@ -106,62 +96,14 @@ fn every_field_of_a_request_is_checked() {
     other.write(&[(0, 1, 2)]).unwrap();
     let right = client.session;
     let wrong = [
-        (
-            Header {
-                session: SessionId::new(99),
-                ..right
-            },
-            RefusalCode::NotAttached,
-        ),
-        (
-            Header {
-                session: other.session.session,
-                ..right
-            },
-            RefusalCode::NotAttached,
-        ),
-        (
-            Header {
-                token: right.token ^ 1,
-                ..right
-            },
-            RefusalCode::WrongToken,
-        ),
-        (
-            Header {
-                epoch: Epoch::new(0),
-                ..right
-            },
-            RefusalCode::StaleEpoch,
-        ),
-        (
-            Header {
-                epoch: Epoch::new(2),
-                ..right
-            },
-            RefusalCode::StaleEpoch,
-        ),
-        (
-            Header {
-                incarnation: Incarnation::new(1),
-                ..right
-            },
-            RefusalCode::WrongIncarnation,
-        ),
-        (
-            Header {
-                region: RegionId::new(99),
-                ..right
-            },
-            RefusalCode::NoRegion,
-        ),
-        (
-            Header {
-                region: other.session.region,
-                ..right
-            },
-            RefusalCode::NoRegion,
-        ),
+        (Header { session: SessionId::new(99), ..right }, RefusalCode::NotAttached),
+        (Header { session: other.session.session, ..right }, RefusalCode::NotAttached),
+        (Header { token: right.token ^ 1, ..right }, RefusalCode::WrongToken),
+        (Header { epoch: Epoch::new(0), ..right }, RefusalCode::StaleEpoch),
+        (Header { epoch: Epoch::new(2), ..right }, RefusalCode::StaleEpoch),
+        (Header { incarnation: Incarnation::new(1), ..right }, RefusalCode::WrongIncarnation),
+        (Header { region: RegionId::new(99), ..right }, RefusalCode::NoRegion),
+        (Header { region: other.session.region, ..right }, RefusalCode::NoRegion),
     ];
     for (header, code) in wrong {
         client.session = header;
@@ -174,10 +116,7 @@ fn every_field_of_a_request_is_checked() {
     assert_eq!(client.read(&[(0, 1)]).unwrap(), [1]);
     assert_eq!(other.read(&[(0, 1)]).unwrap(), [2]);
     assert_eq!(client.write(&[(32, 1, 1)]), Err(RefusalCode::OutOfBounds));
-    assert_eq!(
-        client.write(&[(u64::MAX, 1, 1)]),
-        Err(RefusalCode::OutOfBounds)
-    );
+    assert_eq!(client.write(&[(u64::MAX, 1, 1)]), Err(RefusalCode::OutOfBounds));
 }
 
 #[test]
@@ -190,35 +129,20 @@ fn an_unknown_action_is_refused_and_the_connection_stays() {
         assert_eq!(reply.refusal, Some(RefusalCode::Unsupported));
     }
     client.write(&[(0, 1, 1)]).unwrap();
-    assert!(
-        client
-            .call(client.request(Action::Ping), |_| ())
-            .0
-            .refusal
-            .is_none()
-    );
+    assert!(client.call(client.request(Action::Ping), |_| ()).0.refusal.is_none());
 }
 
 #[test]
 fn cap_81_a_full_server_says_what_is_free() {
     let server = TestServer::start(100, |_| ());
     let mut first = Raw::greeted(&server);
-    assert_eq!(
-        first.setup(60, false, false).unwrap().granted.get(),
-        60 * 4096
-    );
+    assert_eq!(first.setup(60, false, false).unwrap().granted.get(), 60 * 4096);
     let mut second = Raw::greeted(&server);
     assert_eq!(second.setup(41, false, false), Err(RefusalCode::Full));
-    assert_eq!(
-        second.setup(41, true, false).unwrap().granted.get(),
-        40 * 4096
-    );
+    assert_eq!(second.setup(41, true, false).unwrap().granted.get(), 40 * 4096);
     let mut third = Raw::greeted(&server);
     assert_eq!(third.setup(1, true, false), Err(RefusalCode::Full));
-    assert_eq!(
-        third.setup(u64::MAX / 4096, true, false),
-        Err(RefusalCode::Full)
-    );
+    assert_eq!(third.setup(u64::MAX / 4096, true, false), Err(RefusalCode::Full));
     // Growing beyond a static grant.
     second.malloc(0, 40).unwrap();
     let malloc = farmem_wire::Malloc {
@@ -232,10 +156,7 @@ fn cap_81_a_full_server_says_what_is_free() {
     // What one gives back the other can have.
     let header = first.request(Action::Disconnect);
     assert!(first.call(header, |_| ()).0.refusal.is_none());
-    assert_eq!(
-        third.setup(60, false, false).unwrap().granted.get(),
-        60 * 4096
-    );
+    assert_eq!(third.setup(60, false, false).unwrap().granted.get(), 60 * 4096);
 }
 
 #[test]
@@ -258,10 +179,7 @@ fn a_repeated_malloc_is_harmless() {
     let reply = MallocReply::decode(&first).unwrap();
     assert_eq!((reply.address.raw(), reply.pages.get()), (0, 50));
     assert_eq!(client.malloc(51, 1), Err(RefusalCode::Malformed));
-    assert_eq!(
-        client.malloc(u64::MAX, u64::MAX),
-        Err(RefusalCode::Malformed)
-    );
+    assert_eq!(client.malloc(u64::MAX, u64::MAX), Err(RefusalCode::Malformed));
 }
 
 #[test]

@@ -20,10 +20,7 @@ fn disconnect_frees_everything_at_once() {
     let header = client.request(Action::Disconnect);
     assert!(supervisor.call(header, |_| ()).0.refusal.is_none());
     let stat = server.stat();
-    assert_eq!(
-        (stat.pages, stat.slots, stat.sessions, stat.reserved_bytes),
-        (0, 0, 0, 0)
-    );
+    assert_eq!((stat.pages, stat.slots, stat.sessions, stat.reserved_bytes), (0, 0, 0, 0));
     assert_eq!(client.read(&[(0, 0)]), Err(RefusalCode::NoSession));
     assert_eq!(client.write(&[(0, 2, 0)]), Err(RefusalCode::NoSession));
     let (again, _) = supervisor.call(header, |_| ());
@@ -37,16 +34,10 @@ fn only_who_knows_the_token_may_disconnect() {
     let mut thief = Raw::greeted(&server);
     let mut header = client.request(Action::Disconnect);
     header.token ^= 1;
-    assert_eq!(
-        thief.call(header, |_| ()).0.refusal,
-        Some(RefusalCode::WrongToken)
-    );
+    assert_eq!(thief.call(header, |_| ()).0.refusal, Some(RefusalCode::WrongToken));
     header = client.request(Action::Disconnect);
     header.epoch = farmem_region::Epoch::new(7);
-    assert_eq!(
-        thief.call(header, |_| ()).0.refusal,
-        Some(RefusalCode::StaleEpoch)
-    );
+    assert_eq!(thief.call(header, |_| ()).0.refusal, Some(RefusalCode::StaleEpoch));
     let mut forged = Raw::greeted(&server);
     forged.session = client.session;
     forged.session.token ^= 1;
@@ -83,9 +74,7 @@ fn a_new_connection_replaces_the_old_one() {
     let server = TestServer::start(64, |_| ());
     let mut old = Raw::with_region(&server, 64);
     old.write(&[(0, 1, 1)]).unwrap();
-    let mut new = old
-        .attach(&server, AttachMode::Join, old.connection)
-        .unwrap();
+    let mut new = old.attach(&server, AttachMode::Join, old.connection).unwrap();
     // What was still on its way on the old connection comes too late.
     assert_eq!(old.write(&[(0, 2, 2)]), Err(RefusalCode::NotAttached));
     assert_eq!(old.free(0, 1), Err(RefusalCode::NotAttached));

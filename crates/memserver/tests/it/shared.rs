@@ -15,11 +15,7 @@ fn start() -> TestServer {
 /// Says hello anew, as a client that shares the arena. The descriptor that comes is dropped.
 fn sharing(server: &TestServer, pages: u64) -> Raw {
     let mut client = Raw::silent(server);
-    let hello = Hello {
-        oldest: 1,
-        newest: 1,
-        share_arena: true,
-    };
+    let hello = Hello { oldest: 1, newest: 1, share_arena: true };
     client.call(Header::request(Action::Hello, 0), |out| hello.encode(out));
     client.setup(pages, false, false).unwrap();
     client.malloc(0, pages).unwrap();
@@ -30,34 +26,22 @@ fn assign(client: &mut Raw, wanted: u32) -> Result<Vec<u32>, RefusalCode> {
     let (header, body) = client.call(client.request(Action::Slots), |out| {
         Slots { wanted }.encode(out);
     });
-    header
-        .refusal
-        .map_or_else(|| Ok(Slots::decode_assigned(&body).collect()), Err)
+    header.refusal.map_or_else(|| Ok(Slots::decode_assigned(&body).collect()), Err)
 }
 
 /// A page of zeros, as fresh memory has them.
 fn zeros(client: &Raw, page: u64, version: u64, slot: u32) -> PageEntry {
     let (page, version) = (PageIndex::new(page), Version::new(version));
     let checksum = page_checksum(client.session.region, page, version, &[0; PAGE_SIZE]);
-    PageEntry {
-        page,
-        version,
-        checksum,
-        slot,
-    }
+    PageEntry { page, version, checksum, slot }
 }
 
 fn commit(client: &mut Raw, entries: &[PageEntry]) -> Result<Vec<u32>, RefusalCode> {
-    let header = Header {
-        entries: entries.len() as u32,
-        ..client.request(Action::Commit)
-    };
+    let header = Header { entries: entries.len() as u32, ..client.request(Action::Commit) };
     let (reply, body) = client.call(header, |out| {
         entries.iter().for_each(|entry| entry.encode(out));
     });
-    reply
-        .refusal
-        .map_or_else(|| Ok(Slots::decode_assigned(&body).collect()), Err)
+    reply.refusal.map_or_else(|| Ok(Slots::decode_assigned(&body).collect()), Err)
 }
 
 #[test]
@@ -66,10 +50,7 @@ fn a_commit_uses_its_slots_up_and_brings_as_many() {
     let mut client = sharing(&server, 1000);
     let slots = assign(&mut client, 4).unwrap();
     assert_eq!(slots.len(), 4);
-    let entries = [
-        zeros(&client, 0, 1, slots[0]),
-        zeros(&client, 999, 1, slots[1]),
-    ];
+    let entries = [zeros(&client, 0, 1, slots[0]), zeros(&client, 999, 1, slots[1])];
     let fresh = commit(&mut client, &entries).unwrap();
     assert_eq!(fresh.len(), 2);
     assert!(fresh.iter().all(|slot| !slots.contains(slot)));
@@ -94,28 +75,13 @@ fn what_does_not_match_its_checksum_is_not_committed() {
     let mut client = sharing(&server, 16);
     let slots = assign(&mut client, 2).unwrap();
     let right = zeros(&client, 0, 1, slots[0]);
-    let wrong = PageEntry {
-        checksum: Checksum::new(1),
-        ..zeros(&client, 1, 1, slots[1])
-    };
-    assert_eq!(
-        commit(&mut client, &[right, wrong]),
-        Err(RefusalCode::WrongChecksum)
-    );
+    let wrong = PageEntry { checksum: Checksum::new(1), ..zeros(&client, 1, 1, slots[1]) };
+    assert_eq!(commit(&mut client, &[right, wrong]), Err(RefusalCode::WrongChecksum));
     assert_eq!(client.read(&[(0, 0)]), Err(RefusalCode::NoPage));
-    let misplaced = PageEntry {
-        page: PageIndex::new(2),
-        ..right
-    };
-    assert_eq!(
-        commit(&mut client, &[misplaced]),
-        Err(RefusalCode::WrongChecksum)
-    );
+    let misplaced = PageEntry { page: PageIndex::new(2), ..right };
+    assert_eq!(commit(&mut client, &[misplaced]), Err(RefusalCode::WrongChecksum));
     let outside = zeros(&client, 16, 1, slots[0]);
-    assert_eq!(
-        commit(&mut client, &[outside]),
-        Err(RefusalCode::OutOfBounds)
-    );
+    assert_eq!(commit(&mut client, &[outside]), Err(RefusalCode::OutOfBounds));
     commit(&mut client, &[right]).unwrap();
 }
 
@@ -137,25 +103,15 @@ fn only_slots_of_the_session_can_be_committed() {
     assert_eq!(client.read(&[(1, 0)]), Err(RefusalCode::NoPage));
     assert_eq!(other.read(&[(0, 1)]).unwrap(), [9]);
     let mut joined = client.attach(&server, AttachMode::Join, 0).unwrap();
-    assert_eq!(
-        assign(&mut joined, 1),
-        Err(RefusalCode::Unsupported),
-        "it was given no file"
-    );
+    assert_eq!(assign(&mut joined, 1), Err(RefusalCode::Unsupported), "it was given no file");
 }
 
 #[test]
 fn slots_are_limited() {
     let server = start();
     let mut client = sharing(&server, 16);
-    assert_eq!(
-        assign(&mut client, u32::MAX).unwrap().len(),
-        SLOTS_ASSIGNED_MAX
-    );
-    assert_eq!(
-        assign(&mut client, u32::MAX).unwrap().len(),
-        SLOTS_ASSIGNED_MAX
-    );
+    assert_eq!(assign(&mut client, u32::MAX).unwrap().len(), SLOTS_ASSIGNED_MAX);
+    assert_eq!(assign(&mut client, u32::MAX).unwrap().len(), SLOTS_ASSIGNED_MAX);
     assert_eq!(server.stat().slots, SLOTS_ASSIGNED_MAX as u64);
 }
 

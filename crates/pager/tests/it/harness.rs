@@ -21,10 +21,7 @@ pub(crate) fn check_or_skip(test: impl FnOnce()) {
     match farmem_vmem::Uffd::new(farmem_vmem::Features::Events) {
         Ok(_) => test(),
         Err(error) => {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "not possible in CI: {error}"
-            );
+            assert!(std::env::var_os("CI").is_none(), "not possible in CI: {error}");
             eprintln!("skipped: {error}");
         }
     }
@@ -68,11 +65,7 @@ impl PageStore for MemoryStore {
                 Owned::Fetch(pages) => {
                     for page in pages {
                         let (version, bytes) = &self.pages[&page.page.get()];
-                        assert_eq!(
-                            *version,
-                            page.version.get(),
-                            "a version that was not stored"
-                        );
+                        assert_eq!(*version, page.version.get(), "a version that was not stored");
                         frames.bytes_mut(page.frame).copy_from_slice(&bytes[..]);
                     }
                     Outcome::Fetched { server_nanos: 0 }
@@ -80,8 +73,7 @@ impl PageStore for MemoryStore {
                 Owned::Store(pages) => {
                     for page in pages {
                         let bytes = Box::new(*frames.bytes(page.frame));
-                        self.pages
-                            .insert(page.page.get(), (page.version.get(), bytes));
+                        self.pages.insert(page.page.get(), (page.version.get(), bytes));
                     }
                     Outcome::Stored
                 }
@@ -94,25 +86,16 @@ impl PageStore for MemoryStore {
                     }
                     Outcome::Released
                 }
-                Owned::Grow(pages) => Outcome::Grown {
-                    pages: PageCount::new(pages.get() * 100),
-                },
+                Owned::Grow(pages) => Outcome::Grown { pages: PageCount::new(pages.get() * 100) },
             };
-            done.push(Completion {
-                ticket,
-                result: Ok(outcome),
-            });
+            done.push(Completion { ticket, result: Ok(outcome) });
         }
         Ok(())
     }
 
     fn readiness(&self) -> Readiness {
         let deadline = (!self.queue.is_empty()).then_some(Nanos::new(0));
-        Readiness {
-            descriptor: None,
-            wants_write: false,
-            deadline,
-        }
+        Readiness { descriptor: None, wants_write: false, deadline }
     }
 }
 
@@ -169,21 +152,12 @@ fn page(
         if wait.again {
             continue;
         }
-        let mut fds = vec![PollFd::from_borrowed_fd(
-            pager.memory().uffd().as_fd(),
-            PollFlags::IN,
-        )];
+        let mut fds = vec![PollFd::from_borrowed_fd(pager.memory().uffd().as_fd(), PollFlags::IN)];
         for (_, child) in pager.memory().children() {
             fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
         }
-        let nanos = wait
-            .deadline
-            .since(Pager::<MemoryStore>::now())
-            .min(1_000_000);
-        let timeout = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: nanos.cast_signed(),
-        };
+        let nanos = wait.deadline.since(Pager::<MemoryStore>::now()).min(1_000_000);
+        let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: nanos.cast_signed() };
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
     pager.counts()
@@ -212,10 +186,7 @@ pub(crate) struct Words {
 
 impl Words {
     pub(crate) fn new(range: AddressRange) -> Self {
-        Self {
-            base: range.start(),
-            pages: range.pages(),
-        }
+        Self { base: range.start(), pages: range.pages() }
     }
 
     pub(crate) fn pages(&self) -> usize {
@@ -224,10 +195,7 @@ impl Words {
 
     pub(crate) fn part(&self, at: usize, of: usize) -> Self {
         let pages = self.pages / of;
-        Self {
-            base: self.base + at * pages * PAGE_SIZE,
-            pages,
-        }
+        Self { base: self.base + at * pages * PAGE_SIZE, pages }
     }
 
     fn word(&self, page: usize) -> &AtomicU64 {
@@ -266,10 +234,7 @@ impl Words {
                 target as *mut core::ffi::c_void,
             )
         };
-        Self {
-            base: base.expect("mremap works") as usize,
-            pages: self.pages,
-        }
+        Self { base: base.expect("mremap works") as usize, pages: self.pages }
     }
 
     fn word_bytes(&self, page: usize) -> &[u8] {
@@ -280,9 +245,7 @@ impl Words {
 
     pub(crate) fn write_through_pipe(&self, page: usize, value: u64) {
         let (reader, mut writer) = std::io::pipe().expect("pipes work");
-        writer
-            .write_all(&value.to_le_bytes())
-            .expect("the pipe takes 8 bytes");
+        writer.write_all(&value.to_le_bytes()).expect("the pipe takes 8 bytes");
         let place = self.word(page).as_ptr().cast::<u8>();
         // SAFETY: the eight bytes of a mapped word that no other thread uses meanwhile.
         let buffer = unsafe { std::slice::from_raw_parts_mut(place, 8) };
@@ -292,13 +255,9 @@ impl Words {
 
     pub(crate) fn read_through_pipe(&self, page: usize) -> u64 {
         let (mut reader, mut writer) = std::io::pipe().expect("pipes work");
-        writer
-            .write_all(self.word_bytes(page))
-            .expect("the pipe takes 8 bytes");
+        writer.write_all(self.word_bytes(page)).expect("the pipe takes 8 bytes");
         let mut bytes = [0; 8];
-        reader
-            .read_exact(&mut bytes)
-            .expect("8 bytes are in the pipe");
+        reader.read_exact(&mut bytes).expect("8 bytes are in the pipe");
         u64::from_le_bytes(bytes)
     }
 }

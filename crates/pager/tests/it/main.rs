@@ -4,10 +4,7 @@
 //! These tests need userfaultfd with fork events (root, or CAP_SYS_PTRACE); without it they say so
 //! and count as skipped.
 
-#![expect(
-    unsafe_code,
-    reason = "the tests map and touch raw memory as a program does"
-)]
+#![expect(unsafe_code, reason = "the tests map and touch raw memory as a program does")]
 
 mod harness;
 mod locked;
@@ -25,15 +22,9 @@ fn what_was_stored_comes_back() {
         let mut model = vec![0u64; words.pages()];
         let mut state = 1u64;
         for round in 1..400_000u64 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let page = (state >> 33) as usize % words.pages();
-            assert_eq!(
-                words.load(page),
-                model[page],
-                "page {page} in round {round}"
-            );
+            assert_eq!(words.load(page), model[page], "page {page} in round {round}");
             if state >> 20 & 3 == 0 {
                 words.store(page, round);
                 model[page] = round;
@@ -42,10 +33,7 @@ fn what_was_stored_comes_back() {
         let counts = harness.finish();
         assert!(counts.evicted_pages > 10_000, "{counts:?}");
         assert!(counts.fetched_pages > 10_000, "{counts:?}");
-        assert!(
-            counts.local_pages_peak <= ((18 * MIB) >> 12) as u64,
-            "{counts:?}"
-        );
+        assert!(counts.local_pages_peak <= ((18 * MIB) >> 12) as u64, "{counts:?}");
     });
 }
 
@@ -113,9 +101,7 @@ fn u6_u7_dropped_pages_read_as_zero() {
                     let mut state = thread as u64 + 1;
                     let mut model = vec![0u64; part.pages()];
                     for round in 1..30_000u64 {
-                        state = state
-                            .wrapping_mul(6_364_136_223_846_793_005)
-                            .wrapping_add(1);
+                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                         let page = (state >> 33) as usize % part.pages();
                         if state >> 20 & 15 == 0 {
                             let count = (1 + (state >> 50) as usize % 40).min(part.pages() - page);
@@ -150,10 +136,7 @@ fn u5_contents_follow_mremap() {
             }
         }
         let counts = harness.finish();
-        assert!(
-            counts.evicted_pages > 10_000 && counts.events >= 20,
-            "{counts:?}"
-        );
+        assert!(counts.evicted_pages > 10_000 && counts.events >= 20, "{counts:?}");
     });
 }
 
@@ -176,10 +159,7 @@ fn u3_a_forked_child_has_what_the_parent_had() {
             assert!(child.succeeded(), "round {round}");
         }
         let counts = harness.finish();
-        assert!(
-            counts.forks == 10 && counts.evicted_pages > 10_000,
-            "{counts:?}"
-        );
+        assert!(counts.forks == 10 && counts.evicted_pages > 10_000, "{counts:?}");
     });
 }
 
@@ -194,11 +174,7 @@ fn system_calls_reach_pages_that_are_out() {
                 words.write_through_pipe(page, page as u64 ^ round);
             }
             for page in 0..words.pages() {
-                assert_eq!(
-                    words.read_through_pipe(page),
-                    page as u64 ^ round,
-                    "page {page}"
-                );
+                assert_eq!(words.read_through_pipe(page), page as u64 ^ round, "page {page}");
             }
         }
         assert!(harness.finish().evicted_pages > 10_000);

@@ -38,10 +38,8 @@ impl Table {
     }
 }
 
-static OWNED: Mutex<Table> = Mutex::new(Table {
-    ranges: [const { 0..0 }; OWNED_RANGES_MAX],
-    length: 0,
-});
+static OWNED: Mutex<Table> =
+    Mutex::new(Table { ranges: [const { 0..0 }; OWNED_RANGES_MAX], length: 0 });
 
 /// A panic ends the process, so what it left behind is never seen.
 fn owned() -> MutexGuard<'static, Table> {
@@ -82,9 +80,7 @@ pub(crate) enum Presence {
 /// What the kernel says, or that the table of owned ranges is full.
 pub(crate) fn map(bytes: usize, presence: Presence) -> io::Result<NonNull<[u8]>> {
     let refused = || io::Error::from(io::ErrorKind::OutOfMemory);
-    let bytes = bytes
-        .checked_next_multiple_of(PAGE_BYTES)
-        .ok_or_else(refused)?;
+    let bytes = bytes.checked_next_multiple_of(PAGE_BYTES).ok_or_else(refused)?;
     let whole = bytes.checked_add(2 * PAGE_BYTES).ok_or_else(refused)?;
     let mut table = owned();
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;

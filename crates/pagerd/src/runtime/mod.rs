@@ -67,11 +67,7 @@ impl Arguments {
         let arguments_before_ranges = Self {
             socket: next()?.to_owned(),
             limit_bytes: next()?.parse().map_err(|_| ArgumentsError)?,
-            program: next()?
-                .parse()
-                .ok()
-                .and_then(Pid::from_raw)
-                .ok_or(ArgumentsError)?,
+            program: next()?.parse().ok().and_then(Pid::from_raw).ok_or(ArgumentsError)?,
             program_pidfd: descriptor(next()?)?,
             statm: descriptor(next()?)?,
             supervisor_pidfd: descriptor(next()?)?,
@@ -82,11 +78,7 @@ impl Arguments {
 }
 
 fn descriptor(text: &str) -> Result<BorrowedFd<'static>, ArgumentsError> {
-    let number: RawFd = text
-        .parse()
-        .ok()
-        .filter(|&number| number >= 0)
-        .ok_or(ArgumentsError)?;
+    let number: RawFd = text.parse().ok().filter(|&number| number >= 0).ok_or(ArgumentsError)?;
     // SAFETY: the watcher opened it for this process, and nobody closes it.
     Ok(unsafe { BorrowedFd::borrow_raw(number) })
 }
@@ -140,17 +132,8 @@ mod tests {
 
     use super::*;
 
-    const GOOD: [&str; 9] = [
-        "farmem-pagerd",
-        "farmem-1",
-        "4096",
-        "77",
-        "0",
-        "1",
-        "2",
-        "1000-3000",
-        "7f00-8000",
-    ];
+    const GOOD: [&str; 9] =
+        ["farmem-pagerd", "farmem-1", "4096", "77", "0", "1", "2", "1000-3000", "7f00-8000"];
 
     #[test]
     fn arguments_are_read_in_the_watchers_order() {
@@ -158,29 +141,18 @@ mod tests {
         assert_eq!(arguments.socket, "farmem-1");
         assert_eq!(arguments.limit_bytes, 4096);
         assert_eq!(arguments.program.as_raw_nonzero().get(), 77);
-        let descriptors = [
-            arguments.program_pidfd,
-            arguments.statm,
-            arguments.supervisor_pidfd,
-        ];
+        let descriptors = [arguments.program_pidfd, arguments.statm, arguments.supervisor_pidfd];
         assert_eq!(descriptors.map(|fd| fd.as_raw_fd()), [0, 1, 2]);
         assert_eq!(ranges, [0x1000..0x3000, 0x7f00..0x8000]);
     }
 
     #[test]
     fn other_arguments_are_refused() {
-        assert_eq!(
-            Arguments::parse(["farmem-pagerd"]).unwrap_err(),
-            ArgumentsError
-        );
+        assert_eq!(Arguments::parse(["farmem-pagerd"]).unwrap_err(), ArgumentsError);
         for (place, wrong) in [(2, "much"), (3, "0"), (4, "-1"), (7, "1000"), (8, "x-y")] {
             let mut arguments = GOOD;
             arguments[place] = wrong;
-            assert_eq!(
-                Arguments::parse(arguments).unwrap_err(),
-                ArgumentsError,
-                "{wrong}"
-            );
+            assert_eq!(Arguments::parse(arguments).unwrap_err(), ArgumentsError, "{wrong}");
         }
     }
 }

@@ -27,19 +27,11 @@ impl Sizes {
     pub(crate) fn read(statm: impl AsFd) -> io::Result<Self> {
         let mut buffer = [0; 128];
         let length = rustix::io::pread(statm, &mut buffer, 0)?;
-        let mut numbers = buffer[..length]
-            .split(|byte| !byte.is_ascii_digit())
-            .map(|digits| {
-                digits
-                    .iter()
-                    .fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0'))
-            });
+        let mut numbers = buffer[..length].split(|byte| !byte.is_ascii_digit()).map(|digits| {
+            digits.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0'))
+        });
         let mut next = || numbers.next().unwrap_or(0);
-        Ok(Self {
-            mapped_pages: next(),
-            resident_pages: next(),
-            resident_file_pages: next(),
-        })
+        Ok(Self { mapped_pages: next(), resident_pages: next(), resident_file_pages: next() })
     }
 
     /// Resident memory that belongs to no file: what the local limit is about.
@@ -124,10 +116,6 @@ mod tests {
         let before = Sizes::read(&statm).unwrap().resident_anonymous_bytes();
         let memory = vec![1u8; 64 << 20];
         let after = Sizes::read(&statm).unwrap().resident_anonymous_bytes();
-        assert!(
-            after >= before + (48 << 20),
-            "{before} {after} with {} bytes",
-            memory.len()
-        );
+        assert!(after >= before + (48 << 20), "{before} {after} with {} bytes", memory.len());
     }
 }

@@ -37,11 +37,7 @@ pub(crate) fn spawn(
 
 fn create(stack: *mut c_void, stack_bytes: usize, body: *mut Body) -> io::Result<()> {
     let check = |code| {
-        if code == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(code))
-        }
+        if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
     };
     let mut attributes = MaybeUninit::uninit();
     let mut thread = MaybeUninit::uninit();
@@ -56,12 +52,7 @@ fn create(stack: *mut c_void, stack_bytes: usize, body: *mut Body) -> io::Result
                 check(libc::pthread_attr_setdetachstate(attributes, detached))
             })
             .and_then(|()| {
-                check(libc::pthread_create(
-                    thread.as_mut_ptr(),
-                    attributes,
-                    run,
-                    body.cast(),
-                ))
+                check(libc::pthread_create(thread.as_mut_ptr(), attributes, run, body.cast()))
             });
         libc::pthread_attr_destroy(attributes);
         created

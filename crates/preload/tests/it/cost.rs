@@ -23,17 +23,11 @@ fn library_and_constructor_cost_under_two_hundred_microseconds() {
     }
     let (alone, watched) = (sorted(alone), sorted(watched));
     for (part, place) in [("tenth", RUNS / 10), ("half", RUNS / 2)] {
-        eprintln!(
-            "/bin/true, a {part} under: {:?}, watched {:?}",
-            alone[place], watched[place]
-        );
+        eprintln!("/bin/true, a {part} under: {:?}, watched {:?}", alone[place], watched[place]);
     }
     // The fast tenth is what it costs; the rest is what else this machine does, other tests first.
     let (alone, watched) = (alone[RUNS / 10], watched[RUNS / 10]);
-    assert!(
-        watched < alone + LIMIT,
-        "alone {alone:?}, watched {watched:?}"
-    );
+    assert!(watched < alone + LIMIT, "alone {alone:?}, watched {watched:?}");
 }
 
 fn time(command: &mut Command) -> Duration {

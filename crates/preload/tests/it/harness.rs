@@ -48,14 +48,7 @@ fn find_or_build() -> Option<Artefacts> {
     let preload = target.join("release/libfarmem_preload.so");
     let probe = target.join("release/examples/runtime_probe");
     let library: &[&str] = &["build", "--release", "-p", "farmem-preload"];
-    let pager = [
-        "rustc",
-        "--release",
-        "-p",
-        "farmem-pagerd",
-        "--example",
-        "runtime_probe",
-    ];
+    let pager = ["rustc", "--release", "-p", "farmem-pagerd", "--example", "runtime_probe"];
     let pager = [&pager[..], &["--", "-Ctarget-feature=+crt-static"]].concat();
     for arguments in [library, &pager] {
         let built = Command::new(env!("CARGO"))
@@ -66,10 +59,7 @@ fn find_or_build() -> Option<Artefacts> {
             .ok()
             .filter(|output| output.status.success());
         if built.is_none() {
-            eprintln!(
-                "skipped: `cargo {}` does not succeed here",
-                arguments.join(" ")
-            );
+            eprintln!("skipped: `cargo {}` does not succeed here", arguments.join(" "));
             return None;
         }
     }
@@ -79,19 +69,13 @@ fn find_or_build() -> Option<Artefacts> {
 /// This test is `target/PROFILE/deps/NAME`.
 fn target_directory() -> PathBuf {
     let test = env::current_exe().expect("a running test has a path");
-    test.ancestors()
-        .nth(3)
-        .expect("cargo puts tests three levels down")
-        .to_owned()
+    test.ancestors().nth(3).expect("cargo puts tests three levels down").to_owned()
 }
 
 /// The example that holds the programs; cargo builds it with this test.
 pub(crate) fn specimen() -> PathBuf {
     let test = env::current_exe().expect("a running test has a path");
-    test.ancestors()
-        .nth(2)
-        .expect("target/PROFILE")
-        .join("examples/specimen")
+    test.ancestors().nth(2).expect("target/PROFILE").join("examples/specimen")
 }
 
 /// One run: a control socket, a limit, and the programs started with them.
@@ -106,11 +90,7 @@ impl Run {
     /// `None` where the artefacts are missing: the test is skipped.
     pub(crate) fn new(limit_mib: u64) -> Option<Self> {
         let artefacts = artefacts()?;
-        Some(Self::with_pager(
-            limit_mib,
-            &artefacts.probe.display().to_string(),
-            artefacts,
-        ))
+        Some(Self::with_pager(limit_mib, &artefacts.probe.display().to_string(), artefacts))
     }
 
     pub(crate) fn with_pager(limit_mib: u64, pager: &str, artefacts: &'static Artefacts) -> Self {
@@ -120,27 +100,16 @@ impl Run {
         let flags = SocketFlags::CLOEXEC;
         let listener =
             socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        bind(
-            &listener,
-            &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap(),
-        )
-        .unwrap();
+        bind(&listener, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
         listen(&listener, 1024).unwrap();
         set_socket_timeout(&listener, Timeout::Recv, Some(PATIENCE)).unwrap();
         let variable = format!("v1:{name}:{}:{pager}", limit_mib * MIB);
-        Self {
-            name,
-            listener,
-            variable,
-            preload: &artefacts.preload,
-        }
+        Self { name, listener, variable, preload: &artefacts.preload }
     }
 
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command
-            .env("FARMEM_RUN", &self.variable)
-            .env("LD_PRELOAD", self.preload);
+        command.env("FARMEM_RUN", &self.variable).env("LD_PRELOAD", self.preload);
         command
     }
 
@@ -152,19 +121,10 @@ impl Run {
 
     /// The program's output; that it succeeded and said nothing on standard error is checked.
     pub(crate) fn output(&self, command: &mut Command) -> String {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = command.output().unwrap();
-        let (stdout, stderr) = (
-            String::from_utf8(stdout).unwrap(),
-            String::from_utf8(stderr).unwrap(),
-        );
-        assert!(
-            status.success() && stderr.is_empty(),
-            "{command:?}: {status} {stdout} {stderr}"
-        );
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let (stdout, stderr) =
+            (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+        assert!(status.success() && stderr.is_empty(), "{command:?}: {status} {stdout} {stderr}");
         stdout
     }
 
@@ -180,9 +140,7 @@ impl Run {
     pub(crate) fn companions(&self) -> Vec<i32> {
         let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
         let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        numbers
-            .filter(|&process| self.is_companion(process))
-            .collect()
+        numbers.filter(|&process| self.is_companion(process)).collect()
     }
 
     fn is_companion(&self, process: i32) -> bool {
@@ -227,9 +185,7 @@ impl Caller {
     /// Receives until a packet contains `text`.
     pub(crate) fn await_text(&self, text: &str) -> String {
         loop {
-            let packet = self
-                .receive()
-                .unwrap_or_else(|| panic!("closed before {text:?}"));
+            let packet = self.receive().unwrap_or_else(|| panic!("closed before {text:?}"));
             if packet.contains(text) {
                 return packet;
             }
@@ -252,9 +208,7 @@ pub(crate) fn reap_companions() {
         .unwrap()
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
     for child in children.flat_map(|list| {
-        list.split_whitespace()
-            .filter_map(|child| child.parse::<i32>().ok())
-            .collect::<Vec<_>>()
+        list.split_whitespace().filter_map(|child| child.parse::<i32>().ok()).collect::<Vec<_>>()
     }) {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         if stat.contains("(farmem-") && stat.contains(") Z ") {

@@ -11,10 +11,7 @@ const RIGHT: &str = " sum 7996000 ";
 fn check_rounds(caller: &Caller, rounds: usize) {
     for round in 1..=rounds {
         let report = caller.await_text(&format!("round {round} "));
-        assert!(
-            report.contains(RIGHT) && report.contains(" foreign 0 "),
-            "{report}"
-        );
+        assert!(report.contains(RIGHT) && report.contains(" foreign 0 "), "{report}");
     }
 }
 
@@ -26,18 +23,11 @@ blocks = [bytes([i % 251]) * (1 << 20) for i in range(1024)]
 words = {i: str(i) for i in range(300000)}
 print(all(b[0] == b[-1] == i % 251 for i, b in enumerate(blocks)), words[299999])
 ";
-    let program = run
-        .command("python3")
-        .args(["-c", script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let program =
+        run.command("python3").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     let caller = run.accept();
     let started = caller.receive().unwrap();
-    assert!(
-        started.ends_with(&format!("limit {}", 400u64 << 20)),
-        "{started}"
-    );
+    assert!(started.ends_with(&format!("limit {}", 400u64 << 20)), "{started}");
     check_rounds(&caller, 5);
     let output = program.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -53,32 +43,19 @@ fn the_break_is_the_programs_alone() {
     let caller = run.accept();
     check_rounds(&caller, 10);
     let output = program.wait_with_output().unwrap();
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        "grown 100 right true\n"
-    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "grown 100 right true\n");
 }
 
 #[test]
 fn the_pager_links_nothing_that_could_move_the_break() {
     let Some(artefacts) = artefacts() else { return };
-    let Ok(symbols) = std::process::Command::new("nm")
-        .arg(&artefacts.probe)
-        .output()
-    else {
+    let Ok(symbols) = std::process::Command::new("nm").arg(&artefacts.probe).output() else {
         eprintln!("skipped: there is no nm here");
         return;
     };
     let symbols = String::from_utf8(symbols.stdout).unwrap();
-    let names: Vec<_> = symbols
-        .lines()
-        .filter_map(|line| line.rsplit(' ').next())
-        .collect();
-    assert!(
-        names.contains(&"_dl_early_allocate"),
-        "no symbols in {}",
-        artefacts.probe.display()
-    );
+    let names: Vec<_> = symbols.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+    assert!(names.contains(&"_dl_early_allocate"), "no symbols in {}", artefacts.probe.display());
     for breaking in ["brk", "__brk", "sbrk", "__sbrk", "__libc_malloc"] {
         assert!(!names.contains(&breaking), "{breaking} is linked");
     }
@@ -91,10 +68,7 @@ fn a_program_whose_first_thread_has_ended_is_still_watched_and_paged() {
     let program = command.stdout(Stdio::piped()).spawn().unwrap();
     check_rounds(&run.accept(), 3);
     let output = program.wait_with_output().unwrap();
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        "grown 100 right true\n"
-    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "grown 100 right true\n");
 }
 
 #[test]
@@ -121,10 +95,7 @@ fn a_program_may_change_its_user() {
     let program = command.stdout(Stdio::piped()).spawn().unwrap();
     check_rounds(&run.accept(), 3);
     let output = program.wait_with_output().unwrap();
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        "setuid 0 true true\n"
-    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "setuid 0 true true\n");
 }
 
 #[test]
@@ -140,17 +111,11 @@ for _ in range(3):
         child()
 print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 ";
-    let program = run
-        .command("python3")
-        .args(["-c", script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let program =
+        run.command("python3").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     let callers: Vec<_> = (0..3).map(|_| run.accept()).collect();
-    let started: std::collections::HashSet<_> = callers
-        .iter()
-        .map(|caller| caller.receive().unwrap())
-        .collect();
+    let started: std::collections::HashSet<_> =
+        callers.iter().map(|caller| caller.receive().unwrap()).collect();
     assert_eq!(started.len(), 3, "one pager for each child: {started:?}");
     let output = program.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "[0, 0, 0]\n");
@@ -161,58 +126,27 @@ print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 fn a_panic_of_the_pager_is_told_and_ends_the_pager_alone() {
     let Some(run) = Run::new(64) else { return };
     let mut command = run.specimen(&["grow", "80", "500"]);
-    let program = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let program = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let caller = run.accept();
     check_rounds(&caller, 1);
     caller.send("panic");
     let told = caller.await_text("panic: ");
-    assert!(
-        told.contains("as the test asked") && told.contains("runtime_probe.rs"),
-        "{told}"
-    );
+    assert!(told.contains("as the test asked") && told.contains("runtime_probe.rs"), "{told}");
     run.await_companions(0);
     let output = program.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        "grown 80 right true\n"
-    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "grown 80 right true\n");
 }
 
 #[test]
 fn a_debugger_sees_one_thread_and_follows_the_program_to_its_end() {
     let Some(run) = Run::new(64) else { return };
     let program = specimen();
-    let script = [
-        "-ex",
-        "set startup-with-shell off",
-        "-ex",
-        "catch syscall exit_group",
-    ];
-    let steps = [
-        "-ex",
-        "run",
-        "-ex",
-        "info threads",
-        "-ex",
-        "continue",
-        "--args",
-    ];
+    let script = ["-ex", "set startup-with-shell off", "-ex", "catch syscall exit_group"];
+    let steps = ["-ex", "run", "-ex", "info threads", "-ex", "continue", "--args"];
     let mut command = run.command("gdb");
-    command
-        .args(["-q", "-batch", "-nx"])
-        .args(script)
-        .args(steps)
-        .arg(program);
-    let Ok(debugger) = command
-        .args(["grow", "80", "100"])
-        .stdout(Stdio::piped())
-        .spawn()
-    else {
+    command.args(["-q", "-batch", "-nx"]).args(script).args(steps).arg(program);
+    let Ok(debugger) = command.args(["grow", "80", "100"]).stdout(Stdio::piped()).spawn() else {
         eprintln!("skipped: there is no gdb here");
         return;
     };
@@ -231,10 +165,7 @@ fn without_a_usable_pager_the_program_goes_on_and_the_supervisor_is_told() {
     let preload = artefacts.preload.display().to_string();
     for (pager, step) in [
         ("/nowhere/farmem-pagerd", "open the pager (error 2)"),
-        (
-            "/proc/self/status",
-            "load the pager, which is no static position-independent executable",
-        ),
+        ("/proc/self/status", "load the pager, which is no static position-independent executable"),
         ("/bin/sh", "load the pager, which is no static"),
         (&preload, "load the pager, which is no static"),
     ] {
@@ -242,15 +173,9 @@ fn without_a_usable_pager_the_program_goes_on_and_the_supervisor_is_told() {
         let mut command = run.specimen(&["grow", "80", "50"]);
         let program = command.stdout(Stdio::piped()).spawn().unwrap();
         let told = run.accept().receive().unwrap();
-        assert!(
-            told.starts_with(r#"{"type":"unpaged","program_pid":"#),
-            "{told}"
-        );
+        assert!(told.starts_with(r#"{"type":"unpaged","program_pid":"#), "{told}");
         assert!(told.contains(step), "{pager}: {told}");
         let output = program.wait_with_output().unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout).unwrap(),
-            "grown 80 right true\n"
-        );
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "grown 80 right true\n");
     }
 }

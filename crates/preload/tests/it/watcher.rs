@@ -13,16 +13,9 @@ fn a_program_sees_no_child_no_thread_no_descriptor_and_no_signal() {
     let Some(run) = Run::new(AMPLE_MIB) else {
         return;
     };
-    let native = std::process::Command::new(specimen())
-        .arg("look")
-        .output()
-        .unwrap()
-        .stdout;
+    let native = std::process::Command::new(specimen()).arg("look").output().unwrap().stdout;
     let native = String::from_utf8(native).unwrap();
-    assert!(
-        native.starts_with("wait -1 Some(10)\ntasks 1\n"),
-        "{native}"
-    );
+    assert!(native.starts_with("wait -1 Some(10)\ntasks 1\n"), "{native}");
     assert_eq!(run.output(&mut run.specimen(&["look"])), native);
 }
 
@@ -44,25 +37,13 @@ fn pipes_reach_their_end_while_a_watcher_lives() {
         return;
     };
     let script = "exec sleep 60 >&- 2>&- <&-";
-    let mut program = run
-        .command("sh")
-        .args(["-c", script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut program =
+        run.command("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     run.await_companions(1);
     let mut output = String::new();
-    program
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut output)
-        .unwrap();
+    program.stdout.take().unwrap().read_to_string(&mut output).unwrap();
     assert_eq!(output, "");
-    assert!(
-        program.try_wait().unwrap().is_none(),
-        "the end of the pipe is not the program's end"
-    );
+    assert!(program.try_wait().unwrap().is_none(), "the end of the pipe is not the program's end");
     run.await_companions(1);
     program.kill().unwrap();
     program.wait().unwrap();
@@ -74,10 +55,7 @@ fn pipelines_of_a_shell_work() {
         return;
     };
     let script = "seq 1 1000 | sort -n | tail -n 1; (echo a; echo b) | wc -l; /bin/true && echo $?";
-    assert_eq!(
-        run.output(run.command("sh").args(["-c", script])),
-        "1000\n2\n0\n"
-    );
+    assert_eq!(run.output(run.command("sh").args(["-c", script])), "1000\n2\n0\n");
     run.await_companions(0);
 }
 
@@ -86,10 +64,7 @@ fn two_hundred_short_children_are_each_waited_for_once() {
     let Some(run) = Run::new(AMPLE_MIB) else {
         return;
     };
-    assert_eq!(
-        run.output(&mut run.specimen(&["forks", "200"])),
-        "forked 200 rest -1\n"
-    );
+    assert_eq!(run.output(&mut run.specimen(&["forks", "200"])), "forked 200 rest -1\n");
     run.await_companions(0);
 }
 
@@ -98,23 +73,14 @@ fn images_that_exec_has_replaced_do_not_pile_up() {
     let Some(run) = Run::new(AMPLE_MIB) else {
         return;
     };
-    let mut program = run
-        .specimen(&["exec-loop", "300"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut program = run.specimen(&["exec-loop", "300"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut most = 0;
     while program.try_wait().unwrap().is_none() {
         most = most.max(run.companions().len());
         reap_companions();
     }
     let mut output = String::new();
-    program
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut output)
-        .unwrap();
+    program.stdout.take().unwrap().read_to_string(&mut output).unwrap();
     assert_eq!(output, format!("done {}\n", 8 << 20));
     eprintln!("watchers at once over 300 execs: {most}");
     assert!(most <= 16, "{most} watchers kept an old image each");
@@ -136,11 +102,7 @@ fn a_stopped_program_keeps_its_watcher_and_goes_on() {
         stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
     };
     await_that("the program to stop", || state(id) == 'T');
-    assert!(
-        run.companions()
-            .iter()
-            .all(|&watcher| state(watcher) != 'T')
-    );
+    assert!(run.companions().iter().all(|&watcher| state(watcher) != 'T'));
     // SAFETY: as above.
     unsafe { libc::kill(id, libc::SIGCONT) };
     await_that("the program to go on", || state(id) == 'S');
@@ -187,10 +149,23 @@ fn the_program_outlives_a_subreaper_below_the_supervisor() {
         return;
     };
     let script = "sleep 0.5; echo alive";
-    assert_eq!(
-        run.output(&mut run.specimen(&["subreaper", "sh", "-c", script])),
-        "alive\n"
-    );
+    assert_eq!(run.output(&mut run.specimen(&["subreaper", "sh", "-c", script])), "alive\n");
+    run.await_companions(0);
+}
+
+#[test]
+fn a_program_goes_on_where_the_supervisor_cannot_be_reached() {
+    let Some(run) = Run::new(AMPLE_MIB) else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root may make namespaces");
+        return;
+    }
+    // The program is the first process of its container, and so the parent of its watcher.
+    let mut container = run.command("unshare");
+    container.args(["--net", "--pid", "--fork", "sh", "-c", "sleep 0.5; echo alive"]);
+    assert_eq!(run.output(&mut container), "alive\n");
     run.await_companions(0);
 }
 
@@ -199,11 +174,7 @@ fn a_malformed_variable_is_one_line_and_no_variable_is_none() {
     let Some(run) = Run::new(AMPLE_MIB) else {
         return;
     };
-    let silent = run
-        .command("true")
-        .env_remove("FARMEM_RUN")
-        .output()
-        .unwrap();
+    let silent = run.command("true").env_remove("FARMEM_RUN").output().unwrap();
     assert!(silent.status.success() && silent.stderr.is_empty());
     for (value, fault) in [
         ("v2:a:1:/p", "begin with v1:"),
@@ -212,16 +183,9 @@ fn a_malformed_variable_is_one_line_and_no_variable_is_none() {
         ("v1:a:1", "no path"),
         ("v1:a:1:p", "does not begin with /"),
     ] {
-        let loud = run
-            .command("true")
-            .env("FARMEM_RUN", value)
-            .output()
-            .unwrap();
+        let loud = run.command("true").env("FARMEM_RUN", value).output().unwrap();
         let stderr = String::from_utf8(loud.stderr).unwrap();
         assert!(loud.status.success(), "{value}");
-        assert!(
-            stderr.lines().count() == 1 && stderr.contains(fault),
-            "{value}: {stderr}"
-        );
+        assert!(stderr.lines().count() == 1 && stderr.contains(fault), "{value}: {stderr}");
     }
 }

@@ -33,29 +33,18 @@ fn a_released_page_is_no_page_of_zeros() {
         let mut client = Client::connect(config(&server.endpoint, 16), 16).unwrap();
         client.grow(4096).unwrap();
         client.store(0, 16, 1).unwrap();
-        let range = PageRange {
-            start: PageIndex::new(4),
-            count: PageCount::new(8),
-        };
+        let range = PageRange { start: PageIndex::new(4), count: PageCount::new(8) };
         client.run(Request::Release(&[range])).unwrap();
         client.fetch(0, 4, 1).unwrap();
         client.fetch(12, 4, 1).unwrap();
         for first in [4, 11, 16] {
             let error = client.fetch(first, 1, 1).unwrap_err();
-            let StoreError::Refused { reason, .. } = &error else {
-                panic!("{error}")
-            };
+            let StoreError::Refused { reason, .. } = &error else { panic!("{error}") };
             assert!(reason.contains("no such page"), "{reason}");
         }
         assert_eq!(server.stat().pages, 8);
         // Fetching by another version than is stored is an error too.
-        assert!(matches!(
-            client.fetch(0, 1, 2),
-            Err(StoreError::Refused { .. })
-        ));
-        assert!(matches!(
-            client.fetch(4096, 1, 1),
-            Err(StoreError::Refused { .. })
-        ));
+        assert!(matches!(client.fetch(0, 1, 2), Err(StoreError::Refused { .. })));
+        assert!(matches!(client.fetch(4096, 1, 1), Err(StoreError::Refused { .. })));
     }
 }

@@ -61,28 +61,18 @@ impl Client {
             return;
         }
         let readiness = self.store.readiness();
-        let nanos = readiness
-            .deadline
-            .map_or(1_000_000_000, |due| due.since(self.now()));
+        let nanos = readiness.deadline.map_or(1_000_000_000, |due| due.since(self.now()));
         let wait = Duration::from_nanos(nanos.min(1_000_000_000));
-        let timeout = Timespec {
-            tv_sec: wait.as_secs() as i64,
-            tv_nsec: wait.subsec_nanos().into(),
-        };
-        let interest = if readiness.wants_write {
-            PollFlags::IN | PollFlags::OUT
-        } else {
-            PollFlags::IN
-        };
+        let timeout =
+            Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+        let interest =
+            if readiness.wants_write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         match readiness.descriptor {
             None => std::thread::sleep(wait),
             Some(raw) => {
                 let fd = self.store.descriptor().expect("the readiness names one");
                 assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&fd), raw);
-                let _ = poll(
-                    &mut [PollFd::from_borrowed_fd(fd, interest)],
-                    Some(&timeout),
-                );
+                let _ = poll(&mut [PollFd::from_borrowed_fd(fd, interest)], Some(&timeout));
             }
         }
     }
@@ -137,12 +127,7 @@ impl Client {
 
     /// Fills frames `0..count` with stamps of pages `first..`.
     pub(crate) fn stamp(&mut self, first: u64, count: u32, version: u64) {
-        for (frame, page) in self
-            .frames
-            .0
-            .iter_mut()
-            .zip(first..first + u64::from(count))
-        {
+        for (frame, page) in self.frames.0.iter_mut().zip(first..first + u64::from(count)) {
             frame.fill((page * 31 + version) as u8);
             frame[..8].copy_from_slice(&page.to_le_bytes());
             frame[8..16].copy_from_slice(&version.to_le_bytes());
@@ -154,11 +139,7 @@ impl Client {
         for (frame, page) in self.frames.0.iter().zip(first..first + u64::from(count)) {
             assert_eq!(frame[..8], page.to_le_bytes());
             assert_eq!(frame[8..16], version.to_le_bytes());
-            assert!(
-                frame[16..]
-                    .iter()
-                    .all(|byte| *byte == (page * 31 + version) as u8)
-            );
+            assert!(frame[16..].iter().all(|byte| *byte == (page * 31 + version) as u8));
         }
     }
 }

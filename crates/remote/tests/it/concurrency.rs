@@ -10,9 +10,7 @@ use crate::server::{BOTH, TestServer};
 
 /// A walk that is the same in every run.
 fn walk(seed: &mut u64) -> u64 {
-    *seed = seed
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *seed >> 33
 }
 
@@ -44,11 +42,7 @@ fn shuffle(client: &mut Client, seed: u64, rounds: u32) {
                     bytes.fill((page * 7 + *version) as u8);
                     bytes[..8].copy_from_slice(&page.to_le_bytes());
                     let (page, version) = (PageIndex::new(*page), Version::new(*version));
-                    stores.push(StorePage {
-                        page,
-                        version,
-                        frame: frame(at),
-                    });
+                    stores.push(StorePage { page, version, frame: frame(at) });
                 }
                 tickets.push((client.submit(Request::Store(&stores)).unwrap(), vec![]));
             } else {
@@ -69,12 +63,7 @@ fn shuffle(client: &mut Client, seed: u64, rounds: u32) {
         }
         for (ticket, fetched) in tickets {
             client.finish(ticket).unwrap();
-            for FetchPage {
-                page,
-                version,
-                frame,
-            } in fetched
-            {
+            for FetchPage { page, version, frame } in fetched {
                 let bytes = &client.frames.0[frame.get() as usize];
                 assert_eq!(bytes[..8], page.get().to_le_bytes());
                 let fill = (page.get() * 7 + version.get()) as u8;
@@ -125,19 +114,11 @@ fn requests_on_one_page_keep_their_order() {
         let frame = FrameId::new(version);
         client.frames.0[version as usize].fill(version as u8);
         let version = Version::new(u64::from(version));
-        let store = [StorePage {
-            page: PageIndex::new(3),
-            version,
-            frame,
-        }];
+        let store = [StorePage { page: PageIndex::new(3), version, frame }];
         client.submit(Request::Store(&store)).unwrap();
         let frame = FrameId::new(100 + frame.get() % 100);
         if version.get() == 100 {
-            let fetch = [FetchPage {
-                page: PageIndex::new(3),
-                version,
-                frame,
-            }];
+            let fetch = [FetchPage { page: PageIndex::new(3), version, frame }];
             last = Some(client.submit(Request::Fetch(&fetch)).unwrap());
         }
     }
@@ -152,11 +133,7 @@ fn a_queue_that_is_full_says_busy_and_recovers() {
     client.grow(16).unwrap();
     client.store(0, 1, 1).unwrap();
     let (page, version) = (PageIndex::new(0), Version::new(1));
-    let fetch = [FetchPage {
-        page,
-        version,
-        frame: FrameId::new(0),
-    }];
+    let fetch = [FetchPage { page, version, frame: FrameId::new(0) }];
     let mut tickets = Vec::new();
     let limit = loop {
         match client.submit(Request::Fetch(&fetch)) {

@@ -21,12 +21,10 @@ fn at(frame: FrameId) -> usize {
 
 /// Runs of frames that lie side by side.
 fn runs(frames: &[FrameId]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-    frames
-        .chunk_by(|one, next| next.get() == one.get() + 1)
-        .map(|run| {
-            let first = at(run[0]);
-            first..first + run.len()
-        })
+    frames.chunk_by(|one, next| next.get() == one.get() + 1).map(|run| {
+        let first = at(run[0]);
+        first..first + run.len()
+    })
 }
 
 impl Frames for PlainFrames {
@@ -43,21 +41,14 @@ impl Frames for PlainFrames {
             let (mut rest, mut passed) = (&mut self.0[..], 0);
             for run in runs(frames) {
                 let (this, after) = rest.split_at_mut(run.end - passed);
-                slices.push(IoSliceMut::new(
-                    this[run.start - passed..].as_flattened_mut(),
-                ));
+                slices.push(IoSliceMut::new(this[run.start - passed..].as_flattened_mut()));
                 (rest, passed) = (after, run.end);
             }
             return;
         }
         let mut all: Vec<_> = self.0.iter_mut().map(Some).collect();
         slices.extend(frames.iter().map(|frame| {
-            IoSliceMut::new(
-                all[at(*frame)]
-                    .take()
-                    .expect("a frame is named once")
-                    .as_mut_slice(),
-            )
+            IoSliceMut::new(all[at(*frame)].take().expect("a frame is named once").as_mut_slice())
         }));
     }
 

@@ -43,10 +43,7 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
         let mut rest = vec![0; header.entry_bytes() + header.payload_bytes()];
         stream.read_exact(&mut rest).unwrap();
         let entries: Vec<_> = PageEntry::decode_all(&rest[..header.entry_bytes()]).collect();
-        let reply = Header {
-            incarnation: Incarnation::new(7),
-            ..header.granted()
-        };
+        let reply = Header { incarnation: Incarnation::new(7), ..header.granted() };
         match header.action {
             Action::Hello => {
                 let hello = HelloReply {
@@ -105,11 +102,7 @@ fn pages(
     let mut message = vec![0; HEADER_BYTES];
     found.iter().for_each(|entry| entry.encode(&mut message));
     let (entries, payload) = (found.len() as u32, content.len() as u32);
-    let reply = Header {
-        entries,
-        payload,
-        ..header.granted()
-    };
+    let reply = Header { entries, payload, ..header.granted() };
     seal(reply, &mut message);
     message.extend(content);
     message
@@ -143,9 +136,7 @@ fn lost(answer: Answer, reason: &str) {
 #[test]
 fn the_right_pages_are_taken() {
     fetch(|header, entries, stream| {
-        stream
-            .write_all(&pages(header, entries, |_, _| ()))
-            .unwrap();
+        stream.write_all(&pages(header, entries, |_, _| ())).unwrap();
     })
     .unwrap();
 }
@@ -182,9 +173,7 @@ fn a_guess_that_is_wrong() {
         if ASKED.fetch_add(1, Ordering::Relaxed) == 0 {
             stream.write_all(&message).unwrap();
         } else {
-            stream
-                .write_all(&pages(header, entries, |_, _| ()))
-                .unwrap();
+            stream.write_all(&pages(header, entries, |_, _| ())).unwrap();
         }
     })
     .unwrap();
@@ -210,12 +199,8 @@ fn another_version() {
             let message = pages(header, entries, |found, _| {
                 // An old page, authentic in itself.
                 found[7].version = Version::new(4);
-                found[7].checksum = page_checksum(
-                    header.region,
-                    found[7].page,
-                    found[7].version,
-                    &[1; PAGE_SIZE],
-                );
+                found[7].checksum =
+                    page_checksum(header.region, found[7].page, found[7].version, &[1; PAGE_SIZE]);
             });
             stream.write_all(&message).unwrap();
         },
@@ -229,12 +214,8 @@ fn another_page() {
         |header, entries, stream| {
             let message = pages(header, entries, |found, _| {
                 found[2].page = PageIndex::new(100);
-                found[2].checksum = page_checksum(
-                    header.region,
-                    found[2].page,
-                    found[2].version,
-                    &[1; PAGE_SIZE],
-                );
+                found[2].checksum =
+                    page_checksum(header.region, found[2].page, found[2].version, &[1; PAGE_SIZE]);
             });
             stream.write_all(&message).unwrap();
         },
@@ -248,12 +229,8 @@ fn two_pages_in_each_others_place() {
         |header, entries, stream| {
             let message = pages(header, entries, |found, content| {
                 content[..PAGE_SIZE].fill(2);
-                found[0].checksum = page_checksum(
-                    header.region,
-                    found[1].page,
-                    found[0].version,
-                    &[2; PAGE_SIZE],
-                );
+                found[0].checksum =
+                    page_checksum(header.region, found[1].page, found[0].version, &[2; PAGE_SIZE]);
             });
             stream.write_all(&message).unwrap();
         },
@@ -290,13 +267,8 @@ fn a_payload_that_never_ends() {
 fn an_answer_to_nothing() {
     lost(
         |header, entries, stream| {
-            let other = Header {
-                request: header.request + (1 << 16),
-                ..*header
-            };
-            stream
-                .write_all(&pages(&other, entries, |_, _| ()))
-                .unwrap();
+            let other = Header { request: header.request + (1 << 16), ..*header };
+            stream.write_all(&pages(&other, entries, |_, _| ())).unwrap();
         },
         "never made",
     );
@@ -349,10 +321,7 @@ fn a_read_waits_for_a_write_that_was_refused_as_busy() {
     static WRITES: AtomicU32 = AtomicU32::new(0);
     fn answer(header: &Header, entries: &[PageEntry], stream: &mut UnixStream) {
         let refuse = |stream: &mut UnixStream, code| {
-            let reply = Header {
-                entries: 1,
-                ..header.refused(code)
-            };
+            let reply = Header { entries: 1, ..header.refused(code) };
             send(stream, reply, |out| entries[0].encode(out));
         };
         let is_write = header.action == Action::Write;
@@ -370,10 +339,7 @@ fn a_read_waits_for_a_write_that_was_refused_as_busy() {
     let mut client = Client::connect(config(&endpoint, 1), 2).unwrap();
     client.frames.0[0].fill(1);
     let stored = client.submit(Request::Store(&store_pages(0, 1, 5))).unwrap();
-    let wanted = FetchPage {
-        frame: FrameId::new(1),
-        ..fetch_pages(0, 1, 5)[0]
-    };
+    let wanted = FetchPage { frame: FrameId::new(1), ..fetch_pages(0, 1, 5)[0] };
     let fetched = client.submit(Request::Fetch(&[wanted])).unwrap();
     client.finish(stored).unwrap();
     client.finish(fetched).unwrap();

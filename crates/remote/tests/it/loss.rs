@@ -21,9 +21,7 @@ fn a_cut_connection_is_made_anew() {
     for round in 0..5 {
         // While nothing is on its way, and while something is.
         proxy.cut();
-        let ticket = client
-            .submit(Request::Store(&store_pages(1000, 512, 1 + round)))
-            .unwrap();
+        let ticket = client.submit(Request::Store(&store_pages(1000, 512, 1 + round))).unwrap();
         if round % 2 == 0 {
             client.advance().unwrap();
             proxy.cut();
@@ -66,17 +64,10 @@ fn a_dead_server_is_reported_within_a_second() {
         server.stop();
         let began = Instant::now();
         let error = client.fetch(0, 16, 1).unwrap_err();
-        assert!(
-            began.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
         let text = error.to_string();
         assert!(matches!(error, StoreError::Lost { .. }), "{text}");
-        assert!(
-            text.contains(&server.endpoint.to_string()) && text.contains("region 1"),
-            "{text}"
-        );
+        assert!(text.contains(&server.endpoint.to_string()) && text.contains("region 1"), "{text}");
         // For good.
         assert_eq!(client.advance().unwrap_err(), error);
         assert_eq!(client.submit(Request::Release(&[])).unwrap_err(), error);
@@ -111,10 +102,7 @@ fn a_server_that_restarted_empty_is_not_taken_for_its_former_self() {
         let again = TestServer::start_at(server.endpoint.clone(), 64, |_| ());
         let error = client.fetch(0, 16, 1).unwrap_err();
         assert!(matches!(error, StoreError::Lost { .. }));
-        assert!(
-            error.to_string().contains("restarted and is empty"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("restarted and is empty"), "{error}");
         assert_eq!(again.stat().sessions, 0);
     }
 }
@@ -148,15 +136,9 @@ fn a_network_that_stays_away_is_given_up_in_time() {
     proxy.refuse(true);
     proxy.cut();
     let began = Instant::now();
-    assert!(matches!(
-        client.fetch(0, 16, 1),
-        Err(StoreError::Lost { .. })
-    ));
+    assert!(matches!(client.fetch(0, 16, 1), Err(StoreError::Lost { .. })));
     let took = began.elapsed();
-    assert!(
-        took >= Duration::from_millis(600) && took < Duration::from_secs(3),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_millis(600) && took < Duration::from_secs(3), "{took:?}");
 }
 
 #[test]
@@ -172,9 +154,7 @@ fn a_silent_connection_is_replaced() {
     client.store(0, 16, 1).unwrap();
     // Half open: the connection stays, and nothing moves.
     proxy.hold(true);
-    let ticket = client
-        .submit(Request::Store(&store_pages(0, 16, 2)))
-        .unwrap();
+    let ticket = client.submit(Request::Store(&store_pages(0, 16, 2))).unwrap();
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(500) {
         client.advance().unwrap();
@@ -194,9 +174,7 @@ fn a_slow_server_is_not_taken_for_dead() {
     client.grow(16).unwrap();
     proxy.hold(true);
     client.polls = true;
-    let ticket = client
-        .submit(Request::Store(&store_pages(0, 16, 1)))
-        .unwrap();
+    let ticket = client.submit(Request::Store(&store_pages(0, 16, 1))).unwrap();
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(400) {
         client.advance().unwrap();
@@ -204,11 +182,7 @@ fn a_slow_server_is_not_taken_for_dead() {
     }
     proxy.hold(false);
     client.finish(ticket).unwrap();
-    assert_eq!(
-        server.stat().connections_accepted,
-        2,
-        "one for the store, one for stat"
-    );
+    assert_eq!(server.stat().connections_accepted, 2, "one for the store, one for stat");
 }
 
 #[test]
@@ -218,9 +192,7 @@ fn a_caller_that_was_stopped_for_long_goes_on() {
     config.timeouts.silence_us = 50_000;
     let mut client = Client::connect(config, 16).unwrap();
     client.grow(16).unwrap();
-    let ticket = client
-        .submit(Request::Store(&store_pages(0, 16, 1)))
-        .unwrap();
+    let ticket = client.submit(Request::Store(&store_pages(0, 16, 1))).unwrap();
     client.advance().unwrap();
     // The reply is there long before it is looked at.
     server.wait_until(|stat| stat.pages == 16);
@@ -232,26 +204,12 @@ fn a_caller_that_was_stopped_for_long_goes_on() {
 #[test]
 fn cap_81_full_servers_and_partial_grants() {
     let server = TestServer::start(Over::Unix, 64, |_| ());
-    let refused = Client::connect(config(&server.endpoint, 65), 16)
-        .err()
-        .unwrap();
+    let refused = Client::connect(config(&server.endpoint, 65), 16).err().unwrap();
     let (asked, free) = (65 << 20, 64 << 20);
-    assert_eq!(
-        refused,
-        StoreError::Full {
-            server: server.endpoint.to_string(),
-            asked,
-            free
-        }
-    );
-    let mut partial = Client::connect(
-        RemoteConfig {
-            accept_partial: true,
-            ..config(&server.endpoint, 65)
-        },
-        16,
-    )
-    .unwrap();
+    assert_eq!(refused, StoreError::Full { server: server.endpoint.to_string(), asked, free });
+    let mut partial =
+        Client::connect(RemoteConfig { accept_partial: true, ..config(&server.endpoint, 65) }, 16)
+            .unwrap();
     assert_eq!(partial.session().granted.get(), free);
     // All that was granted can be had, and not a page more.
     let mut pages = 0;
@@ -260,29 +218,15 @@ fn cap_81_full_servers_and_partial_grants() {
     }
     assert_eq!(pages, 16384);
     let server_name = server.endpoint.to_string();
-    let full = StoreError::Full {
-        server: server_name.clone(),
-        asked: 4096,
-        free: 0,
-    };
+    let full = StoreError::Full { server: server_name.clone(), asked: 4096, free: 0 };
     assert_eq!(partial.grow(1).unwrap_err(), full);
     // That closes nothing.
     partial.store(16383, 1, 1).unwrap();
     partial.store.disconnect().unwrap();
-    let mut dynamic = Client::connect(
-        RemoteConfig {
-            dynamic: true,
-            ..config(&server.endpoint, 1)
-        },
-        16,
-    )
-    .unwrap();
+    let mut dynamic =
+        Client::connect(RemoteConfig { dynamic: true, ..config(&server.endpoint, 1) }, 16).unwrap();
     assert_eq!(dynamic.grow(16000).unwrap().get(), 16000);
-    let full = StoreError::Full {
-        server: server_name,
-        asked: 1000 * 4096,
-        free: 384 * 4096,
-    };
+    let full = StoreError::Full { server: server_name, asked: 1000 * 4096, free: 384 * 4096 };
     assert_eq!(dynamic.grow(1000).unwrap_err(), full);
     assert_eq!(dynamic.grow(384).unwrap().get(), 16384);
 }
@@ -309,9 +253,6 @@ fn a_supervisor_ends_the_session_of_a_program_that_died() {
 fn a_server_that_cannot_be_reached_is_named() {
     let nowhere = Endpoint::Unix("/nonexistent/server".into());
     let error = Client::connect(config(&nowhere, 1), 1).err().unwrap();
-    assert!(
-        error.to_string().contains("unix:/nonexistent/server"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("unix:/nonexistent/server"), "{error}");
     assert!(admin::stat(&nowhere, Duration::from_secs(1)).is_err());
 }

@@ -30,9 +30,7 @@ struct State {
 
 impl Proxy {
     pub(crate) fn start(server: &Endpoint) -> Self {
-        let Endpoint::Tcp(server) = *server else {
-            panic!("the proxy speaks TCP")
-        };
+        let Endpoint::Tcp(server) = *server else { panic!("the proxy speaks TCP") };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
         let state = Arc::new(State::default());
@@ -96,17 +94,12 @@ impl State {
                 thread::sleep(Duration::from_millis(1));
             }
             let limit = self.cut_after.load(Ordering::Relaxed);
-            let room = if limit == 0 {
-                u64::MAX
-            } else {
-                limit.saturating_sub(total)
-            };
+            let room = if limit == 0 { u64::MAX } else { limit.saturating_sub(total) };
             let passed = bytes.min(usize::try_from(room).unwrap_or(usize::MAX));
             total += passed as u64;
             let broken = to.write_all(&buffer[..passed]).is_err();
             if bytes == 0 || broken || passed < bytes {
-                self.cuts
-                    .fetch_add(u64::from(passed < bytes), Ordering::Relaxed);
+                self.cuts.fetch_add(u64::from(passed < bytes), Ordering::Relaxed);
                 break;
             }
         }

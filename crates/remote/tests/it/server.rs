@@ -36,10 +36,7 @@ impl TestServer {
             Over::Tcp => (Endpoint::Tcp("127.0.0.1:0".parse().unwrap()), None),
             Over::Unix => {
                 let directory = tempfile::tempdir().unwrap();
-                (
-                    Endpoint::Unix(directory.path().join("server")),
-                    Some(directory),
-                )
+                (Endpoint::Unix(directory.path().join("server")), Some(directory))
             }
         };
         let mut server = Self::start_at(endpoint, mebibytes, change);
@@ -60,12 +57,7 @@ impl TestServer {
         let endpoint = server.endpoints().next().unwrap().clone();
         let stop = server.stop_handle();
         let thread = std::thread::spawn(move || server.run().unwrap());
-        Self {
-            endpoint,
-            stop,
-            thread: Some(thread),
-            _directory: None,
-        }
+        Self { endpoint, stop, thread: Some(thread), _directory: None }
     }
 
     pub(crate) fn stat(&self) -> ServerStat {
@@ -88,14 +80,7 @@ impl TestServer {
     /// Waits until nothing is left of any client.
     pub(crate) fn wait_until_empty(&self) {
         self.wait_until(|stat| {
-            let ServerStat {
-                reserved_bytes,
-                sessions,
-                connections,
-                pages,
-                slots,
-                ..
-            } = *stat;
+            let ServerStat { reserved_bytes, sessions, connections, pages, slots, .. } = *stat;
             // The one connection asks.
             (reserved_bytes, sessions, connections, pages, slots) == (0, 0, 1, 0, 0)
         });

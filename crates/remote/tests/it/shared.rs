@@ -25,18 +25,10 @@ fn pages_go_there_and_come_back_without_the_server() {
         client.check(first, count, version);
     }
     let stat = server.stat();
-    assert_eq!(
-        (stat.reads, stat.pages_read),
-        (0, 0),
-        "the server was asked for pages"
-    );
+    assert_eq!((stat.reads, stat.pages_read), (0, 0), "the server was asked for pages");
     assert_eq!((stat.pages, stat.pages_written), (1065, 2065));
     // 4 KiB a page would have come over the socket.
-    assert!(
-        stat.bytes_in < 1_500_000,
-        "{} bytes came over the socket",
-        stat.bytes_in
-    );
+    assert!(stat.bytes_in < 1_500_000, "{} bytes came over the socket", stat.bytes_in);
     client.store.disconnect().unwrap();
     server.wait_until_empty();
 }
@@ -45,14 +37,9 @@ fn pages_go_there_and_come_back_without_the_server() {
 fn who_does_not_share_is_served_beside_who_does() {
     let server = start(64);
     let mut shares = Client::connect(config(&server.endpoint, 16), 64).unwrap();
-    let mut asks = Client::connect(
-        RemoteConfig {
-            share_arena: false,
-            ..config(&server.endpoint, 16)
-        },
-        64,
-    )
-    .unwrap();
+    let mut asks =
+        Client::connect(RemoteConfig { share_arena: false, ..config(&server.endpoint, 16) }, 64)
+            .unwrap();
     for client in [&mut shares, &mut asks] {
         client.grow(64).unwrap();
     }
@@ -89,18 +76,9 @@ fn a_released_page_and_an_old_version_are_errors_here_too() {
     client.grow(16).unwrap();
     client.store(0, 16, 1).unwrap();
     client.store(0, 16, 2).unwrap();
-    assert!(matches!(
-        client.fetch(0, 1, 1),
-        Err(StoreError::Refused { .. })
-    ));
-    assert!(matches!(
-        client.fetch(0, 1, 3),
-        Err(StoreError::Refused { .. })
-    ));
-    let range = PageRange {
-        start: PageIndex::new(4),
-        count: PageCount::new(8),
-    };
+    assert!(matches!(client.fetch(0, 1, 1), Err(StoreError::Refused { .. })));
+    assert!(matches!(client.fetch(0, 1, 3), Err(StoreError::Refused { .. })));
+    let range = PageRange { start: PageIndex::new(4), count: PageCount::new(8) };
     client.run(Request::Release(&[range])).unwrap();
     let error = client.fetch(4, 1, 2).unwrap_err();
     assert!(error.to_string().contains("no such page"), "{error}");
@@ -147,11 +125,7 @@ fn a_dead_server_is_reported_though_its_memory_lives_on() {
         }
     };
     assert!(matches!(error, StoreError::Lost { .. }), "{error}");
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[test]

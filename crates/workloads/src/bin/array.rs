@@ -103,19 +103,11 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "the result is this program's output")]
 fn report_on_standard_output(report: &Report) {
-    println!(
-        "{}",
-        serde_json::to_string(report).expect("a report is plain data")
-    );
+    println!("{}", serde_json::to_string(report).expect("a report is plain data"));
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<Report> {
-    let Arguments {
-        mebibytes,
-        seed,
-        case,
-        ..
-    } = *arguments;
+    let Arguments { mebibytes, seed, case, .. } = *arguments;
     ensure!(mebibytes > 0, "--mebibytes must be at least 1");
     let mut words = vec![0u64; mebibytes * (1 << 20) / size_of::<u64>()];
     let content = Content::new(seed);
@@ -127,9 +119,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     let watch = || Stopwatch::start(cpu_file).context("start the clock");
     let timed = time_case(case, seed, &mut words, &watch)?;
     let Timed { accesses, cost, .. } = timed;
-    let bytes = timed
-        .passes
-        .map(|passes| (passes * array_bytes as u64) as f64);
+    let bytes = timed.passes.map(|passes| (passes * array_bytes as u64) as f64);
     Ok(Report {
         case: case.name(),
         array_bytes,
@@ -166,11 +156,7 @@ fn time_case(
             ensure!(threads > 0, "--threads must be at least 1");
             let watch = watch()?;
             let accesses = random(content, words, Duration::from_secs_f64(seconds), threads)?;
-            Timed {
-                accesses,
-                passes: None,
-                cost: watch.stop()?,
-            }
+            Timed { accesses, passes: None, cost: watch.stop()? }
         }
         Case::Sequential { passes } => {
             let expected = content.sum_of_pages(words.len() as u64);
@@ -180,11 +166,7 @@ fn time_case(
             if let Some(found) = sums.into_iter().find(|sum| *sum != expected) {
                 // Names the word; if all are right by now, the sum has to do.
                 check_all(content, words)?;
-                bail!(Mismatch {
-                    index: 0,
-                    expected,
-                    found
-                });
+                bail!(Mismatch { index: 0, expected, found });
             }
             in_passes(passes, cost, words)
         }
@@ -198,14 +180,9 @@ fn time_case(
         Case::Stride { pages, passes } => {
             ensure!(pages > 0, "--pages must be at least 1");
             let watch = watch()?;
-            let accesses: u64 = (0..passes)
-                .map(|_| stride(content, words, pages))
-                .sum::<Result<_, _>>()?;
-            Timed {
-                accesses,
-                passes: None,
-                cost: watch.stop()?,
-            }
+            let accesses: u64 =
+                (0..passes).map(|_| stride(content, words, pages)).sum::<Result<_, _>>()?;
+            Timed { accesses, passes: None, cost: watch.stop()? }
         }
         Case::Fill => {
             let watch = watch()?;
@@ -216,9 +193,7 @@ fn time_case(
 }
 
 fn check_all(content: Content, words: &[u64]) -> Result<(), Mismatch> {
-    (0..)
-        .zip(words)
-        .try_for_each(|(index, word)| content.check(index, *word))
+    (0..).zip(words).try_for_each(|(index, word)| content.check(index, *word))
 }
 
 /// Reads random words on `threads` threads for `duration`; returns how many.
@@ -233,10 +208,7 @@ fn random(
         let readers: Vec<_> = (0..threads)
             .map(|thread| scope.spawn(move || random_reader(content, words, thread, until)))
             .collect();
-        readers
-            .into_iter()
-            .map(|reader| reader.join().expect("a reader does not panic"))
-            .sum()
+        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).sum()
     })
 }
 

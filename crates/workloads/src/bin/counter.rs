@@ -32,15 +32,8 @@ struct Report {
 #[expect(clippy::print_stdout, reason = "the result is this program's output")]
 fn main() -> ExitCode {
     let report = run(&Arguments::parse());
-    println!(
-        "{}",
-        serde_json::to_string(&report).expect("a report is plain data")
-    );
-    if report.lost_increments == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(EXIT_WRONG_BYTE)
-    }
+    println!("{}", serde_json::to_string(&report).expect("a report is plain data"));
+    if report.lost_increments == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_WRONG_BYTE) }
 }
 
 fn run(arguments: &Arguments) -> Report {
@@ -55,14 +48,8 @@ fn run(arguments: &Arguments) -> Report {
         (rounds, pressure.join().expect("no panic"))
     });
     let counters = memory.iter().step_by(PAGE_WORDS);
-    let counted: Vec<u64> = counters
-        .map(|counter| counter.load(Ordering::Relaxed))
-        .collect();
-    for (page, found) in counted
-        .iter()
-        .enumerate()
-        .filter(|(_, found)| **found != rounds)
-    {
+    let counted: Vec<u64> = counters.map(|counter| counter.load(Ordering::Relaxed)).collect();
+    for (page, found) in counted.iter().enumerate().filter(|(_, found)| **found != rounds) {
         eprintln!("counter: wrong byte: page {page}: expected {rounds}, found {found}");
     }
     Report {

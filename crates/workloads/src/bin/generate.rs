@@ -49,10 +49,7 @@ fn lines(content: Content, bytes: u64, output: &mut impl Write) -> io::Result<()
             (0..CHARACTERS_PER_WORD).map(move |place| ALPHABET[(word >> (6 * place) & 63) as usize])
         });
         // All but the last place, which keeps its newline.
-        line.iter_mut()
-            .take(63)
-            .zip(characters)
-            .for_each(|(place, found)| *place = found);
+        line.iter_mut().take(63).zip(characters).for_each(|(place, found)| *place = found);
         output.write_all(&line)?;
     }
     Ok(())
@@ -67,10 +64,7 @@ fn c_file(content: Content, functions: u64, output: &mut impl Write) -> io::Resu
         writeln!(output, "  unsigned s = n;")?;
         writeln!(output, "  for (unsigned i = 0; i < {count}u; i++) {{")?;
         writeln!(output, "    a[i] = a[i] * {factor}u + (s >> {shift});")?;
-        writeln!(
-            output,
-            "    if (a[i] & 1u) s ^= a[i] << {shift}; else s += a[i] / 3u;"
-        )?;
+        writeln!(output, "    if (a[i] & 1u) s ^= a[i] << {shift}; else s += a[i] / 3u;")?;
         writeln!(output, "  }}")?;
         if number > 0 {
             writeln!(output, "  if (s & 8u) s += f{}(a, s);", callee % number)?;

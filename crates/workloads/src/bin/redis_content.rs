@@ -44,11 +44,7 @@ struct WrongValue {
 
 impl std::fmt::Display for WrongValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "wrong byte: {}: the value is {}, which nobody wrote there",
-            self.key, self.found
-        )
+        write!(f, "wrong byte: {}: the value is {}, which nobody wrote there", self.key, self.found)
     }
 }
 
@@ -59,11 +55,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("redis_content: {error:#}");
-            ExitCode::from(if error.is::<WrongValue>() {
-                EXIT_WRONG_BYTE
-            } else {
-                1
-            })
+            ExitCode::from(if error.is::<WrongValue>() { EXIT_WRONG_BYTE } else { 1 })
         }
     }
 }
@@ -105,18 +97,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let plausible = arguments.overwritten && reply.len() == arguments.value_bytes;
             if !plausible || *foreign.get_or_insert_with(|| reply.clone()) != reply {
                 let found = reply[..reply.len().min(40)].escape_ascii().to_string();
-                bail!(WrongValue {
-                    key: name(key),
-                    found
-                });
+                bail!(WrongValue { key: name(key), found });
             }
             overwritten += 1;
         }
     }
-    eprintln!(
-        "redis_content: {} keys right, {overwritten} of them overwritten",
-        arguments.keys
-    );
+    eprintln!("redis_content: {} keys right, {overwritten} of them overwritten", arguments.keys);
     Ok(())
 }
 
@@ -153,13 +139,8 @@ fn read_reply(input: &mut impl BufRead) -> anyhow::Result<Vec<u8>> {
         Some(("+", rest)) => Ok(rest.as_bytes().to_vec()),
         Some(("$", "-1")) => bail!("no such key"),
         Some(("$", length)) => {
-            let length: usize = length
-                .parse()
-                .with_context(|| format!("length {length:?}"))?;
-            ensure!(
-                length <= 512 << 20,
-                "a value of {length} bytes is more than redis allows"
-            );
+            let length: usize = length.parse().with_context(|| format!("length {length:?}"))?;
+            ensure!(length <= 512 << 20, "a value of {length} bytes is more than redis allows");
             let mut value = vec![0; length + 2];
             input.read_exact(&mut value)?;
             value.truncate(length);

@@ -69,11 +69,7 @@ impl Children {
                 _ => break,
             }
         }
-        ensure!(
-            libc::WIFEXITED(status),
-            "a child was killed by signal {}",
-            libc::WTERMSIG(status)
-        );
+        ensure!(libc::WIFEXITED(status), "a child was killed by signal {}", libc::WTERMSIG(status));
         match libc::WEXITSTATUS(status) {
             0 => Ok(()),
             status if status == i32::from(EXIT_WRONG_BYTE) => bail!(ChildSawWrongByte),

@@ -2,10 +2,7 @@
 //! programs do, and check every word that they load. The first wrong one ends the run with
 //! status 3 and says which page, where, expected and found.
 
-#![expect(
-    unsafe_code,
-    reason = "it maps, moves, unmaps and forks memory on purpose"
-)]
+#![expect(unsafe_code, reason = "it maps, moves, unmaps and forks memory on purpose")]
 
 mod children;
 mod plan;
@@ -73,11 +70,7 @@ enum Deed {
 
 impl std::fmt::Display for Deed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(
-            self.to_possible_value()
-                .expect("no deed is hidden")
-                .get_name(),
-        )
+        f.write_str(self.to_possible_value().expect("no deed is hidden").get_name())
     }
 }
 
@@ -122,10 +115,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "the result is this program's output")]
 fn report_on_standard_output(report: &Report) {
-    println!(
-        "{}",
-        serde_json::to_string(report).expect("a report is plain data")
-    );
+    println!("{}", serde_json::to_string(report).expect("a report is plain data"));
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<Report> {
@@ -135,18 +125,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     let threads = usize::from(arguments.threads);
     // Two spans a thread: one that others look at and that stays in its place, one that does not.
     let chunks = arguments.mebibytes / CHUNK_MEBIBYTES / 2 / threads.max(1);
-    ensure!(
-        threads > 0 && chunks > 0,
-        "need a thread, and 2 MiB for each"
-    );
-    ensure!(
-        arguments.threads <= THREADS_MAX,
-        "a stamp has room for {THREADS_MAX} threads"
-    );
-    ensure!(
-        chunks * CHUNK_PAGES < 1 << 24,
-        "a stamp has room for 2^24 pages of a thread"
-    );
+    ensure!(threads > 0 && chunks > 0, "need a thread, and 2 MiB for each");
+    ensure!(arguments.threads <= THREADS_MAX, "a stamp has room for {THREADS_MAX} threads");
+    ensure!(chunks * CHUNK_PAGES < 1 << 24, "a stamp has room for 2^24 pages of a thread");
     let all = arguments.with.contains(&Deed::All);
     let wanted = |deed: &Deed| all || arguments.with.contains(deed);
     if wanted(&Deed::Signals) {
@@ -164,9 +145,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         shared,
         stop: AtomicBool::new(false),
         rounds: arguments.rounds.unwrap_or(u64::MAX),
-        until: arguments
-            .seconds
-            .map(|seconds| started + Duration::from_secs_f64(seconds)),
+        until: arguments.seconds.map(|seconds| started + Duration::from_secs_f64(seconds)),
         seed: arguments.seed,
     };
     let results: Vec<anyhow::Result<Done>> = std::thread::scope(|scope| {
@@ -175,15 +154,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
             .zip(open)
             .map(|(owner, open)| scope.spawn(move || plan.carry_out(owner, open)))
             .collect();
-        stampers
-            .into_iter()
-            .map(|stamper| stamper.join().expect("no panic"))
-            .collect()
+        stampers.into_iter().map(|stamper| stamper.join().expect("no panic")).collect()
     });
     let done = results.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let digest = done
-        .iter()
-        .fold(0u64, |sum, done| sum.rotate_left(1) ^ done.digest);
+    let digest = done.iter().fold(0u64, |sum, done| sum.rotate_left(1) ^ done.digest);
     Ok(Report {
         threads: arguments.threads,
         bytes: chunks * 2 * threads * CHUNK_PAGES * PAGE_BYTES,

@@ -79,11 +79,7 @@ impl Plan {
         stamper.children.reap_all()?;
         stamper.check_everything()?;
         let digest = stamper.own.digest() ^ stamper.open.digest().rotate_left(32);
-        Ok(Done {
-            operations,
-            children_forked: stamper.children_forked,
-            digest,
-        })
+        Ok(Done { operations, children_forked: stamper.children_forked, digest })
     }
 }
 
@@ -104,11 +100,7 @@ impl Stamper {
     fn load_and_store(&mut self) -> anyhow::Result<()> {
         let page = self.dice.below(self.own.pages() as u64) as usize;
         let blank = self.dice.below(PAGE_WORDS as u64) as usize;
-        let span = if self.dice.below(2) == 0 {
-            &mut self.own
-        } else {
-            &mut self.open
-        };
+        let span = if self.dice.below(2) == 0 { &mut self.own } else { &mut self.open };
         span.check(page, blank)?;
         if self.dice.below(2) == 0 {
             span.write(page);
@@ -123,23 +115,13 @@ impl Stamper {
         let page = chunk * CHUNK_PAGES + offset;
         match deed {
             Deed::Mremap => self.own.move_chunk(chunk).context("mremap")?,
-            Deed::Dontneed => self
-                .own
-                .give_back(page, pages)
-                .context("madvise(MADV_DONTNEED)")?,
-            Deed::Free => self
-                .own
-                .free_lazily(page, pages)
-                .context("madvise(MADV_FREE)")?,
+            Deed::Dontneed => self.own.give_back(page, pages).context("madvise(MADV_DONTNEED)")?,
+            Deed::Free => self.own.free_lazily(page, pages).context("madvise(MADV_FREE)")?,
             Deed::Unmap => self.own.replace_chunk(chunk).context("munmap and mmap")?,
             Deed::Protect => {
-                self.own
-                    .allow_writing(chunk, false)
-                    .context("mprotect(PROT_READ)")?;
+                self.own.allow_writing(chunk, false).context("mprotect(PROT_READ)")?;
                 self.own.check(page, offset)?;
-                self.own
-                    .allow_writing(chunk, true)
-                    .context("mprotect(PROT_WRITE)")?;
+                self.own.allow_writing(chunk, true).context("mprotect(PROT_WRITE)")?;
                 self.own.write(page);
             }
             Deed::Fork if self.dice.below(DEEDS_PER_PROCESS) == 0 => {
@@ -166,16 +148,12 @@ impl Stamper {
     /// the kernel clears a word in the thread's memory as it ends, for which the join waits.
     fn look_from_a_thread(&mut self) -> anyhow::Result<()> {
         const PAGES: usize = 16;
-        let pages: Vec<_> = (0..PAGES)
-            .map(|_| self.dice.below(self.own.pages() as u64) as usize)
-            .collect();
+        let pages: Vec<_> =
+            (0..PAGES).map(|_| self.dice.below(self.own.pages() as u64) as usize).collect();
         let own = &self.own;
         std::thread::scope(|scope| {
-            let look = move || {
-                pages
-                    .iter()
-                    .try_for_each(|page| own.check(*page, page % PAGE_WORDS))
-            };
+            let look =
+                move || pages.iter().try_for_each(|page| own.check(*page, page % PAGE_WORDS));
             scope.spawn(look).join().expect("no panic")
         })?;
         Ok(())

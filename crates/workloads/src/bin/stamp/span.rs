@@ -42,13 +42,7 @@ pub(crate) struct WrongWord {
 
 impl std::fmt::Display for WrongWord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            page,
-            word,
-            address,
-            expected,
-            found,
-        } = self;
+        let Self { page, word, address, expected, found } = self;
         write!(
             f,
             "wrong byte: page {page} word {word} at {address:#x}: expected {expected:#018x}, \
@@ -107,13 +101,7 @@ impl Memory {
 
     fn wrong(&self, page: usize, word: usize, expected: u64, found: u64) -> WrongWord {
         let address = self.word(page, word).as_ptr() as usize;
-        WrongWord {
-            page,
-            word,
-            address,
-            expected,
-            found,
-        }
+        WrongWord { page, word, address, expected, found }
     }
 }
 
@@ -136,19 +124,10 @@ pub(crate) struct Span {
 impl Span {
     /// Maps `chunks` chunks for `owner`, all zero.
     pub(crate) fn map(owner: u8, chunks: usize) -> io::Result<Self> {
-        let mapped = (0..chunks)
-            .map(|_| map_chunk())
-            .collect::<io::Result<_>>()?;
-        let memory = Arc::new(Memory {
-            owner: u64::from(owner),
-            chunks: mapped,
-        });
+        let mapped = (0..chunks).map(|_| map_chunk()).collect::<io::Result<_>>()?;
+        let memory = Arc::new(Memory { owner: u64::from(owner), chunks: mapped });
         let expected = vec![Expected::Zero; chunks * CHUNK_PAGES];
-        Ok(Self {
-            memory,
-            expected,
-            clock: 0,
-        })
+        Ok(Self { memory, expected, clock: 0 })
     }
 
     /// For others to look at. What is shared stays where it is: no deed moves or unmaps it.
@@ -228,10 +207,7 @@ impl Span {
     }
 
     fn advise(&self, first: usize, pages: usize, advice: i32) -> io::Result<()> {
-        assert!(
-            first % CHUNK_PAGES + pages <= CHUNK_PAGES,
-            "a run lies in one chunk"
-        );
+        assert!(first % CHUNK_PAGES + pages <= CHUNK_PAGES, "a run lies in one chunk");
         let start = self.memory.word(first, 0).as_ptr().cast();
         // SAFETY: the run lies inside one chunk of this span, and `&mut self` of the callers says
         // that nobody else counts on its content.
@@ -352,17 +328,9 @@ fn map(protection: i32) -> io::Result<*mut c_void> {
 }
 
 fn mapped(address: *mut c_void) -> io::Result<*mut c_void> {
-    if address == libc::MAP_FAILED {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(address)
-    }
+    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address) }
 }
 
 fn done(returned: i32) -> io::Result<()> {
-    if returned == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,0 +1,197 @@
+//! One dangerous thing each, done by a program whose memory is mostly out.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use crate::rig::{LIMIT, Rig, skipped, trap};
+
+/// R1: a child has what the parent had at the fork, whatever either of them writes afterwards.
+#[test]
+fn u3_a_child_has_the_memory_of_the_fork() {
+    trap("fork_snapshots");
+}
+
+/// R1: what a parent had out is still there for its child when the parent has ended.
+#[test]
+fn u3_an_orphan_keeps_what_it_inherited() {
+    left_behind("fork_orphan", "the orphan found everything");
+}
+
+/// R1: a daemon is such a child, and closes its streams.
+#[test]
+fn u3_a_daemon_keeps_what_it_inherited() {
+    left_behind("fork_daemon", "the daemon found everything");
+}
+
+/// The status is that of the parent, so the child says itself how it went.
+fn left_behind(name: &str, verdict: &str) {
+    if let Some(rig) = Rig::new() {
+        let outcome = rig.run(&["--local", LIMIT], &rig.compile(name), &[]);
+        outcome.is_right();
+        assert!(outcome.stdout.contains(verdict), "{outcome:?}");
+    }
+}
+
+/// R1: forks that the kernel refuses midway leave nothing wrong, and those between are right.
+#[test]
+fn u4_refused_forks_harm_nothing() {
+    trap("fork_refused");
+}
+
+/// R6: children that borrow the memory until their exec neither hang nor harm.
+#[test]
+fn u3_spawned_children_run() {
+    trap("children");
+}
+
+/// R1: contents move with mremap.
+#[test]
+fn u5_a_block_that_grows_and_shrinks_keeps_its_content() {
+    trap("grow_and_shrink");
+}
+
+/// R1: dropped pages read as zero, not as what they were on the server.
+#[test]
+fn u6_dropped_pages_read_as_zero() {
+    trap("dontneed");
+}
+
+/// R1: a page that may be dropped and is written instead keeps what was written.
+#[test]
+fn u37_pages_written_after_madv_free_keep_it() {
+    trap("madvise_free");
+}
+
+/// R1: what a disk puts into a page is not lost with the page's former frame.
+#[test]
+fn u12_direct_reads_reach_the_program() {
+    let Some(rig) = Rig::new() else { return };
+    // The temporary folder may be in memory, where there is no O_DIRECT; this one is on a disk.
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = disk.path().join("direct");
+    let file = file.to_str().unwrap();
+    let outcome = rig.run(&["--local", LIMIT], &rig.compile("direct_io"), &[file]);
+    if outcome.status.code() == Some(77) {
+        skipped::<()>("the target folder's file system has no O_DIRECT");
+        return;
+    }
+    outcome.is_right();
+}
+
+/// R1: a page that lies in a pipe is one page with the program's.
+#[test]
+fn u12_spliced_pages_stay_one() {
+    trap("splice");
+}
+
+/// R1: as direct reads, by io_uring into registered buffers, which stay pinned.
+#[test]
+fn u12_reads_into_registered_buffers_reach_the_program() {
+    trap("registered_buffers");
+}
+
+/// R1: another process reads the program's memory through the kernel.
+#[test]
+fn u12_another_process_reads_pages_that_are_out() {
+    trap("read_by_another");
+}
+
+/// R6: a pthread_join ends although the thread's stack was out.
+#[test]
+fn u36_short_threads_are_joined() {
+    trap("short_threads");
+}
+
+/// R6: so it does for threads that slept until everything of theirs was out.
+#[test]
+fn u36_threads_that_slept_wake_and_are_joined() {
+    trap("sleeping_threads");
+}
+
+/// R1: signals that come in while the kernel waits for a page neither kill nor confuse.
+#[test]
+fn u18_a_timer_interrupts_system_calls_on_pages_that_are_out() {
+    trap("timer_signals");
+}
+
+/// R1: the pager is not the program's, so it keeps its privileges.
+#[test]
+fn u30_a_program_changes_its_user() {
+    trap("another_user");
+}
+
+/// R1: nor is it in the program's sandbox.
+#[test]
+fn u30_a_program_enters_a_sandbox() {
+    trap("sandbox");
+}
+
+/// R1: nor under its limits.
+#[test]
+fn u30_a_program_limits_itself() {
+    trap("resource_limits");
+}
+
+/// R1: locked memory stays, the rest comes and goes.
+#[test]
+fn u22_locked_and_populated_memory_keeps_its_content() {
+    trap("locked");
+}
+
+/// R6: the kernel walks over all memory, the pager's own among it, and comes back.
+#[test]
+fn u35_everything_can_be_locked() {
+    trap("lock_everything");
+}
+
+/// R1: moving a page fails where its protection has changed.
+#[test]
+fn u34_protections_change_under_pressure() {
+    trap("protections");
+}
+
+/// R1: half of a huge page may be out.
+#[test]
+fn u21_huge_pages_keep_their_content() {
+    trap("huge_pages");
+}
+
+/// R1: the last descriptor of the userfaultfd is not the program's to close.
+#[test]
+fn u1_a_program_closes_every_descriptor() {
+    trap("close_everything");
+}
+
+/// R6: a robust lock is released though its owner died with memory out.
+#[test]
+fn u24_a_lock_of_a_killed_owner_is_released() {
+    trap("robust_lock");
+}
+
+/// R1: an image that replaces another starts with memory of its own.
+#[test]
+fn u38_images_replace_each_other() {
+    trap("exec_loop");
+}
+
+/// R6: a program that dumps its core ends, by its own signal.
+#[test]
+fn u23_a_dumping_program_ends() {
+    if let Some(rig) = Rig::new() {
+        let outcome = rig.run(&["--local", LIMIT], &rig.compile("abort"), &[]);
+        assert_eq!(outcome.status.signal(), Some(6), "{outcome:?}");
+        outcome.has_paged();
+    }
+}
+
+/// R1: a debugger stops the program, reads memory that is out, and lets it go on.
+#[test]
+fn u30_a_debugger_reads_pages_that_are_out() {
+    let Some(rig) = Rig::new() else { return };
+    if Command::new("gdb").arg("--version").output().is_err() {
+        skipped::<()>("no gdb: apt-get install gdb");
+        return;
+    }
+    let outcome = rig.run(&["--local", LIMIT], &rig.compile("debugged"), &[]);
+    outcome.is_right();
+}
