@@ -34,9 +34,6 @@ const DAMAGED_TRIES_MAX: u32 = 1;
 /// the protocol is not asked for ever.
 const FRUITLESS_LINKS_MAX: u32 = 3;
 
-/// Rounds without anything asked for in which the connection is not listened to.
-const UNHEARD_MAX: u32 = 16;
-
 /// Keeps the pages of one region on one memory server.
 #[derive(Debug)]
 pub struct RemoteStore {
@@ -111,7 +108,6 @@ impl RemoteStore {
             operations: Operations::default(),
             arena: arena.map(SharedArena::new),
             fruitless: 0,
-            unheard: 0,
             base: None,
         };
         if store.arena.is_some() {
@@ -229,19 +225,11 @@ impl RemoteStore {
         };
         link.look_again();
         link.send(&mut self.messages, self.arena.as_mut(), self.session.region, frames, now)?;
-        // With nothing asked for there is nothing to hear but the end of the connection; pages that
-        // come from the shared arena should not pay a system call each for that.
-        self.unheard += 1;
-        let listen = self.messages.in_use() > 0 || self.unheard >= UNHEARD_MAX;
-        while listen
-            && let State::Up(link) = &mut self.state
+        while let State::Up(link) = &mut self.state
             && let Some(arrived) = link.receive(&self.messages, frames, now)?
         {
             self.fruitless = 0;
             self.handle(arrived, now, frames, done)?;
-        }
-        if listen {
-            self.unheard = 0;
         }
         let State::Up(link) = &mut self.state else {
             return Ok(());
