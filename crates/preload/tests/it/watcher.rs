@@ -162,9 +162,10 @@ fn a_program_goes_on_where_the_supervisor_cannot_be_reached() {
         eprintln!("skipped: only root may make namespaces");
         return;
     }
-    // The program is the first process of its container, and so the parent of its watcher.
+    // The shell is the first process of its container, and so the parent of its child's watcher.
+    let script = "sh -c 'sleep 0.5; echo alive'; true";
     let mut container = run.command("unshare");
-    container.args(["--net", "--pid", "--fork", "sh", "-c", "sleep 0.5; echo alive"]);
+    container.args(["--net", "--pid", "--fork", "sh", "-c", script]);
     assert_eq!(run.output(&mut container), "alive\n");
     run.await_companions(0);
 }
