@@ -536,8 +536,11 @@ impl Engine {
                     result = Err(Refusal::page(RefusalCode::OldVersion, there));
                 }
                 Standing::New => {
-                    let slot = session.assigned.remove(&entry.slot);
-                    let slot = slot.ok_or_else(|| Refusal::page(RefusalCode::NoSlot, entry))?;
+                    let Some(slot) = session.assigned.remove(&entry.slot) else {
+                        // Named before for another page.
+                        result = Err(Refusal::page(RefusalCode::NoSlot, entry));
+                        continue;
+                    };
                     let (version, checksum) = (entry.version, entry.checksum);
                     slots.extend(table.put(entry.page, Portion { slot, version, checksum }));
                     used += 1;

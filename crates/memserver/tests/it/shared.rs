@@ -102,6 +102,7 @@ fn only_slots_of_the_session_can_be_committed() {
     assert_eq!(commit(&mut client, &twice), Err(RefusalCode::NoSlot));
     assert_eq!(client.read(&[(1, 0)]), Err(RefusalCode::NoPage));
     assert_eq!(other.read(&[(0, 1)]).unwrap(), [9]);
+    assert_eq!(server.stat().pages, 2, "what was stored before the refusal is counted");
     let mut joined = client.attach(&server, AttachMode::Join, 0).unwrap();
     assert_eq!(assign(&mut joined, 1), Err(RefusalCode::Unsupported), "it was given no file");
 }
