@@ -10,6 +10,10 @@ use crate::streams::Plan;
 
 /// Pages of growth that the pager did not cause after which the map is read again: 1 MiB.
 const UNEXPLAINED_PAGES_MAX: usize = 256;
+/// Mappings of less than 64 KiB are left alone: all of them together are little memory and much
+/// work, and areas that a forked child finds wiped (MADV_WIPEONFORK, which tells random number
+/// generators that they were copied) are among them. What of those is out the child would inherit.
+const MAPPING_PAGES_MIN: usize = 16;
 /// The map is read at most this often: reading costs about 1 us a mapping.
 const SCAN_PERIOD_MICROS: u64 = 1_000;
 
@@ -52,7 +56,7 @@ impl Engine {
         let adopted = &self.adopted;
         io.memory
             .mappings(&mut |Mapping { range, kind }| {
-                if kind == MappingKind::PrivateAnonymous {
+                if kind == MappingKind::PrivateAnonymous && range.pages() >= MAPPING_PAGES_MIN {
                     found.extend(adopted.gaps(range));
                 }
             })

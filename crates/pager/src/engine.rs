@@ -163,6 +163,8 @@ pub struct Engine {
     pub(crate) hand: usize,
     /// Nothing is moved out before: too many pages were busy.
     pub(crate) evict_after: Nanos,
+    /// How long the last such pause was, in microseconds; 0: the last step moved pages.
+    pub(crate) busy_pause_us: u64,
     pub(crate) threads: Threads,
     pub(crate) fetches: HashMap<u64, Fetch>,
     pub(crate) arrived: VecDeque<Fetch>,
@@ -216,6 +218,7 @@ impl Engine {
             budget: Budget::new(config.limit_bytes),
             hand: 0,
             evict_after: Nanos::new(0),
+            busy_pause_us: 0,
             threads: Threads::default(),
             fetches: HashMap::new(),
             arrived: VecDeque::new(),
@@ -329,6 +332,11 @@ impl Engine {
         thread: u32,
     ) -> Result<(), Fatal> {
         self.counts.faults += 1;
+        // A thread that is signalled while it waits in the kernel faults again and again.
+        let waits = |f: &Fault| (f.space, f.address, f.thread) == (space, address, thread);
+        if self.deferred.iter().any(waits) {
+            return Ok(());
+        }
         if space == SpaceId::OWN && self.adopted.find(address).is_none() {
             // mremap has made a registered mapping larger.
             self.adoption.unknown = true;
@@ -460,7 +468,7 @@ impl Engine {
         }
         self.zero_end = fault.address + progress.bytes;
         self.counts.zero_pages += pages as u64;
-        if written {
+        if written && fault.space == SpaceId::OWN {
             self.budget.allocated(pages);
         }
         let quarantined = fault.space == SpaceId::OWN && self.quarantine.overlaps(range);

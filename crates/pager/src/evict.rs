@@ -14,9 +14,10 @@ use crate::table::{Entry, Fingerprint, Place};
 /// Windows with pages that one step looks at before it gives up.
 const WINDOWS_PER_STEP: usize = 64;
 /// Pages found pinned or shared after which a step gives up.
-const BUSY_PAGES_MAX: u64 = WINDOW_FRAMES as u64;
-/// How long nothing is moved out after that.
-const BUSY_PAUSE_MICROS: u64 = 5_000;
+const BUSY_PAGES_MAX: u64 = 64;
+/// How long nothing is moved out after that: longer each time, as long as nothing else is found.
+const BUSY_PAUSE_MIN_US: u64 = 2_000;
+const BUSY_PAUSE_MAX_US: u64 = 250_000;
 /// Adopted ranges without pages that one step passes over before it gives up.
 const RANGES_PER_STEP: usize = 1024;
 /// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.
@@ -69,7 +70,9 @@ impl Engine {
         for _ in 0..WINDOWS_PER_STEP {
             if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
                 // Shared with a forked child, most likely: asking again at once changes nothing.
-                self.evict_after = (io.clock)().plus_micros(BUSY_PAUSE_MICROS);
+                self.busy_pause_us =
+                    (self.busy_pause_us * 2).clamp(BUSY_PAUSE_MIN_US, BUSY_PAUSE_MAX_US);
+                self.evict_after = (io.clock)().plus_micros(self.busy_pause_us);
                 return Ok(Evicted::NothingMovable);
             }
             let Some(source) = self.next_source(io) else {
@@ -77,7 +80,10 @@ impl Engine {
             };
             match self.evict_window(io, source, true)? {
                 0 => {}
-                pages => return Ok(Evicted::Pages(pages)),
+                pages => {
+                    self.busy_pause_us = 0;
+                    return Ok(Evicted::Pages(pages));
+                }
             }
         }
         Ok(Evicted::NotNow)

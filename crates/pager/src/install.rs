@@ -100,7 +100,9 @@ impl Engine {
             self.frames.pool(page.frame);
             self.installed(fetch.space, *page);
         }
-        self.budget.allocated(copied);
+        if fetch.space == SpaceId::OWN {
+            self.budget.allocated(copied);
+        }
         if copied > 0 {
             return Installed::Some(copied);
         }

@@ -1,1 +1,194 @@
-//! Nothing yet.
+//! Each part of a run is killed while most of the program's memory is out. The program stops, with
+//! a reason that a person can act on, and never sees a wrong byte.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::rig::{LIMIT, Rig, Running, ends_within, pid_of};
+use crate::servers::Server;
+
+/// What a part's death takes to be noticed, told, and acted on.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The processes of a run that has paged.
+struct Cast<'a> {
+    running: Running<'a>,
+    supervisor: Pid,
+    program: Pid,
+    pager: Pid,
+}
+
+impl<'a> Cast<'a> {
+    /// Starts a program, and waits until it has used all its memory.
+    fn new(rig: &'a Rig, options: &[&str], way: &str) -> Self {
+        let options = [&["--local", LIMIT], options].concat();
+        let program = rig.compile("endless");
+        let mut running = rig.start(&options, &program, &[way]);
+        running.says("filled");
+        let supervisor = pid_of(&running.child);
+        let program = child_named(supervisor, "endless");
+        // What it filled is not here: so it is out.
+        let here = resident_kib(program);
+        assert!(here < 96 << 10, "{here} KiB of 128 MiB are here");
+        Self { pager: child_named(supervisor, "farmem-pagerd"), running, supervisor, program }
+    }
+
+    /// The farmem that `farmem run` starts for itself.
+    fn private_server(&self) -> Pid {
+        child_named(self.supervisor, "farmem")
+    }
+}
+
+/// The only child of that name.
+#[track_caller]
+fn child_named(parent: Pid, name: &str) -> Pid {
+    let parent = parent.as_raw_pid();
+    let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    let named = |pid: &&str| {
+        let found = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        found.trim_end() == name
+    };
+    let found: Vec<&str> = list.split_ascii_whitespace().filter(named).collect();
+    assert_eq!(found.len(), 1, "children named {name} among {list}");
+    Pid::from_raw(found[0].parse().unwrap()).unwrap()
+}
+
+fn resident_kib(pid: Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.unwrap().split_ascii_whitespace().next().unwrap();
+    number.parse().unwrap()
+}
+
+#[track_caller]
+fn kill(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).unwrap();
+}
+
+/// R1, R6: nobody can bring the pages back.
+#[test]
+fn a_killed_private_server_stops_the_program() {
+    let Some(rig) = Rig::new() else { return };
+    let mut cast = Cast::new(&rig, &[], "busy");
+    kill(cast.private_server(), Signal::KILL);
+    let outcome = cast.running.end(SECOND);
+    outcome.was_stopped(&["lost", "server", "endless"]);
+    outcome.has_paged();
+}
+
+/// R1, R6: the same over TCP, where the name of the server is told.
+#[test]
+fn a_killed_server_stops_the_program() {
+    let Some(rig) = Rig::new() else { return };
+    let mut server = Server::start(&rig, "1GiB");
+    let address = server.address.clone();
+    let mut cast = Cast::new(&rig, &["--server", &address], "busy");
+    server.kill();
+    let outcome = cast.running.end(SECOND);
+    outcome.was_stopped(&["lost memory server", &address, "region"]);
+    outcome.has_paged();
+}
+
+/// R6: also when the program touches nothing that is out, so that nobody asks the server.
+#[test]
+fn a_killed_server_stops_an_idle_program() {
+    let Some(rig) = Rig::new() else { return };
+    let mut server = Server::start(&rig, "1GiB");
+    let address = server.address.clone();
+    let mut cast = Cast::new(&rig, &["--server", &address], "idle");
+    server.kill();
+    let outcome = cast.running.end(SECOND);
+    outcome.was_stopped(&["lost memory server", &address, "region"]);
+    outcome.has_paged();
+}
+
+/// R6: a server that is stopped for a while is waited for, and the program goes on.
+#[test]
+fn a_stopped_server_is_waited_for() {
+    let Some(rig) = Rig::new() else { return };
+    let server = Server::start(&rig, "1GiB");
+    let mut cast = Cast::new(&rig, &["--server", &server.address], "busy");
+    kill(pid_of(&server.child), Signal::STOP);
+    let ended = ends_within(cast.program, 2 * SECOND);
+    kill(pid_of(&server.child), Signal::CONT);
+    assert!(!ended && !ends_within(cast.program, SECOND));
+    kill(cast.supervisor, Signal::TERM);
+    let outcome = cast.running.end(5 * SECOND);
+    assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
+    outcome.has_paged();
+}
+
+/// R1 (u1): the descriptor whose last close would turn faults into zeros lives in two processes.
+#[test]
+fn u1_a_killed_pager_stops_the_program() {
+    let Some(rig) = Rig::new() else { return };
+    let mut cast = Cast::new(&rig, &[], "busy");
+    kill(cast.pager, Signal::KILL);
+    cast.running.end(SECOND).was_stopped(&["lost the pager of endless"]);
+}
+
+/// R6: nothing of a run outlives its supervisor.
+#[test]
+fn a_killed_supervisor_takes_all_with_it() {
+    let Some(rig) = Rig::new() else { return };
+    let mut cast = Cast::new(&rig, &[], "busy");
+    let server = cast.private_server();
+    kill(cast.supervisor, Signal::KILL);
+    for (name, pid) in
+        [("the program", cast.program), ("its pager", cast.pager), ("the private server", server)]
+    {
+        assert!(ends_within(pid, SECOND), "{name} lives");
+    }
+    assert!(!cast.running.end(SECOND).stderr.contains("wrong"));
+}
+
+/// R6: what a killed program had on a server is free again within a second.
+#[test]
+fn a_killed_program_leaves_nothing_on_the_server() {
+    let Some(rig) = Rig::new() else { return };
+    let server = Server::start(&rig, "1GiB");
+    let mut cast = Cast::new(&rig, &["--server", &server.address], "busy");
+    let before = server.show();
+    assert_eq!(before["sessions"], 1);
+    assert!(before["used_bytes"].as_u64() > Some(64 << 20), "{before}");
+    kill(cast.program, Signal::KILL);
+    // farmem dies of the same signal, and only after it has ended the session.
+    let outcome = cast.running.end(SECOND);
+    assert!(outcome.status.code().is_none(), "{outcome:?}");
+    outcome.has_paged();
+    let after = server.show();
+    for name in ["sessions", "used_bytes", "reserved_bytes", "orphaned_sessions"] {
+        assert_eq!(after[name], 0, "{name} in {after}");
+    }
+}
+
+/// R6: whoever ends a run ends also what the program left running.
+#[test]
+fn a_terminated_run_leaves_nobody_behind() {
+    let Some(rig) = Rig::new() else { return };
+    let program = rig.compile("endless");
+    let mut running = rig.start(&["--local", LIMIT], &program, &["child"]);
+    running.says("filled");
+    let supervisor = pid_of(&running.child);
+    let orphan = child_named(supervisor, "endless");
+    kill(supervisor, Signal::TERM);
+    assert!(ends_within(orphan, SECOND), "the orphan lives");
+    running.end(SECOND).is_right();
+}
+
+/// R1, R6 (u30): a program that was stopped for a while goes on as if nothing had been.
+#[test]
+fn u30_a_stopped_program_goes_on() {
+    let Some(rig) = Rig::new() else { return };
+    let mut cast = Cast::new(&rig, &[], "busy");
+    kill(cast.program, Signal::STOP);
+    assert!(!ends_within(cast.pager, SECOND));
+    kill(cast.program, Signal::CONT);
+    assert!(!ends_within(cast.program, SECOND));
+    kill(cast.supervisor, Signal::INT);
+    let outcome = cast.running.end(5 * SECOND);
+    assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
+    outcome.has_paged();
+}
