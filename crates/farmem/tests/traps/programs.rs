@@ -1,7 +1,6 @@
 //! One dangerous thing each, done by a program whose memory is mostly out.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
 
 use crate::rig::{LIMIT, Rig, skipped, trap};
 
@@ -168,12 +167,6 @@ fn u24_a_lock_of_a_killed_owner_is_released() {
     trap("robust_lock");
 }
 
-/// R1: an image that replaces another starts with memory of its own.
-#[test]
-fn u38_images_replace_each_other() {
-    trap("exec_loop");
-}
-
 /// R6: a program that dumps its core ends, by its own signal.
 #[test]
 fn u23_a_dumping_program_ends() {
@@ -182,16 +175,4 @@ fn u23_a_dumping_program_ends() {
         assert_eq!(outcome.status.signal(), Some(6), "{outcome:?}");
         outcome.has_paged();
     }
-}
-
-/// R1: a debugger stops the program, reads memory that is out, and lets it go on.
-#[test]
-fn u30_a_debugger_reads_pages_that_are_out() {
-    let Some(rig) = Rig::new() else { return };
-    if Command::new("gdb").arg("--version").output().is_err() {
-        skipped::<()>("no gdb: apt-get install gdb");
-        return;
-    }
-    let outcome = rig.run(&["--local", LIMIT], &rig.compile("debugged"), &[]);
-    outcome.is_right();
 }
