@@ -244,14 +244,20 @@ impl Engine {
         Ok(moved)
     }
 
-    /// Takes a window without pages. A few pooled frames in each window would leave none: they are
-    /// given up then.
-    fn take_empty_window(&mut self, io: &mut Io<'_>) -> Option<WindowId> {
+    /// Takes a window without pages. A few pooled frames or a marker in each window would leave none:
+    /// they are given up then.
+    pub(crate) fn take_empty_window(&mut self, io: &mut Io<'_>) -> Option<WindowId> {
         loop {
             if let Some(window) = self.frames.take_empty() {
                 return Some(window);
             }
-            let (first, count) = self.frames.take_run_to_discard(WINDOW_FRAMES)?;
+            let Some((first, count)) = self.frames.take_run_to_discard(WINDOW_FRAMES) else {
+                // Markers hold a frame of a window each.
+                if self.give_up_oldest_marker() {
+                    continue;
+                }
+                return None;
+            };
             let freed = count - self.discard(io, first, count);
             self.budget.freed(freed);
             if freed == 0 {

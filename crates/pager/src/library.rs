@@ -87,7 +87,7 @@ impl Engine {
     /// Whether a window is empty; the oldest ones are emptied if none is.
     fn has_window(&mut self, io: &mut Io<'_>) -> bool {
         loop {
-            if let Some(window) = self.frames.take_empty() {
+            if let Some(window) = self.take_empty_window(io) {
                 self.frames.put_back(window);
                 return true;
             }
