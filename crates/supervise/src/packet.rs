@@ -72,14 +72,21 @@ pub(crate) fn receive<M: DeserializeOwned>(
 ) -> io::Result<Arrival<M>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            socket.as_fd(),
-            &mut [IoSliceMut::new(buffer)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    });
+    let mut next = || {
+        rustix::io::retry_on_intr(|| {
+            rustix::net::recvmsg(
+                socket.as_fd(),
+                &mut [IoSliceMut::new(buffer)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })
+    };
+    let received = match next() {
+        // The peer closed without reading everything: told once, and before the peer's last words.
+        Err(rustix::io::Errno::CONNRESET) => next(),
+        other => other,
+    };
     let received = match received {
         Ok(received) => received,
         Err(rustix::io::Errno::AGAIN) => return Ok(Arrival::Nothing),
@@ -145,6 +152,18 @@ mod tests {
         assert!(descriptors.is_empty());
         assert!(matches!(receive_pager(&b).unwrap(), Arrival::Nothing));
         drop(a);
+        assert!(matches!(receive_pager(&b).unwrap(), Arrival::Closed));
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+        let (a, b) = pair();
+        send(&b, &PagerMessage::Armed, &[]).unwrap();
+        send(&a, &PagerMessage::Bye, &[]).unwrap();
+        drop(a);
+        let Arrival::Message(PagerMessage::Bye, _) = receive_pager(&b).unwrap() else {
+            panic!("not what was sent");
+        };
         assert!(matches!(receive_pager(&b).unwrap(), Arrival::Closed));
     }
 
