@@ -12,6 +12,11 @@ use crate::engine::{Config, Engine, Fatal, Io};
 use crate::library::{Flush, Flushed};
 use crate::memory::{OwnMemory, SpaceId};
 
+/// How long an answer is looked out for before the pager sleeps: about twice the round trip to a
+/// server on this machine or on a fast network.
+const LOOK_OUT_NANOS: u64 = 25_000;
+/// Looking out in vain costs four successes; after this many it is done only now and then.
+const PATIENCE_MAX: u32 = 32;
 /// Forked children are asked this often whether they still live.
 const CHILD_CHECK_MICROS: u64 = 100_000;
 /// Retries of what had to wait come at least this often.
@@ -53,6 +58,8 @@ pub struct Pager<S> {
     events: Vec<Event>,
     completions: Vec<Completion>,
     next_child_check: Nanos,
+    /// How often looking out for an answer has paid lately.
+    patience: u32,
 }
 
 /// The monotonic clock, from an arbitrary zero.
@@ -75,6 +82,7 @@ impl<S: PageStore> Pager<S> {
             events: Vec::with_capacity(64),
             completions: Vec::with_capacity(64),
             next_child_check: Nanos::new(0),
+            patience: PATIENCE_MAX,
         }
     }
 
@@ -182,6 +190,9 @@ impl<S: PageStore> Pager<S> {
             // What was moved out is sent while the next window is chosen.
             self.take_completions()?;
         }
+        if self.engine.is_awaited() {
+            self.look_out()?;
+        }
         let now = clock();
         if now >= self.next_child_check {
             self.next_child_check = now.plus_micros(CHILD_CHECK_MICROS);
@@ -189,6 +200,26 @@ impl<S: PageStore> Pager<S> {
             self.memory.rest();
         }
         Ok(self.wait(now, busy))
+    }
+
+    /// Looks for the answer that a thread waits for, for a short while, rather than sleep: to be
+    /// woken costs more than a near server takes. Gives up early on servers that take longer.
+    fn look_out(&mut self) -> Result<(), Fatal> {
+        if self.patience == 0 {
+            // Now and then it is worth another try: the network may have become faster.
+            self.patience = 1;
+            return Ok(());
+        }
+        let start = clock();
+        while self.engine.is_awaited() {
+            if clock().since(start) > LOOK_OUT_NANOS {
+                self.patience = self.patience.saturating_sub(4);
+                return Ok(());
+            }
+            self.take_completions()?;
+        }
+        self.patience = (self.patience + 1).min(PATIENCE_MAX);
+        Ok(())
     }
 
     fn wait(&self, now: Nanos, busy: bool) -> Wait {

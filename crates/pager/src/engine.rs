@@ -275,6 +275,12 @@ impl Engine {
             || self.changes.are_waiting()
     }
 
+    /// Whether a thread waits for pages that the store is asked for.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.fetches.values().any(|fetch| fetch.fault_at.is_some())
+    }
+
     /// Whether requests to the store are under way.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
