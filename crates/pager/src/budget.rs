@@ -108,7 +108,7 @@ impl Budget {
     }
 
     /// Takes a reading. Growth that the pager did not cause is added up, see
-    /// [`Budget::take_unexplained`].
+    /// [`Budget::unexplained`].
     pub(crate) fn measure(&mut self, now: Nanos, residents: Residents) {
         self.unexplained += residents.anonymous.saturating_sub(self.estimate);
         self.estimate = residents.anonymous;
@@ -125,7 +125,7 @@ impl Budget {
         self.measured
     }
 
-    /// Growth since the last call that the pager did not cause: new mappings.
+    /// Growth that the pager did not cause, since it was last reset: new mappings.
     pub(crate) const fn unexplained(&self) -> usize {
         self.unexplained
     }

@@ -84,6 +84,7 @@ impl Engine {
     /// A mapping is gone.
     ///
     /// # Errors
+    /// [`Fatal`].
     pub fn on_unmap(
         &mut self,
         io: &mut Io<'_>,
@@ -118,6 +119,7 @@ impl Engine {
     /// mremap has moved a mapping.
     ///
     /// # Errors
+    /// [`Fatal`].
     pub fn on_remap(
         &mut self,
         io: &mut Io<'_>,
