@@ -48,24 +48,14 @@ pub(crate) fn build(options: &BuildOptions) -> anyhow::Result<()> {
 /// Builds the three files.
 pub(crate) fn shipped(release: bool) -> anyhow::Result<Built> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
-    cargo(
-        ["build", "-p", "farmem", "-p", "farmem-preload"]
-            .iter()
-            .chain(profile),
-    )?;
+    cargo(["build", "-p", "farmem", "-p", "farmem-preload"].iter().chain(profile))?;
     // The pager is a process made by clone(CLONE_VM) that must run before, and apart from, any
     // dynamic loader: it is linked statically.
     let pagerd = ["rustc", "-p", "farmem-pagerd"].iter().chain(profile);
     cargo(pagerd.chain(&["--", "-C", "target-feature=+crt-static"]))?;
-    let built = Built {
-        folder: target_folder().join(if release { "release" } else { "debug" }),
-    };
+    let built = Built { folder: target_folder().join(if release { "release" } else { "debug" }) };
     for name in SHIPPED {
-        ensure!(
-            built.path(name).is_file(),
-            "the build made no {}",
-            built.path(name).display()
-        );
+        ensure!(built.path(name).is_file(), "the build made no {}", built.path(name).display());
     }
     ensure_static(&built.path("farmem-pagerd"))?;
     Ok(built)
@@ -81,9 +71,7 @@ pub(crate) fn with_workloads() -> anyhow::Result<Built> {
 /// Builds only the programs.
 pub(crate) fn workloads() -> anyhow::Result<Built> {
     cargo(&["build", "--release", "-p", "farmem-workloads"])?;
-    Ok(Built {
-        folder: target_folder().join("release"),
-    })
+    Ok(Built { folder: target_folder().join("release") })
 }
 
 pub(crate) fn install(options: &InstallOptions) -> anyhow::Result<()> {
@@ -105,11 +93,7 @@ pub(crate) fn install(options: &InstallOptions) -> anyhow::Result<()> {
     std::os::unix::fs::symlink("../lib/farmem/farmem", &fresh)
         .and_then(|()| fs::rename(&fresh, &link))
         .with_context(|| format!("install {}", link.display()))?;
-    eprintln!(
-        "installed {} -> {}",
-        link.display(),
-        folder.join("farmem").display()
-    );
+    eprintln!("installed {} -> {}", link.display(), folder.join("farmem").display());
     Ok(())
 }
 
@@ -117,18 +101,14 @@ pub(crate) fn install(options: &InstallOptions) -> anyhow::Result<()> {
 pub(crate) fn cargo<'a>(arguments: impl IntoIterator<Item = &'a &'a str>) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace()).args(arguments);
-    let status = command
-        .status()
-        .with_context(|| format!("run {command:?}"))?;
+    let status = command.status().with_context(|| format!("run {command:?}"))?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())
 }
 
 /// The folder of the workspace.
 pub(crate) fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
 }
 
 fn target_folder() -> PathBuf {
@@ -155,11 +135,7 @@ fn ensure_static(file: &Path) -> anyhow::Result<()> {
     };
     let interpreted =
         (0..count).any(|index| number(first + index * length, 4) == Some(PT_INTERP as usize));
-    ensure!(
-        !interpreted,
-        "{} must be static, but asks for a dynamic loader",
-        file.display()
-    );
+    ensure!(!interpreted, "{} must be static, but asks for a dynamic loader", file.display());
     Ok(())
 }
 

@@ -21,11 +21,7 @@ struct Count {
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            passed,
-            failed,
-            skipped,
-        } = self;
+        let Self { passed, failed, skipped } = self;
         write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
@@ -92,9 +88,7 @@ pub(crate) fn ci() -> anyhow::Result<()> {
 
 fn documentation() -> anyhow::Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(workspace())
-        .args(["doc", "--workspace", "--no-deps"]);
+    command.current_dir(workspace()).args(["doc", "--workspace", "--no-deps"]);
     command.env("RUSTDOCFLAGS", "-D warnings");
     let status = command.status().context("run cargo doc")?;
     ensure!(status.success(), "cargo doc failed: {status}");
@@ -104,17 +98,8 @@ fn documentation() -> anyhow::Result<()> {
 /// Runs all tests, shows what they print, and counts.
 fn tests() -> anyhow::Result<Count> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let arguments = [
-        "test",
-        "--workspace",
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ];
-    command
-        .current_dir(workspace())
-        .args(arguments)
-        .stdout(Stdio::piped());
+    let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
+    command.current_dir(workspace()).args(arguments).stdout(Stdio::piped());
     let mut child = command.spawn().context("run cargo test")?;
     let output = child.stdout.take().context("output of cargo test")?;
     let mut count = Count::default();
@@ -175,14 +160,7 @@ mod tests {
         ];
         let mut count = Count::default();
         lines.iter().for_each(|line| count_line(line, &mut count));
-        assert_eq!(
-            count,
-            Count {
-                passed: 5,
-                failed: 3,
-                skipped: 2
-            }
-        );
+        assert_eq!(count, Count { passed: 5, failed: 3, skipped: 2 });
         assert_eq!(count.to_string(), "5 passed, 3 failed, 2 skipped");
     }
 }

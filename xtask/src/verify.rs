@@ -51,11 +51,7 @@ enum Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(
-            self.to_possible_value()
-                .expect("no program is hidden")
-                .get_name(),
-        )
+        f.pad(self.to_possible_value().expect("no program is hidden").get_name())
     }
 }
 
@@ -84,17 +80,9 @@ pub(crate) struct Tally {
 }
 
 pub(crate) fn verify(options: &VerifyOptions) -> anyhow::Result<()> {
-    ensure!(
-        options.variant.is_farmem(),
-        "--variant must be a way of running farmem"
-    );
+    ensure!(options.variant.is_farmem(), "--variant must be a way of running farmem");
     let tally = compare(options)?;
-    ensure!(
-        tally.wrong == 0,
-        "{} of {} runs failed",
-        tally.wrong,
-        tally.wrong + tally.same
-    );
+    ensure!(tally.wrong == 0, "{} of {} runs failed", tally.wrong, tally.wrong + tally.same);
     Ok(())
 }
 
@@ -125,10 +113,7 @@ fn compare(options: &VerifyOptions) -> anyhow::Result<Tally> {
         let trial = prepare(*name, options.quick, &stage)?;
         let native = trial.show(&stage, Variant::Native, u64::MAX);
         let native = native.with_context(|| format!("{name}, native"))?;
-        for share in SHARES
-            .into_iter()
-            .filter(|share| options.share.is_none_or(|s| s == *share))
-        {
+        for share in SHARES.into_iter().filter(|share| options.share.is_none_or(|s| s == *share)) {
             let limit = (native.peak_anonymous_bytes * share / 100).max(LIMIT_MIN_BYTES);
             let judged = trial
                 .show(&stage, options.variant, limit)
@@ -162,10 +147,7 @@ fn judge(native: &Shown, shown: Shown, share: u64) -> anyhow::Result<Shown> {
         native.result,
         shown.result
     );
-    ensure!(
-        share == 100 || shown.evicted_pages > 0,
-        "nothing was evicted: proves nothing"
-    );
+    ensure!(share == 100 || shown.evicted_pages > 0, "nothing was evicted: proves nothing");
     Ok(shown)
 }
 
@@ -189,10 +171,7 @@ impl Trial {
         let result = match self {
             Self::Field(_, field) => {
                 let report = outcome.report()?;
-                report
-                    .get(field)
-                    .with_context(|| format!("no {field} in {report}"))?
-                    .to_string()
+                report.get(field).with_context(|| format!("no {field} in {report}"))?.to_string()
             }
             Self::Output(_) | Self::Redis(_) => digest(&outcome.output)?,
         };
@@ -231,29 +210,18 @@ fn prepare(name: Name, quick: bool, stage: &Stage) -> anyhow::Result<Trial> {
         }
         Name::Gcc => {
             let source = stage.scratch("large.c");
-            stage.generate(
-                &source,
-                &["c", &format!("--functions={}", size(2000, 6000))],
-            )?;
+            stage.generate(&source, &["c", &format!("--functions={}", size(2000, 6000))])?;
             let gcc = ["gcc", "-O1", "-S", &source.display().to_string(), "-o", "-"];
             Trial::Output(program("cc1", &gcc))
         }
         Name::Redis => {
             let bytes = size(128, 512) << 20;
-            Trial::Redis(Redis {
-                keys: Redis::keys_of(bytes),
-                requests: size(20_000, 200_000),
-            })
+            Trial::Redis(Redis { keys: Redis::keys_of(bytes), requests: size(20_000, 200_000) })
         }
         Name::Stamp => {
             let rounds = size(300_000, 3_000_000).to_string();
-            let stamp = [
-                &stage.built("stamp"),
-                "--mebibytes=256",
-                "--with=all",
-                "--rounds",
-                &rounds,
-            ];
+            let stamp =
+                [&stage.built("stamp"), "--mebibytes=256", "--with=all", "--rounds", &rounds];
             Trial::Field(program("stamp", &stamp), "digest")
         }
         Name::Counter => {

@@ -25,8 +25,14 @@ pub struct Counts {
     pub clean_drops: u64,
     /// Pages that could not be moved (pinned, or shared with a forked child).
     pub busy_pages: u64,
-    /// Events: remove, remap, unmap, fork.
+    /// Changes of mappings that the kernel reported, of all kinds.
     pub events: u64,
+    /// Of these: contents dropped by madvise.
+    pub removes: u64,
+    /// Of these: moves by mremap.
+    pub remaps: u64,
+    /// Of these: mappings gone.
+    pub unmaps: u64,
     /// Forks seen.
     pub forks: u64,
     /// Pages on the servers now and at most.

@@ -69,6 +69,7 @@ impl Engine {
     /// The program's contents of a range are about to be dropped: they read as zero from now on.
     pub fn on_remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
         self.counts.events += 1;
+        self.counts.removes += 1;
         if space != SpaceId::OWN || self.in_turn(Change::Remove(range)).is_some() {
             self.remove(io, space, range);
         }
@@ -92,6 +93,7 @@ impl Engine {
         range: AddressRange,
     ) -> Result<(), Fatal> {
         self.counts.events += 1;
+        self.counts.unmaps += 1;
         if space != SpaceId::OWN || self.in_turn(Change::Unmap(range)).is_some() {
             self.unmap(io, space, range)?;
         }
@@ -128,6 +130,7 @@ impl Engine {
         to: usize,
     ) -> Result<(), Fatal> {
         self.counts.events += 1;
+        self.counts.remaps += 1;
         let to = AddressRange::pages_from(to, from.pages());
         if space != SpaceId::OWN || self.in_turn(Change::Remap { from, to }).is_some() {
             self.remap(io, space, from, to)?;

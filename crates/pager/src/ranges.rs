@@ -114,9 +114,9 @@ mod tests {
             let range = AddressRange::pages_from(start << 12, len);
             let add = (number / 1000).is_multiple_of(2);
             if add {
-                set.insert(range)
+                set.insert(range);
             } else {
-                set.remove(range)
+                set.remove(range);
             }
             model[start..start + len].fill(add);
             for (page, &inside) in model.iter().enumerate() {

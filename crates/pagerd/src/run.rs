@@ -332,6 +332,9 @@ fn publish_counts(stats: &StatsWriter<'_>, counts: &Counts) {
         (Counter::ZeroFilledPages, counts.zero_pages),
         (Counter::CleanDroppedPages, counts.clean_drops),
         (Counter::BusyPages, counts.busy_pages),
+        (Counter::RemoveEvents, counts.removes),
+        (Counter::RemapEvents, counts.remaps),
+        (Counter::UnmapEvents, counts.unmaps),
         (Counter::ForkEvents, counts.forks),
         (Counter::UnpageableSharedBytes, counts.shared_pages * PAGE),
     ] {

@@ -1,5 +1,7 @@
 //! Replays or searches seeds: `farmem-sim --seed 7 --steps 20000`, `farmem-sim --seeds 1000`.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use farmem_sim::{Plant, Setup, run};
 

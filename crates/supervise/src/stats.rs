@@ -75,8 +75,6 @@ fields! {
         VictimPages = "victim_pages",
         /// Faults that the pager answered.
         Faults = "faults",
-        /// Faults on a page that another fault had already brought in.
-        DuplicateFaults = "duplicate_faults",
         /// Pages that came from the server.
         FetchedPages = "fetched_pages",
         /// Pages fetched before anybody asked for them.
@@ -95,12 +93,8 @@ fields! {
         ZeroFilledPages = "zero_filled_pages",
         /// Evicted pages that the server already held, and were not sent again.
         CleanDroppedPages = "clean_dropped_pages",
-        /// Pages put back because a thread wanted them before they were sent.
-        ReinstalledPages = "reinstalled_pages",
         /// Pages that could not be moved: pinned by the kernel, or shared since a fork.
         BusyPages = "busy_pages",
-        /// Writes that were sent again after a broken connection or a busy server.
-        WriteRetries = "write_retries",
         /// Remove events (madvise).
         RemoveEvents = "remove_events",
         /// Remap events (mremap).
@@ -113,18 +107,8 @@ fields! {
         Connections = "connections",
         /// Sessions opened on the server.
         Sessions = "sessions",
-        /// Locked memory, which stays.
-        UnpageableLockedBytes = "unpageable_locked_bytes",
-        /// Shared memory.
+        /// Files, code and shared memory.
         UnpageableSharedBytes = "unpageable_shared_bytes",
-        /// Files and code.
-        UnpageableFileBytes = "unpageable_file_bytes",
-        /// Stacks and thread control blocks.
-        UnpageableStackBytes = "unpageable_stack_bytes",
-        /// Memory that the program's own protection or advice keeps from being moved.
-        UnpageableProtectedBytes = "unpageable_protected_bytes",
-        /// Memory that userfaultfd cannot register, for any other reason.
-        UnpageableOtherBytes = "unpageable_other_bytes",
     }
 }
 
@@ -133,8 +117,6 @@ fields! {
     Histogram {
         /// From the fault to the thread's going on, as far as the pager sees it.
         Fault = "fault",
-        /// From the fault's being queued to the pager's reading it.
-        WakeUp = "fault_wake_up",
         /// On the wire and in queues: the request's round trip without the server's share.
         Network = "fault_network",
         /// In the server, as it reports.

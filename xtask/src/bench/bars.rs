@@ -41,15 +41,7 @@ struct Bar {
 
 impl Bar {
     const fn new(what: What, variant: Variant, against: Against, side: Side, target: f64) -> Self {
-        Self {
-            what,
-            variant,
-            quantity: Quantity::Value,
-            against,
-            side,
-            target,
-            aim: None,
-        }
+        Self { what, variant, quantity: Quantity::Value, against, side, target, aim: None }
     }
 
     const fn of(mut self, quantity: Quantity) -> Self {
@@ -81,12 +73,7 @@ impl Bar {
     }
 
     fn text(&self) -> String {
-        let Self {
-            what,
-            variant,
-            quantity,
-            ..
-        } = self;
+        let Self { what, variant, quantity, .. } = self;
         let name = what.name();
         match (quantity, self.against) {
             (Quantity::Cpu, Against::Way(other)) => {
@@ -135,13 +122,7 @@ fn bars() -> Vec<Bar> {
             bars.push(Bar::new(what, way, Way(Zram), AtLeast, redis).aim(1.0));
             bars.push(Bar::new(what, way, Way(SwapFile), AtLeast, 3.0));
         }
-        let arrays = [
-            What::Random,
-            What::Random2,
-            What::Sequential,
-            What::Write,
-            What::Stride5,
-        ];
+        let arrays = [What::Random, What::Random2, What::Sequential, What::Write, What::Stride5];
         let resident = Quantity::ResidentAboveLimit;
         bars.extend(arrays.map(|what| Bar::new(what, way, Nothing, AtMost, 32.0).of(resident)));
         let anonymous = Quantity::AnonymousAboveLimit;
@@ -168,11 +149,7 @@ pub(crate) struct Verdict {
 /// Holds all figures against all bars; bars of cases that were not run are left out.
 pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
     let run = figures.whats();
-    bars()
-        .iter()
-        .filter(|bar| run.contains(&bar.what))
-        .map(|bar| verdict(bar, figures))
-        .collect()
+    bars().iter().filter(|bar| run.contains(&bar.what)).map(|bar| verdict(bar, figures)).collect()
 }
 
 fn verdict(bar: &Bar, figures: &Figures) -> Verdict {
@@ -205,9 +182,7 @@ impl fmt::Display for Verdict {
             Some(false) => "MISSED",
             None => "-     ",
         };
-        let Self {
-            text, side, target, ..
-        } = self;
+        let Self { text, side, target, .. } = self;
         write!(f, "{word} {text}: ")?;
         match (self.figure, &self.why_not_measured) {
             (Some(figure), _) => write!(f, "{figure:.3}")?,

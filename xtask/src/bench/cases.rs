@@ -79,10 +79,7 @@ impl What {
 
     /// Whether more is better.
     pub(crate) const fn is_throughput(self) -> bool {
-        matches!(
-            self,
-            Self::Sequential | Self::Write | Self::RedisGet | Self::RedisSet
-        )
+        matches!(self, Self::Sequential | Self::Write | Self::RedisGet | Self::RedisSet)
     }
 }
 
@@ -185,19 +182,11 @@ impl Case {
         let passes = |passes: u32| vec!["--passes".to_owned(), passes.to_string()];
         let random = |threads: u32| {
             let seconds = scale.random_seconds;
-            vec![
-                format!("--seconds={seconds}"),
-                format!("--threads={threads}"),
-            ]
+            vec![format!("--seconds={seconds}"), format!("--threads={threads}")]
         };
         let (mebibytes, limit, pattern, options) = match self {
             // The limit is twice the array: nothing is to happen below three quarters of it.
-            Self::Fits => (
-                array / 2,
-                array << 20,
-                "sequential",
-                passes(scale.fits_passes),
-            ),
+            Self::Fits => (array / 2, array << 20, "sequential", passes(scale.fits_passes)),
             Self::Random => (array, array << 18, "random", random(1)),
             Self::Random2 => (array, array << 18, "random", random(2)),
             Self::Sequential => (array, array << 18, "sequential", passes(2)),
@@ -208,25 +197,12 @@ impl Case {
             Self::Sort => return prepare_sort(stage, scale),
         };
         let size = format!("--mebibytes={mebibytes}");
-        let command = [
-            &stage.built("array"),
-            &size,
-            "--group-cpu-file={cpu_file}",
-            pattern,
-        ];
+        let command = [&stage.built("array"), &size, "--group-cpu-file={cpu_file}", pattern];
         let command = command.map(str::to_owned).into_iter().chain(options);
         let program = Program::new("array", command);
-        let reading = if self == Self::Fits {
-            Reading::Wall
-        } else {
-            Reading::Array
-        };
+        let reading = if self == Self::Fits { Reading::Wall } else { Reading::Array };
         let kind = Kind::Program { program, reading };
-        Ok(Prepared {
-            case: self,
-            limit_bytes: limit,
-            kind,
-        })
+        Ok(Prepared { case: self, limit_bytes: limit, kind })
     }
 }
 
@@ -284,10 +260,7 @@ impl Prepared {
                 (scan, outcome.cpu_seconds * 1e6)
             }
             Reading::WallIfSorted { expected } => {
-                ensure!(
-                    digest(&outcome.output)? == *expected,
-                    "WRONG BYTE in the sorted lines"
-                );
+                ensure!(digest(&outcome.output)? == *expected, "WRONG BYTE in the sorted lines");
                 (outcome.wall_seconds, outcome.cpu_seconds * 1e6)
             }
         };
@@ -304,9 +277,7 @@ impl Prepared {
 
 /// How many pages were paged out, by what `farmem run --stats` wrote.
 pub(crate) fn evicted_pages(stats: Option<&serde_json::Value>) -> u64 {
-    stats
-        .and_then(|stats| stats["evicted_pages"].as_u64())
-        .unwrap_or(0)
+    stats.and_then(|stats| stats["evicted_pages"].as_u64()).unwrap_or(0)
 }
 
 /// What the array program printed: the figure, and processor time in us for one access.
@@ -324,69 +295,37 @@ fn array_figure(what: What, outcome: &Outcome) -> anyhow::Result<(f64, f64)> {
 
 /// Runs natively and says how much a quarter of its anonymous memory is, at least 16 MiB.
 fn quarter_of_native(stage: &Stage, program: &Program) -> anyhow::Result<(u64, Outcome)> {
-    let outcome = stage
-        .run(Variant::Native, u64::MAX, program)
-        .context("native run")?;
+    let outcome = stage.run(Variant::Native, u64::MAX, program).context("native run")?;
     Ok(((outcome.peak.anonymous_bytes / 4).max(16 << 20), outcome))
 }
 
 fn prepare_dict(stage: &Stage, scale: &Scale) -> anyhow::Result<Prepared> {
     let script = build::workspace().join("crates/workloads/programs/dict.py");
     let entries = scale.dict_entries.to_string();
-    let command = [
-        "/usr/bin/python3",
-        &script.display().to_string(),
-        &entries,
-        "3",
-        "0",
-    ];
+    let command = ["/usr/bin/python3", &script.display().to_string(), &entries, "3", "0"];
     let program = Program::new("python3", command.map(str::to_owned));
     let (limit_bytes, _) = quarter_of_native(stage, &program)?;
-    let kind = Kind::Program {
-        program,
-        reading: Reading::Scan,
-    };
-    Ok(Prepared {
-        case: Case::Pydict,
-        limit_bytes,
-        kind,
-    })
+    let kind = Kind::Program { program, reading: Reading::Scan };
+    Ok(Prepared { case: Case::Pydict, limit_bytes, kind })
 }
 
 fn prepare_sort(stage: &Stage, scale: &Scale) -> anyhow::Result<Prepared> {
     let input = stage.scratch("lines");
-    stage.generate(
-        &input,
-        &["lines", &format!("--mebibytes={}", scale.sort_mebibytes)],
-    )?;
+    stage.generate(&input, &["lines", &format!("--mebibytes={}", scale.sort_mebibytes)])?;
     let buffer = format!("--buffer-size={}M", scale.sort_mebibytes * 2);
     let command = ["env", "LC_ALL=C", "sort", "--parallel=2", &buffer].map(str::to_owned);
     let mut program = Program::new("sort", command).reading(&input);
     program.patience = Duration::from_secs(1200);
     let (limit_bytes, native) = quarter_of_native(stage, &program)?;
     let expected = digest(&native.output)?;
-    let kind = Kind::Program {
-        program,
-        reading: Reading::WallIfSorted { expected },
-    };
-    Ok(Prepared {
-        case: Case::Sort,
-        limit_bytes,
-        kind,
-    })
+    let kind = Kind::Program { program, reading: Reading::WallIfSorted { expected } };
+    Ok(Prepared { case: Case::Sort, limit_bytes, kind })
 }
 
 fn prepare_redis(scale: &Scale) -> anyhow::Result<Prepared> {
     let limit_bytes = scale.redis_limit_mebibytes << 20;
-    let redis = Redis {
-        keys: Redis::keys_of(4 * limit_bytes),
-        requests: scale.redis_requests,
-    };
-    Ok(Prepared {
-        case: Case::Redis,
-        limit_bytes,
-        kind: Kind::Redis(redis),
-    })
+    let redis = Redis { keys: Redis::keys_of(4 * limit_bytes), requests: scale.redis_requests };
+    Ok(Prepared { case: Case::Redis, limit_bytes, kind: Kind::Redis(redis) })
 }
 
 /// A redis-server and what is done to it.
@@ -411,19 +350,8 @@ impl Redis {
         variant: Variant,
         limit_bytes: u64,
     ) -> anyhow::Result<Vec<Run>> {
-        let port = TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port()
-            .to_string();
-        let command = [
-            "redis-server",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--port",
-            &port,
-        ];
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+        let command = ["redis-server", "--save", "", "--appendonly", "no", "--port", &port];
         let program = Program::new("redis-server", command.map(str::to_owned));
         let mut running = stage.start(variant, limit_bytes, &program)?;
         self.await_answer(&mut running, &port)?;
@@ -436,18 +364,11 @@ impl Redis {
             let before = running.cpu_seconds()?;
             let requests_per_second = self.benchmark(test, &port)?;
             let cpu_seconds = running.cpu_seconds()? - before;
-            rates.push((
-                what,
-                requests_per_second,
-                cpu_seconds * 1e6 / self.requests as f64,
-            ));
+            rates.push((what, requests_per_second, cpu_seconds * 1e6 / self.requests as f64));
         }
         self.content(stage, &port, &["--overwritten", "verify"])?;
         let shutdown = ["-p", &port, "shutdown", "nosave"];
-        Command::new("redis-cli")
-            .args(shutdown)
-            .output()
-            .context("run redis-cli")?;
+        Command::new("redis-cli").args(shutdown).output().context("run redis-cli")?;
         let outcome = running.finish()?;
         let run = |(what, rate, cpu_us)| Run {
             what,
@@ -464,14 +385,8 @@ impl Redis {
         const PATIENCE: Duration = Duration::from_secs(20);
         let started = Instant::now();
         loop {
-            let ping = Command::new("redis-cli")
-                .args(["-p", port, "ping"])
-                .output();
-            if ping
-                .context("run redis-cli (package redis-tools)")?
-                .stdout
-                .starts_with(b"PONG")
-            {
+            let ping = Command::new("redis-cli").args(["-p", port, "ping"]).output();
+            if ping.context("run redis-cli (package redis-tools)")?.stdout.starts_with(b"PONG") {
                 return Ok(());
             }
             running.ensure_running()?;
@@ -497,12 +412,7 @@ impl Redis {
     fn benchmark(&self, test: &str, port: &str) -> anyhow::Result<f64> {
         let output = Command::new("redis-benchmark")
             .args(["-p", port, "-t", test, "-c", "16", "--csv"])
-            .args([
-                "-n",
-                &self.requests.to_string(),
-                "-r",
-                &self.keys.to_string(),
-            ])
+            .args(["-n", &self.requests.to_string(), "-r", &self.keys.to_string()])
             .args(["-d", &Self::VALUE_BYTES.to_string()])
             .stdin(Stdio::null())
             .output()

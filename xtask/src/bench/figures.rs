@@ -79,24 +79,18 @@ impl Figures {
         match quantity {
             Quantity::Value => median(runs.iter().filter_map(|run| run.value).collect()),
             Quantity::Cpu => median(runs.iter().filter_map(|run| run.cpu_us_per_unit).collect()),
-            Quantity::ResidentAboveLimit => largest(
-                runs.iter()
-                    .map(|run| above(run, run.peak.resident_bytes))
-                    .collect(),
-            ),
-            Quantity::AnonymousAboveLimit => largest(
-                runs.iter()
-                    .map(|run| above(run, run.peak.anonymous_bytes))
-                    .collect(),
-            ),
+            Quantity::ResidentAboveLimit => {
+                largest(runs.iter().map(|run| above(run, run.peak.resident_bytes)).collect())
+            }
+            Quantity::AnonymousAboveLimit => {
+                largest(runs.iter().map(|run| above(run, run.peak.anonymous_bytes)).collect())
+            }
         }
     }
 
     fn stat(&self, what: What, variant: Variant, name: &str) -> Option<f64> {
         let runs = self.runs.get(&(what, variant))?;
-        let stats = runs
-            .iter()
-            .filter_map(|run| run.stats.as_ref()?.get(name)?.as_f64());
+        let stats = runs.iter().filter_map(|run| run.stats.as_ref()?.get(name)?.as_f64());
         median(stats.collect())
     }
 
@@ -112,10 +106,7 @@ impl Figures {
             }
         }
         if let Some(stream) = self.stream() {
-            let _ = writeln!(
-                table,
-                "one plain TCP stream over loopback: {stream:.2} GB/s"
-            );
+            let _ = writeln!(table, "one plain TCP stream over loopback: {stream:.2} GB/s");
         }
         for (variant, reason) in &self.skipped {
             let _ = writeln!(table, "{variant}: skipped: {reason}");
@@ -135,12 +126,7 @@ impl Figures {
         let least = values().reduce(f64::min).unwrap_or(value);
         let most = values().reduce(f64::max).unwrap_or(value);
         let cpu = self.of(what, variant, Quantity::Cpu).unwrap_or(0.0);
-        let peak = runs
-            .iter()
-            .map(|run| run.peak.resident_bytes)
-            .max()
-            .unwrap_or(0)
-            >> 20;
+        let peak = runs.iter().map(|run| run.peak.resident_bytes).max().unwrap_or(0) >> 20;
         let _ = writeln!(
             table,
             "{:15} {variant:12} {value:10.3}   ({least:.3} .. {most:.3})  {:12} {cpu:10.2}  {peak:8}",
@@ -151,9 +137,8 @@ impl Figures {
 
     /// How long faults took under farmem and where the time went: medians over the runs.
     pub(crate) fn latencies(&self) -> String {
-        const PARTS: [(&str, &str); 5] = [
+        const PARTS: [(&str, &str); 4] = [
             ("fault", "whole"),
-            ("fault_wake_up", "wake-up"),
             ("fault_network", "network"),
             ("fault_server", "server"),
             ("fault_install", "install"),

@@ -68,28 +68,12 @@ fn paging(options: &PagingOptions) -> anyhow::Result<()> {
                 || options.variants.contains(variant)
         })
         .collect();
-    let cases = if options.cases.is_empty() {
-        Case::ALL.to_vec()
-    } else {
-        options.cases.clone()
-    };
+    let cases = if options.cases.is_empty() { Case::ALL.to_vec() } else { options.cases.clone() };
     let farmem = variants.iter().any(|variant| variant.is_farmem());
-    let built = if farmem {
-        build::with_workloads()?
-    } else {
-        build::workloads()?
-    };
+    let built = if farmem { build::with_workloads()? } else { build::workloads()? };
     let stage = Stage::prepare(built, &options.scratch, &variants)?;
-    let scale = if options.quick {
-        Scale::QUICK
-    } else {
-        Scale::FULL
-    };
-    let rounds = if options.quick {
-        1
-    } else {
-        options.runs.max(1)
-    };
+    let scale = if options.quick { Scale::QUICK } else { Scale::FULL };
+    let rounds = if options.quick { 1 } else { options.runs.max(1) };
 
     let mut figures = Figures::default();
     for variant in &variants {
@@ -112,15 +96,8 @@ fn paging(options: &PagingOptions) -> anyhow::Result<()> {
         fs::write(file, plot::draw(&figures))
             .with_context(|| format!("write {}", file.display()))?;
     }
-    let missed = verdicts
-        .iter()
-        .filter(|verdict| verdict.met == Some(false))
-        .count();
-    ensure!(
-        missed == 0,
-        "{missed} of {} bars were missed",
-        verdicts.len()
-    );
+    let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
+    ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
     Ok(())
 }
 

@@ -14,28 +14,18 @@ const TOP: f64 = 56.0;
 
 /// Draws an SVG. Bars are on a logarithmic scale from a tenth of zram's speed to a hundred times.
 pub(crate) fn draw(figures: &Figures) -> String {
-    let ways = [
-        Variant::Unix,
-        Variant::Tcp,
-        Variant::Zram,
-        Variant::SwapFile,
-    ];
+    let ways = [Variant::Unix, Variant::Tcp, Variant::Zram, Variant::SwapFile];
     let mut bars = String::new();
     let mut y = TOP;
     for what in figures.whats() {
-        let speeds: Vec<_> = ways
-            .iter()
-            .filter_map(|way| Some((*way, speed(figures, what, *way)?)))
-            .collect();
+        let speeds: Vec<_> =
+            ways.iter().filter_map(|way| Some((*way, speed(figures, what, *way)?))).collect();
         if speeds.is_empty() {
             continue;
         }
         let middle = y + BAR * speeds.len() as f64 / 2.0 + 4.0;
-        let _ = writeln!(
-            bars,
-            r#"<text x="8" y="{middle:.1}" class="name">{}</text>"#,
-            what.name()
-        );
+        let _ =
+            writeln!(bars, r#"<text x="8" y="{middle:.1}" class="name">{}</text>"#, what.name());
         for (way, speed) in speeds {
             let (x, colour) = (place(speed), colour(way));
             let (height, baseline) = (BAR - 2.0, y + BAR - 5.0);
@@ -67,11 +57,7 @@ pub(crate) fn draw(figures: &Figures) -> String {
 fn speed(figures: &Figures, what: What, way: Variant) -> Option<f64> {
     let value = figures.of(what, way, Quantity::Value)?;
     let zram = figures.of(what, Variant::Zram, Quantity::Value)?;
-    Some(if what.is_throughput() {
-        value / zram
-    } else {
-        zram / value
-    })
+    Some(if what.is_throughput() { value / zram } else { zram / value })
 }
 
 fn place(speed: f64) -> f64 {

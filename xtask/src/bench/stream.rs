@@ -28,9 +28,6 @@ pub(crate) fn gigabytes_per_second() -> anyhow::Result<f64> {
             bytes => received += bytes,
         }
     }
-    sending
-        .join()
-        .expect("the sender does not panic")
-        .context("send")?;
+    sending.join().expect("the sender does not panic").context("send")?;
     Ok(received as f64 / 1e9 / started.elapsed().as_secs_f64())
 }

@@ -41,10 +41,7 @@ impl Group {
         let name = format!("farmem-xtask-{}-{number}", std::process::id());
         let folder = Path::new(hierarchy).join(name);
         fs::create_dir(&folder).with_context(|| {
-            format!(
-                "create the control group {} (needs root and version 1)",
-                folder.display()
-            )
+            format!("create the control group {} (needs root and version 1)", folder.display())
         })?;
         Ok(Self { folder })
     }
@@ -99,10 +96,6 @@ pub(crate) fn command_inside(groups: &[&Group], program: &[String]) -> anyhow::R
         script += &format!("echo $$ > '{}/cgroup.procs' && ", group.folder.display());
     }
     let mut command = Command::new("sh");
-    command
-        .arg("-c")
-        .arg(script + "exec \"$@\"")
-        .arg("sh")
-        .args(program);
+    command.arg("-c").arg(script + "exec \"$@\"").arg("sh").args(program);
     Ok(command)
 }

@@ -25,10 +25,7 @@ impl SwapPlace {
         let number = fs::read_to_string(&hot_add)
             .with_context(|| format!("read {} (needs root and zram)", hot_add.display()))?;
         let number: u32 = number.trim().parse().context("number of the zram device")?;
-        let place = Self::Zram {
-            number,
-            device: format!("/dev/zram{number}").into(),
-        };
+        let place = Self::Zram { number, device: format!("/dev/zram{number}").into() };
         let size = format!("/sys/block/zram{number}/disksize");
         fs::write(&size, bytes.to_string()).with_context(|| format!("write {size}"))?;
         succeed(Command::new("mkswap").arg(place.path()))?;
@@ -48,10 +45,7 @@ impl SwapPlace {
         )?;
         succeed(Command::new("chmod").arg("600").arg(place.path()))?;
         succeed(Command::new("mkswap").arg(place.path()))?;
-        place
-            .switch_on()
-            .map(drop)
-            .context("try whether it can be swapped to")?;
+        place.switch_on().map(drop).context("try whether it can be swapped to")?;
         Ok(place)
     }
 
@@ -65,31 +59,21 @@ impl SwapPlace {
     /// Lets the kernel swap to it until the returned value is dropped.
     pub(crate) fn switch_on(&self) -> anyhow::Result<SwitchedOn> {
         // Before any swap that the machine may have.
-        succeed(
-            Command::new("swapon")
-                .args(["--priority", "32767"])
-                .arg(self.path()),
-        )?;
-        Ok(SwitchedOn {
-            path: self.path().to_owned(),
-        })
+        succeed(Command::new("swapon").args(["--priority", "32767"]).arg(self.path()))?;
+        Ok(SwitchedOn { path: self.path().to_owned() })
     }
 }
 
 impl Drop for SwapPlace {
     fn drop(&mut self) {
         let removed = match self {
-            Self::Zram { number, .. } => fs::write(
-                Path::new(ZRAM_CONTROL).join("hot_remove"),
-                number.to_string(),
-            ),
+            Self::Zram { number, .. } => {
+                fs::write(Path::new(ZRAM_CONTROL).join("hot_remove"), number.to_string())
+            }
             Self::File { file } => fs::remove_file(file),
         };
         if let Err(error) = removed {
-            eprintln!(
-                "warning: {} could not be removed: {error}",
-                self.path().display()
-            );
+            eprintln!("warning: {} could not be removed: {error}", self.path().display());
         }
     }
 }
@@ -110,14 +94,8 @@ impl Drop for SwitchedOn {
 
 /// Runs a command that prints nothing of interest when it succeeds.
 fn succeed(command: &mut Command) -> anyhow::Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("run {command:?}"))?;
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
     let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        complaint.trim()
-    );
+    ensure!(output.status.success(), "{command:?} failed: {}", complaint.trim());
     Ok(())
 }

@@ -43,13 +43,8 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Native,
-        Self::Unix,
-        Self::Tcp,
-        Self::Zram,
-        Self::SwapFile,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Native, Self::Unix, Self::Tcp, Self::Zram, Self::SwapFile];
 
     pub(crate) const fn is_farmem(self) -> bool {
         matches!(self, Self::Unix | Self::Tcp)
@@ -88,12 +83,7 @@ pub(crate) struct Program {
 impl Program {
     pub(crate) fn new(watched: &'static str, command: impl IntoIterator<Item = String>) -> Self {
         let patience = Duration::from_secs(600);
-        Self {
-            command: command.into_iter().collect(),
-            watched,
-            input: None,
-            patience,
-        }
+        Self { command: command.into_iter().collect(), watched, input: None, patience }
     }
 
     #[must_use]
@@ -134,9 +124,7 @@ impl Stage {
                 Err("not asked for".to_owned())
             }
         };
-        let scratch = tempfile::Builder::new()
-            .prefix("farmem-xtask-")
-            .tempdir_in(folder);
+        let scratch = tempfile::Builder::new().prefix("farmem-xtask-").tempdir_in(folder);
         Ok(Self {
             built,
             scratch: scratch.with_context(|| format!("make a folder in {}", folder.display()))?,
@@ -159,11 +147,7 @@ impl Stage {
     pub(crate) fn generate(&self, file: &Path, arguments: &[&str]) -> anyhow::Result<()> {
         let output = File::create(file).with_context(|| format!("create {}", file.display()))?;
         let mut command = Command::new(self.built.path("generate"));
-        let status = command
-            .args(arguments)
-            .stdout(output)
-            .status()
-            .context("run generate")?;
+        let status = command.args(arguments).stdout(output).status().context("run generate")?;
         ensure!(status.success(), "generate {arguments:?} failed: {status}");
         Ok(())
     }
@@ -186,11 +170,8 @@ impl Stage {
     ) -> anyhow::Result<Running<'_>> {
         ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         let counting = Group::counting()?;
-        let server = if variant == Variant::Tcp {
-            Some(Server::start(self, &counting)?)
-        } else {
-            None
-        };
+        let server =
+            if variant == Variant::Tcp { Some(Server::start(self, &counting)?) } else { None };
         let place = match variant {
             Variant::Zram => Some(&self.zram),
             Variant::SwapFile => Some(&self.swap_file),
@@ -208,12 +189,7 @@ impl Stage {
             words = self.farmem_run(limit_bytes, stats_file, server.as_ref());
         }
         let cpu_file = counting.cpu_file().display().to_string();
-        words.extend(
-            program
-                .command
-                .iter()
-                .map(|word| word.replace("{cpu_file}", &cpu_file)),
-        );
+        words.extend(program.command.iter().map(|word| word.replace("{cpu_file}", &cpu_file)));
         let groups: Vec<&Group> = [&counting].into_iter().chain(&limiting).collect();
         let (output, errors) = (self.scratch("output"), self.scratch("errors"));
         let input = program.input.as_deref().unwrap_or(Path::new("/dev/null"));
@@ -256,9 +232,7 @@ impl Stage {
     ) -> Vec<String> {
         let (local, stats) = (limit_bytes.to_string(), stats_file.display().to_string());
         let farmem = self.built("farmem");
-        let mut words = vec![
-            &farmem, "run", "--quiet", "--local", &local, "--stats", &stats,
-        ];
+        let mut words = vec![&farmem, "run", "--quiet", "--local", &local, "--stats", &stats];
         if let Some(server) = server {
             words.extend(["--server", &server.address]);
         }
@@ -301,10 +275,7 @@ impl Running<'_> {
 
     /// Whether it still runs; what it said is in the error if not.
     pub(crate) fn ensure_running(&mut self) -> anyhow::Result<()> {
-        ensure!(
-            !self.stage.interrupted.load(Ordering::Relaxed),
-            "interrupted"
-        );
+        ensure!(!self.stage.interrupted.load(Ordering::Relaxed), "interrupted");
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("the program ended: {status}: {}", self.complaints()),
@@ -316,22 +287,10 @@ impl Running<'_> {
         let status = self.child.wait().context("wait for the program")?;
         let wall_seconds = self.started.elapsed().as_secs_f64();
         let cpu_seconds = self.counting.cpu_seconds()?;
-        ensure!(
-            !self.stage.interrupted.load(Ordering::Relaxed),
-            "interrupted"
-        );
+        ensure!(!self.stage.interrupted.load(Ordering::Relaxed), "interrupted");
         self.watch.ensure_in_time()?;
-        ensure!(
-            status.success(),
-            "{}: {}",
-            describe(status),
-            self.complaints()
-        );
-        let stats = self
-            .stats_file
-            .as_ref()
-            .map(|file| read_stats(file))
-            .transpose()?;
+        ensure!(status.success(), "{}: {}", describe(status), self.complaints());
+        let stats = self.stats_file.as_ref().map(|file| read_stats(file)).transpose()?;
         Ok(Outcome {
             wall_seconds,
             cpu_seconds,
@@ -344,10 +303,7 @@ impl Running<'_> {
     fn complaints(&self) -> String {
         let text = fs::read(&self.errors).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let lines: Vec<_> = text
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
+        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(3)..].join("; ")
     }
 }
@@ -410,21 +366,11 @@ impl Server {
         let free = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
         let address = free.local_addr()?.to_string();
         drop(free);
-        let serve = [
-            &stage.built("farmem"),
-            "serve",
-            "--listen",
-            &address,
-            "--memory",
-            "6GiB",
-        ];
+        let serve = [&stage.built("farmem"), "serve", "--listen", &address, "--memory", "6GiB"];
         let mut command = command_inside(&[group], &serve.map(str::to_owned))?;
         let errors = stage.scratch("server-errors");
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command
-            .stderr(File::create(&errors)?)
-            .spawn()
-            .context("start the server")?;
+        let child = command.stderr(File::create(&errors)?).spawn().context("start the server")?;
         let mut server = Self { child, address };
         let started = Instant::now();
         while TcpStream::connect(&server.address).is_err() {
@@ -449,19 +395,8 @@ impl Drop for Server {
 
 /// The digest of a file's content.
 pub(crate) fn digest(file: &Path) -> anyhow::Result<String> {
-    let output = Command::new("sha256sum")
-        .arg(file)
-        .output()
-        .context("run sha256sum")?;
-    ensure!(
-        output.status.success(),
-        "sha256sum {} failed",
-        file.display()
-    );
+    let output = Command::new("sha256sum").arg(file).output().context("run sha256sum")?;
+    ensure!(output.status.success(), "sha256sum {} failed", file.display());
     let text = String::from_utf8(output.stdout).context("output of sha256sum")?;
-    Ok(text
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_owned())
+    Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }

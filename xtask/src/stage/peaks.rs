@@ -61,17 +61,11 @@ impl Watch {
                 thread::sleep(INTERVAL);
             }
         });
-        Self {
-            shared,
-            thread: Some(thread),
-        }
+        Self { shared, thread: Some(thread) }
     }
 
     pub(crate) fn ensure_in_time(&self) -> anyhow::Result<()> {
-        ensure!(
-            !self.shared.late.load(Ordering::Relaxed),
-            "it took too long and was killed"
-        );
+        ensure!(!self.shared.late.load(Ordering::Relaxed), "it took too long and was killed");
         Ok(())
     }
 
@@ -96,10 +90,8 @@ impl Shared {
                 continue;
             }
             let bytes = |name| field(name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024;
-            self.resident_bytes
-                .fetch_max(bytes("VmHWM:"), Ordering::Relaxed);
-            self.anonymous_bytes
-                .fetch_max(bytes("RssAnon:"), Ordering::Relaxed);
+            self.resident_bytes.fetch_max(bytes("VmHWM:"), Ordering::Relaxed);
+            self.anonymous_bytes.fetch_max(bytes("RssAnon:"), Ordering::Relaxed);
         }
     }
 }

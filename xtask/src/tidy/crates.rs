@@ -15,53 +15,18 @@ const REASONS: &str = "docs/dependencies.md";
 /// What each crate may depend on, tests apart. What is not here is what the design forbids: pager
 /// and remote have never heard of each other, region and vmem know nothing of the network.
 const MAY_DEPEND_ON: [(&str, &[&str]); 14] = [
-    (
-        "client",
-        &["pager", "region", "remote", "transport", "vmem", "wire"],
-    ),
+    ("client", &["pager", "region", "remote", "transport", "vmem", "wire"]),
     (
         "farmem",
-        &[
-            "client",
-            "memserver",
-            "region",
-            "remote",
-            "supervise",
-            "transport",
-            "vmem",
-            "wire",
-        ],
+        &["client", "memserver", "region", "remote", "supervise", "transport", "vmem", "wire"],
     ),
     ("memserver", &["region", "transport", "vmem", "wire"]),
     ("pager", &["region", "vmem"]),
-    (
-        "pagerd",
-        &[
-            "client",
-            "pager",
-            "region",
-            "remote",
-            "supervise",
-            "transport",
-            "vmem",
-            "wire",
-        ],
-    ),
+    ("pagerd", &["client", "pager", "region", "remote", "supervise", "transport", "vmem", "wire"]),
     ("preload", &["supervise"]),
     ("region", &[]),
     ("remote", &["region", "transport", "vmem", "wire"]),
-    (
-        "sim",
-        &[
-            "memserver",
-            "pager",
-            "region",
-            "remote",
-            "transport",
-            "vmem",
-            "wire",
-        ],
-    ),
+    ("sim", &["memserver", "pager", "region", "remote", "transport", "vmem", "wire"]),
     ("supervise", &[]),
     ("transport", &["region", "wire"]),
     ("vmem", &["region"]),
@@ -73,10 +38,7 @@ pub(super) fn check(sources: &[Source], findings: &mut Findings) -> anyhow::Resu
     let manifests: BTreeMap<&str, &str> = sources
         .iter()
         .filter_map(|source| {
-            let name = source
-                .path
-                .strip_prefix("crates/")?
-                .strip_suffix("/Cargo.toml")?;
+            let name = source.path.strip_prefix("crates/")?.strip_suffix("/Cargo.toml")?;
             Some((name, source.text.as_str()))
         })
         .collect();
@@ -86,15 +48,10 @@ pub(super) fn check(sources: &[Source], findings: &mut Findings) -> anyhow::Resu
     }
     let root = &text_of(sources, "Cargo.toml").context("no Cargo.toml")?;
     check_reasons(root, text_of(sources, REASONS), findings);
-    let members: String = manifests
-        .values()
-        .copied()
-        .chain(text_of(sources, XTASK))
-        .collect();
+    let members: String = manifests.values().copied().chain(text_of(sources, XTASK)).collect();
     let used = |name: &&str| {
         let ways = ["{name}.workspace = true", "{name} = { workspace = true"];
-        ways.iter()
-            .any(|way| members.contains(&way.replace("{name}", &format!("\n{name}"))))
+        ways.iter().any(|way| members.contains(&way.replace("{name}", &format!("\n{name}"))))
     };
     for name in dependencies_of(root).filter(|name| !used(name)) {
         findings.push(format!("Cargo.toml: no crate uses {name}"));
@@ -103,10 +60,7 @@ pub(super) fn check(sources: &[Source], findings: &mut Findings) -> anyhow::Resu
 }
 
 fn text_of<'a>(sources: &'a [Source], path: &str) -> Option<&'a str> {
-    sources
-        .iter()
-        .find(|source| source.path == path)
-        .map(|source| source.text.as_str())
+    sources.iter().find(|source| source.path == path).map(|source| source.text.as_str())
 }
 
 /// The map names every crate, and every path in it exists.
@@ -169,10 +123,7 @@ fn dependencies_of(root: &str) -> impl Iterator<Item = &str> {
 /// The lines of one section of a manifest.
 fn section<'a>(manifest: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let head = format!("[{name}]");
-    let lines = manifest
-        .lines()
-        .skip_while(move |line| *line != head)
-        .skip(1);
+    let lines = manifest.lines().skip_while(move |line| *line != head).skip(1);
     lines.take_while(|line| !line.starts_with('['))
 }
 
@@ -195,10 +146,7 @@ mod tests {
             findings
         };
         let manifest = "[dependencies]\nfarmem-remote.workspace = true\n";
-        assert_eq!(
-            check("pager", manifest),
-            ["crates/pager must not depend on remote"]
-        );
+        assert_eq!(check("pager", manifest), ["crates/pager must not depend on remote"]);
         assert_eq!(check("client", manifest), Findings::new());
         let in_tests = "[dependencies]\n[dev-dependencies]\nfarmem-remote.workspace = true\n";
         assert_eq!(check("pager", in_tests), Findings::new());

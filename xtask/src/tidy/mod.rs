@@ -45,23 +45,10 @@ pub(crate) fn tidy() -> anyhow::Result<()> {
 
 /// All text files that git knows or would add.
 fn sources() -> anyhow::Result<Vec<Source>> {
-    let list = [
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ];
-    let output = Command::new("git")
-        .current_dir(workspace())
-        .args(list)
-        .output();
+    let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let output = Command::new("git").current_dir(workspace()).args(list).output();
     let output = output.context("run git ls-files")?;
-    ensure!(
-        output.status.success(),
-        "git ls-files failed: {}",
-        output.status
-    );
+    ensure!(output.status.success(), "git ls-files failed: {}", output.status);
     let paths = String::from_utf8(output.stdout).context("a path is not UTF-8")?;
     let mut sources = Vec::new();
     for path in paths.split_terminator('\0') {
@@ -70,17 +57,12 @@ fn sources() -> anyhow::Result<Vec<Source>> {
             continue;
         };
         if let Ok(text) = String::from_utf8(bytes) {
-            sources.push(Source {
-                path: path.to_owned(),
-                text,
-            });
+            sources.push(Source { path: path.to_owned(), text });
         }
     }
     Ok(sources)
 }
 
 fn has_extension(path: &str, extension: &str) -> bool {
-    Path::new(path)
-        .extension()
-        .is_some_and(|found| found == extension)
+    Path::new(path).extension().is_some_and(|found| found == extension)
 }

@@ -30,9 +30,7 @@ const UNSAFE_PLACES: [&str; 8] = [
 const UNSAFE_ROOTS: [&str; 1] = ["crates/supervise/src/lib.rs"];
 
 /// Names that say nothing, so that everything goes in.
-const DRAWERS: [&str; 7] = [
-    "common", "util", "utils", "helper", "helpers", "misc", "stdx",
-];
+const DRAWERS: [&str; 7] = ["common", "util", "utils", "helper", "helpers", "misc", "stdx"];
 
 pub(super) fn check(source: &Source, findings: &mut Findings) {
     let path = &source.path;
@@ -69,15 +67,10 @@ fn check_leftovers(source: &Source, findings: &mut Findings) {
     ];
     // What tests start from their own binary to play another program's part is no test.
     let role = concat!("#[ig", "nore = \"not a test: ");
-    let lines = (1..)
-        .zip(source.text.lines())
-        .filter(|(_, line)| !line.contains(role));
+    let lines = (1..).zip(source.text.lines()).filter(|(_, line)| !line.contains(role));
     for (number, line) in lines {
         for (word, reason) in leftovers {
-            if line
-                .match_indices(word)
-                .any(|(at, _)| !continues_a_path(&line[..at], word))
-            {
+            if line.match_indices(word).any(|(at, _)| !continues_a_path(&line[..at], word)) {
                 findings.push(format!("{}:{number}: {word} is {reason}", source.path));
             }
         }
@@ -95,9 +88,7 @@ fn check_lengths(source: &Source, findings: &mut Findings) {
     let lines: Vec<&str> = text.lines().collect();
     if lines.len() > FILE_LINES_MAX && !is_listed(path, "") {
         let found = lines.len();
-        findings.push(format!(
-            "{path}: {found} lines; split it by the state that it owns"
-        ));
+        findings.push(format!("{path}: {found} lines; split it by the state that it owns"));
     }
     for (number, line) in lines.iter().enumerate() {
         let Some(name) = function_name(line) else {
@@ -112,30 +103,16 @@ fn check_lengths(source: &Source, findings: &mut Findings) {
 }
 
 fn is_listed(path: &str, name: &str) -> bool {
-    let place = if name.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{path} {name}")
-    };
+    let place = if name.is_empty() { path.to_owned() } else { format!("{path} {name}") };
     LONG.iter().any(|(listed, _)| *listed == place)
 }
 
 /// The name, if the line begins a function.
 fn function_name(line: &str) -> Option<&str> {
     let (before, after) = line.split_once("fn ")?;
-    let qualifiers = [
-        "pub",
-        "pub(crate)",
-        "pub(super)",
-        "const",
-        "unsafe",
-        "async",
-        "extern",
-        "\"C\"",
-    ];
-    let begins = before
-        .split_whitespace()
-        .all(|word| qualifiers.contains(&word));
+    let qualifiers =
+        ["pub", "pub(crate)", "pub(super)", "const", "unsafe", "async", "extern", "\"C\""];
+    let begins = before.split_whitespace().all(|word| qualifiers.contains(&word));
     let name = after.split(['(', '<']).next()?;
     (begins && !name.is_empty()).then_some(name)
 }
@@ -151,27 +128,15 @@ fn function_length(lines: &[&str]) -> usize {
             || (line.ends_with([';', '}']) && line.len() > indent.len() + 1)
                 && rest.is_some_and(|rest| !rest.starts_with(' '))
     };
-    lines
-        .iter()
-        .position(ends)
-        .map_or(lines.len(), |end| end + 1)
+    lines.iter().position(ends).map_or(lines.len(), |end| end + 1)
 }
 
 fn check_unsafe(source: &Source, findings: &mut Findings) {
     let Source { path, text } = source;
     let allowed = UNSAFE_PLACES.iter().any(|place| path.starts_with(place));
-    let words = [
-        "unsafe {",
-        "unsafe fn ",
-        "unsafe impl ",
-        "unsafe extern ",
-        "unsafe(",
-    ];
+    let words = ["unsafe {", "unsafe fn ", "unsafe impl ", "unsafe extern ", "unsafe("];
     if !allowed && !path.starts_with("xtask/src/tidy/") && words.iter().any(|w| text.contains(w)) {
-        findings.push(format!(
-            "{path}: unsafe code belongs in {}",
-            UNSAFE_PLACES.join(", ")
-        ));
+        findings.push(format!("{path}: unsafe code belongs in {}", UNSAFE_PLACES.join(", ")));
     }
     let root = path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
     let exempt = allowed || UNSAFE_ROOTS.contains(&path.as_str());
@@ -186,13 +151,7 @@ mod tests {
 
     fn findings(path: &str, text: &str) -> Findings {
         let mut findings = Findings::new();
-        check(
-            &Source {
-                path: path.to_owned(),
-                text: text.to_owned(),
-            },
-            &mut findings,
-        );
+        check(&Source { path: path.to_owned(), text: text.to_owned() }, &mut findings);
         findings
     }
 
@@ -204,15 +163,10 @@ mod tests {
 
     #[test]
     fn long_functions_are_found_and_short_ones_after_them_are_not() {
-        let long = format!(
-            "//! X.\nfn long() {{\n{}}}\nfn short() {{}}\n",
-            "    g();\n".repeat(69)
-        );
+        let long =
+            format!("//! X.\nfn long() {{\n{}}}\nfn short() {{}}\n", "    g();\n".repeat(69));
         let found = findings("crates/region/src/x.rs", &long);
-        assert_eq!(
-            found,
-            ["crates/region/src/x.rs:2: function long has 71 lines"]
-        );
+        assert_eq!(found, ["crates/region/src/x.rs:2: function long has 71 lines"]);
         let fits = long.replacen("    g();\n", "", 1);
         assert_eq!(findings("crates/region/src/x.rs", &fits), Findings::new());
     }
@@ -235,10 +189,7 @@ mod tests {
     fn leftovers_and_drawers_are_found() {
         assert_eq!(findings("a/x.md", concat!("see /wo", "rk/x")).len(), 1);
         assert_eq!(findings("a/x.md", concat!("see net/wo", "rk/x")).len(), 0);
-        assert_eq!(
-            findings("a/x.rs", concat!("//! X.\n// FIX", "ME\n")).len(),
-            1
-        );
+        assert_eq!(findings("a/x.rs", concat!("//! X.\n// FIX", "ME\n")).len(), 1);
         assert_eq!(findings("crates/x/src/utils.rs", "//! X.\n").len(), 1);
         assert_eq!(findings("crates/common/Cargo.toml", "").len(), 1);
     }

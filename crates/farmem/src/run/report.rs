@@ -30,14 +30,7 @@ pub(crate) struct Report {
 const QUANTILES: [(&str, u64, u64); 3] = [("p50", 1, 2), ("p99", 99, 100), ("p999", 999, 1000)];
 
 /// Counters that name a cause why memory could not be paged, with a word for people.
-const UNPAGEABLE: [(Counter, &str); 6] = [
-    (Counter::UnpageableLockedBytes, "locked"),
-    (Counter::UnpageableSharedBytes, "shared"),
-    (Counter::UnpageableFileBytes, "files"),
-    (Counter::UnpageableStackBytes, "stacks"),
-    (Counter::UnpageableProtectedBytes, "protected"),
-    (Counter::UnpageableOtherBytes, "other"),
-];
+const UNPAGEABLE: [(Counter, &str); 1] = [(Counter::UnpageableSharedBytes, "files and shared")];
 
 impl Report {
     /// One line.
@@ -221,12 +214,12 @@ mod tests {
             (Counter::Faults, 60),
             (Counter::VictimHits, 20),
             (Counter::ReadaheadHits, 40),
-            (Counter::UnpageableFileBytes, 2 << 20),
+            (Counter::UnpageableSharedBytes, 2 << 20),
         ];
         assert_eq!(
             report(&[(7, snapshot(&counts, 1))]).summary(),
             "local peak 255 MiB of 256 MiB, external peak 1.5 GiB, 60 faults, 60.0 % hits; cannot \
-             be paged: files 2 MiB"
+             be paged: files and shared 2 MiB"
         );
         assert!(report(&[]).summary().ends_with("of 256 MiB, nothing went out"));
     }
