@@ -1,8 +1,12 @@
 //! One dangerous thing each, done by a program whose memory is mostly out.
 
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::Duration;
 
-use crate::rig::{LIMIT, Rig, skipped, trap};
+use rustix::process::{Signal, kill_process};
+
+use crate::rig::{LIMIT, Rig, pid_of, skipped, trap};
 
 /// R1: a child has what the parent had at the fork, whatever either of them writes afterwards.
 #[test]
@@ -167,6 +171,12 @@ fn u24_a_lock_of_a_killed_owner_is_released() {
     trap("robust_lock");
 }
 
+/// R1: an image that replaces another starts with memory of its own.
+#[test]
+fn u38_images_replace_each_other() {
+    trap("exec_loop");
+}
+
 /// R6: a program that dumps its core ends, by its own signal.
 #[test]
 fn u23_a_dumping_program_ends() {
@@ -175,4 +185,41 @@ fn u23_a_dumping_program_ends() {
         assert_eq!(outcome.status.signal(), Some(6), "{outcome:?}");
         outcome.has_paged();
     }
+}
+
+/// R1: a debugger stops the program, reads its memory, and lets it go on. What is out it cannot
+/// read, as the kernel lets a debugger wait for no page: it is told so, and nothing wrong.
+#[test]
+fn u30_a_debugger_reads_nothing_wrong_and_the_program_goes_on() {
+    let Some(rig) = Rig::new() else { return };
+    if Command::new("gdb").arg("--version").output().is_err() {
+        skipped::<()>("no gdb: apt-get install gdb");
+        return;
+    }
+    let program = rig.compile("debugged");
+    let mut running = rig.start(&["--local", LIMIT], &program, &[]);
+    let said = running.says("filled");
+    let [_, pid, memory] = said.split_ascii_whitespace().collect::<Vec<_>>()[..] else {
+        panic!("{said}");
+    };
+    let memory: u64 = memory.parse().unwrap();
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-q", "-nx", "-batch", "-p", pid]);
+    for mib in 0..128 {
+        gdb.args(["-ex", &format!("p/x *(unsigned long *){}", memory + (mib << 20))]);
+    }
+    let output = gdb.env_remove("LD_PRELOAD").output().unwrap();
+    let (read, refused) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    kill_process(pid_of(&running.child), Signal::USR1).unwrap();
+    running.end(Duration::from_secs(60)).is_right();
+
+    // The stamp of a page is a multiple of one number, in the first of its words.
+    let stamp = |mib: u64| format!("0x{:x}", (mib << 8).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let stamps: Vec<String> = (0..128).map(stamp).collect();
+    let found = read.lines().filter_map(|line| Some(line.strip_prefix('$')?.split_once(" = ")?.1));
+    let found: Vec<&str> = found.collect();
+    let refused = refused.matches("Cannot access memory").count();
+    assert!(found.iter().all(|word| stamps.iter().any(|stamp| stamp == word)), "{read}");
+    assert!(found.len() + refused == 128 && !found.is_empty(), "{} {refused}", found.len());
 }

@@ -147,14 +147,19 @@ impl Running<'_> {
         outcome
     }
 
-    /// Waits until a line of the program's output has come.
-    pub(crate) fn says(&mut self, line: &str) {
+    /// Waits for a line of the program's output.
+    pub(crate) fn says(&mut self, start: &str) -> String {
         let until = Instant::now() + PATIENCE;
-        while !fs::read_to_string(self.rig.path("stdout")).unwrap().contains(line) {
+        loop {
+            let said = fs::read_to_string(self.rig.path("stdout")).unwrap();
+            let mut whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            if let Some(line) = whole.find(|line| line.starts_with(start)) {
+                return line.to_owned();
+            }
             let ended = self.child.try_wait().unwrap();
             let said = fs::read_to_string(self.rig.path("stderr")).unwrap();
             assert!(ended.is_none(), "ended with {ended:?}: {said}");
-            assert!(Instant::now() < until, "never said {line}: {said}");
+            assert!(Instant::now() < until, "never said {start}: {said}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
