@@ -18,7 +18,7 @@ use farmem_supervise::{
 };
 use farmem_transport::Endpoint;
 use farmem_vmem::{AddressRange, ProcessHandle, SharedWords};
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::runtime::{self, Arguments};
@@ -65,6 +65,10 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     let program = program_handle(&arguments);
     let end = match Service::start(&arguments, link, &welcome, &stats) {
         Ok(service) => service.serve(&arguments, &program),
+        Err((link, _)) if has_ended(arguments.program_pidfd) => {
+            let _ = link.send(&PagerMessage::Bye, &[]);
+            End::ProgramEnded
+        }
         Err((link, message)) => stop(&link, &message),
     };
     if let End::SupervisorDied = end {
@@ -95,6 +99,11 @@ fn program_handle(arguments: &Arguments) -> ProcessHandle {
     let fd = arguments.program_pidfd.try_clone_to_owned();
     let fd = fd.unwrap_or_else(|_| std::process::exit(125));
     ProcessHandle::from_parts(arguments.program, fd)
+}
+
+fn has_ended(program: BorrowedFd<'_>) -> bool {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&program, PollFlags::IN)], Some(&at_once)).is_ok_and(|ready| ready > 0)
 }
 
 fn stop(link: &PagerLink, message: &str) -> End {
@@ -232,6 +241,10 @@ impl<'a> Service<'a> {
     fn stop(&mut self, fatal: &Fatal) -> End {
         // A child that was forked in this very turn: the supervisor keeps its faults waiting.
         let _ = self.follow_children();
+        // What fails because the program has ended meanwhile is no failure.
+        if self.children.is_empty() && has_ended(self.program) {
+            return End::ProgramEnded;
+        }
         self.publish();
         stop(&self.link, &fatal.to_string())
     }
