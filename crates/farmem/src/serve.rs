@@ -54,6 +54,11 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory(options.memory)?));
     let private = options.private.is_some();
     config.share_arena = private;
+    if private {
+        // Its client reads the arena by itself; what is left to serve can wait for a wake-up, and
+        // a server that polls takes the processor from the program it serves.
+        config.spin = std::time::Duration::ZERO;
+    }
     config.workers = if private { 1 } else { workers() };
     config.log = LogSink::new(|line| eprintln!("farmem serve: {line}"));
     Ok(config)

@@ -17,7 +17,7 @@ const WINDOWS_PER_STEP: usize = 64;
 const BUSY_PAGES_MAX: u64 = 64;
 /// How long nothing is moved out after that: longer each time, as long as nothing else is found.
 const BUSY_PAUSE_MIN_US: u64 = 2_000;
-const BUSY_PAUSE_MAX_US: u64 = 250_000;
+const BUSY_PAUSE_MAX_US: u64 = 50_000;
 /// Adopted ranges without pages that one step passes over before it gives up.
 const RANGES_PER_STEP: usize = 1024;
 /// Frames whose stores are under way at most; eviction waits for acknowledgements beyond that.

@@ -7,20 +7,27 @@ use rustix::process::Pid;
 /// Longer than any real chain of parents; ends the walk should the chain change under it.
 const GENERATIONS_MAX: usize = 4096;
 
+/// Times that a line of ancestors is walked up anew because one of them ended meanwhile.
+const WALKS_MAX: usize = 16;
+
 /// Whether `pid` is a child of this process, or of one of its descendants.
 pub(crate) fn is_descendant(pid: Pid) -> bool {
+    (0..WALKS_MAX).find_map(|_| walk_up(pid)).unwrap_or(false)
+}
+
+/// `None` if an ancestor ended during the walk: its children have another parent then.
+fn walk_up(pid: Pid) -> Option<bool> {
     let own = rustix::process::getpid();
-    let mut current = Some(pid);
+    let mut current = pid;
     for _ in 0..GENERATIONS_MAX {
-        let Some(parent) = current.and_then(parent_of) else {
-            return false;
-        };
-        if parent == own {
-            return true;
+        match parent_of(current) {
+            Some(parent) if parent == own => return Some(true),
+            Some(parent) => current = parent,
+            None if current == pid || current == Pid::INIT => return Some(false),
+            None => return None,
         }
-        current = Some(parent);
     }
-    false
+    Some(false)
 }
 
 fn parent_of(pid: Pid) -> Option<Pid> {

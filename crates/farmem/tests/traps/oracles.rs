@@ -65,10 +65,16 @@ fn u18_stamps_are_interrupted() {
     deed_is_harmless("signals");
 }
 
-/// R1: everything but forking at once, whose mixture is another test's.
+/// R1: everything at once but forking, which slows the rest down.
 #[test]
 fn u7_stamps_under_every_change_of_mappings() {
     deed_is_harmless("mremap,dontneed,free,unmap,protect,threads,syscalls,signals");
+}
+
+/// R1: everything at once.
+#[test]
+fn u32_stamps_under_every_deed() {
+    deed_is_harmless("all");
 }
 
 /// R1: the same with the server behind TCP.
@@ -76,8 +82,7 @@ fn u7_stamps_under_every_change_of_mappings() {
 fn stamps_cross_the_network() {
     let Some(rig) = Rig::new() else { return };
     let server = Server::start(&rig, "1GiB");
-    let deeds = "mremap,dontneed,free,unmap,protect,threads,syscalls,signals";
-    if let Some(outcome) = stamp(&rig, &["--server", &server.address], &["--with", deeds]) {
+    if let Some(outcome) = stamp(&rig, &["--server", &server.address], &["--with", "all"]) {
         outcome.is_right();
         assert_eq!(server.show()["sessions"], 0);
     }

@@ -14,6 +14,18 @@ fn u3_a_child_has_the_memory_of_the_fork() {
     trap("fork_snapshots");
 }
 
+/// R1: so have its children and theirs.
+#[test]
+fn u3_three_generations_have_the_memory_of_their_forks() {
+    trap("fork_nested");
+}
+
+/// R1: the memory of a fork is that of one instant, however fast the parent writes and evicts.
+#[test]
+fn u32_a_fork_is_one_instant() {
+    trap("fork_many");
+}
+
 /// R1: what a parent had out is still there for its child when the parent has ended.
 #[test]
 fn u3_an_orphan_keeps_what_it_inherited() {

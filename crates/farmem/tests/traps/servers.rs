@@ -82,15 +82,29 @@ fn a_server_without_room_refuses_at_setup() {
 /// file is gone with the program.
 #[test]
 fn what_the_server_refuses_is_spilled() {
-    let Some(rig) = Rig::new() else { return };
-    let server = Server::start(&rig, "64MiB");
+    let Some(after) = spills("64MiB") else { return };
+    assert!(after["pages_written"].as_u64() > Some(1024), "{after}");
+}
+
+/// R1: also when the server has less than a program asks for at first.
+#[test]
+fn a_program_completes_with_less_than_one_extent_on_the_server() {
+    spills("32MiB");
+}
+
+/// What the server counted.
+fn spills(memory: &str) -> Option<Value> {
+    let rig = Rig::new()?;
+    let server = Server::start(&rig, memory);
     let directory = rig.path("spilled");
     std::fs::create_dir(&directory).unwrap();
     let spill = directory.to_str().unwrap();
     let options = ["--local", LIMIT, "--server", &server.address, "--spill", spill];
     rig.run(&options, &rig.compile("grow"), &["192"]).is_right();
     assert_eq!(directory.read_dir().unwrap().count(), 0);
-    assert_eq!(server.show()["sessions"], 0);
+    let after = server.show();
+    assert_eq!(after["sessions"], 0);
+    Some(after)
 }
 
 /// R1, R5: each finds its own bytes.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use farmem_pager::{Config, Counts, OwnMemory, Pager, Ready, Scope, SlotPolicy};
@@ -18,6 +18,9 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 /// Runs a test, or says why it cannot be run here. In CI that is a failure.
 pub(crate) fn check_or_skip(test: impl FnOnce()) {
+    // One after the other: a fork or mlockall in one test is one of the whole process.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     match farmem_vmem::Uffd::new(farmem_vmem::Features::Events) {
         Ok(_) => test(),
         Err(error) => {

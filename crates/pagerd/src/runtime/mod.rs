@@ -3,7 +3,7 @@
 //! `farmem-pagerd` is a static position-independent executable that is never run by exec: the
 //! preload library loads it beside the program and jumps to its start. From there the C library
 //! sets itself up as in any program, but on memory of its own ([`heap`]); [`start`] reads
-//! [`Arguments`] and calls [`crate::run`]. What follows from the shared memory:
+//! [`Arguments`] and calls [`run`](fn@crate::run). What follows from the shared memory:
 //!
 //! - the break is the program's: nothing here may move it (`sbrk` is not even linked);
 //! - memory must be known to be the pager's, or it would page itself: [`memory`];
