@@ -11,6 +11,8 @@ int main(void) {
     char *memory = map(ALL);
     fill(memory, ALL, 0);
     signal(SIGUSR1, tell);
+    /* One page at least is not out. */
+    EXPECT(mlock(memory + MIB, PAGE) == 0);
     /* Yama, where it is, lets only parents attach. */
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
     printf("filled %d %zu\n", getpid(), (size_t)memory);
