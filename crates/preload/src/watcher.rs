@@ -59,7 +59,6 @@ impl Watcher {
         kernel::leave_directory();
         kernel::forbid_core_dumps();
         kernel::set_name(c"farmem-watcher");
-        kernel::be_on_time();
         // The program's pipes must reach their end when the program closes them. What is opened
         // now becomes 0, 1 and 2: none of these can be written, so no stray print does harm.
         // SAFETY: this process uses none of the program's descriptors.
@@ -89,6 +88,8 @@ impl Watcher {
 
     /// Returns when the program has come near its limit.
     fn watch(&mut self) -> Result<(), Failure> {
+        // Not before: what precedes is done beside the program's own start.
+        kernel::be_on_time();
         let near = settings().limit_bytes / 4 * 3;
         let mut lived = PERIOD_MIN_NANOSECONDS;
         loop {

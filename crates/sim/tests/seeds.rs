@@ -56,7 +56,9 @@ fn stale_pages_are_found() {
 #[test]
 fn a_drop_that_is_not_reported_is_found() {
     let (seeds, what) = find(Plant::ForgetsDrops);
-    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
+    // A wrong byte, or the pager has noticed that what it knows cannot be.
+    let found = what.starts_with("R1") || what.starts_with("the pager gave up");
+    assert!(found, "after {seeds} seeds: {what}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ print(all(b[0] == b[-1] == i % 251 for i, b in enumerate(blocks)), words[299999]
 #[test]
 fn the_break_is_the_programs_alone() {
     let Some(run) = Run::new(80) else { return };
-    let mut command = run.specimen(&["grow", "100", "600"]);
+    let mut command = run.specimen(&["grow", "100", "3000"]);
     let program = command.stdout(Stdio::piped()).spawn().unwrap();
     let caller = run.accept();
     check_rounds(&caller, 10);
