@@ -192,7 +192,7 @@ fn prepare(name: Name, quick: bool, stage: &Stage) -> anyhow::Result<Trial> {
     let size = |small: u64, large: u64| if quick { small } else { large };
     Ok(match name {
         Name::Sort => {
-            let (lines, mebibytes) = (stage.scratch("lines"), size(300, 1536));
+            let (lines, mebibytes) = (stage.scratch("lines"), size(96, 1536));
             stage.generate(&lines, &["lines", &format!("--mebibytes={mebibytes}")])?;
             let buffer = format!("--buffer-size={}M", 2 * mebibytes);
             let sort = ["env", "LC_ALL=C", "sort", "--parallel=2", &buffer];

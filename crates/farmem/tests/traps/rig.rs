@@ -62,6 +62,12 @@ impl Rig {
         if !doctor.status.success() {
             return skipped("`farmem doctor` says that nothing can be paged here");
         }
+        // Plain `cargo build` makes a pager that needs a dynamic loader, which farmem refuses.
+        let trial = rig.farmem().args(["run", "--quiet", "true"]).output().unwrap();
+        if !trial.status.success() {
+            let reason = String::from_utf8_lossy(&trial.stderr);
+            return skipped(&format!("{}: `cargo xtask build` first", reason.trim_end()));
+        }
         Some(rig)
     }
 
