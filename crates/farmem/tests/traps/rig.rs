@@ -60,7 +60,9 @@ impl Rig {
         }
         let doctor = rig.farmem().arg("doctor").output().unwrap();
         if !doctor.status.success() {
-            return skipped("`farmem doctor` says that nothing can be paged here");
+            return skipped(
+                "`farmem doctor` says that nothing can be paged here, or not with these files",
+            );
         }
         // Plain `cargo build` makes a pager that needs a dynamic loader, which farmem refuses.
         let trial = rig.farmem().args(["run", "--quiet", "true"]).output().unwrap();
