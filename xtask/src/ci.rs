@@ -88,8 +88,14 @@ pub(crate) fn ci() -> anyhow::Result<()> {
 
 fn documentation() -> anyhow::Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace()).args(["doc", "--workspace", "--no-deps"]);
-    command.env("RUSTDOCFLAGS", "-D warnings");
+    command.current_dir(workspace()).args([
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    // Links to private items are for those who read the source.
+    command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     let status = command.status().context("run cargo doc")?;
     ensure!(status.success(), "cargo doc failed: {status}");
     Ok(())
