@@ -55,6 +55,9 @@ enum Look {
 
 impl Watcher {
     fn open(program: ProcessId, intermediate: ProcessId) -> Result<Self, Failure> {
+        // Before all else: on a busy machine the program may fill its memory before a process of
+        // ordinary priority has had its first turn.
+        kernel::be_on_time();
         kernel::leave_process_group();
         kernel::leave_directory();
         kernel::forbid_core_dumps();
@@ -88,8 +91,6 @@ impl Watcher {
 
     /// Returns when the program has come near its limit.
     fn watch(&mut self) -> Result<(), Failure> {
-        // Not before: what precedes is done beside the program's own start.
-        kernel::be_on_time();
         let near = settings().limit_bytes / 4 * 3;
         let mut lived = PERIOD_MIN_NANOSECONDS;
         loop {
