@@ -1,8 +1,10 @@
 //! Named limits, tested at their edges.
 
+use std::io::Write;
 use std::time::Duration;
 
-use farmem_wire::{Action, AttachMode, RefusalCode};
+use farmem_region::PageIndex;
+use farmem_wire::{Action, AttachMode, HEADER_BYTES, Header, PageEntry, RefusalCode, seal};
 
 use crate::raw::{Raw, TestServer};
 
@@ -78,11 +80,36 @@ fn writes_in_flight() {
     assert_eq!(client.write(&pages), Err(RefusalCode::Busy));
     let mut half = client.attach(&server, AttachMode::Join, 0).unwrap();
     let message = half.write_message(&[(0, 3, 3); 12]);
-    std::io::Write::write_all(&mut half.stream, &message[..2000]).unwrap();
+    half.stream.write_all(&message[..2000]).unwrap();
     server.wait_until(|stat| stat.slots == 512);
     assert_eq!(client.write(&[(0, 4, 4)]), Err(RefusalCode::Busy));
     assert_eq!(client.read(&[(0, 2)]).unwrap(), [2]);
     drop(half);
     server.wait_until(|stat| stat.slots == 500);
     client.write(&[(0, 4, 4)]).unwrap();
+}
+
+#[test]
+fn requests_that_wait_behind_many_replies_are_all_answered() {
+    const REQUESTS: u64 = 200;
+    // Two pages of replies may wait, so that the server stops in the middle again and again.
+    let server = TestServer::start(64, |config| config.limits.output_bytes_max = 8192);
+    let mut client = Raw::with_region(&server, 8);
+    let pages: Vec<_> = (0..8).map(|page| (page, 1, page as u8)).collect();
+    client.write(&pages).unwrap();
+    let mut requests = Vec::new();
+    for number in 0..REQUESTS {
+        let header = Header { entries: 1, request: number + 1000, ..client.request(Action::Read) };
+        let start = requests.len();
+        requests.resize(start + HEADER_BYTES, 0);
+        PageEntry { page: PageIndex::new(number % 8), ..PageEntry::default() }
+            .encode(&mut requests);
+        seal(header, &mut requests[start..]);
+    }
+    client.stream.write_all(&requests).unwrap();
+    for number in 0..REQUESTS {
+        let (reply, page) = client.receive();
+        assert_eq!((reply.request, reply.refusal), (number + 1000, None));
+        assert!(page.len() == 4096 && page.iter().all(|byte| u64::from(*byte) == number % 8));
+    }
 }
