@@ -1,4 +1,5 @@
-//! `cargo xtask bench paging`: what farmem costs and gains, side by side with the kernel's swap.
+//! `cargo xtask bench`. `paging`: what farmem costs and gains, side by side with the kernel's swap.
+//! `server`: the memory server beside others.
 //!
 //! Every case runs in every way in turn, round after round, so that a slow minute of the machine
 //! hits all alike; figures are medians, and only ratios within one run mean anything.
@@ -7,6 +8,7 @@ mod bars;
 pub(crate) mod cases;
 mod figures;
 mod plot;
+mod server;
 mod stream;
 
 use std::fs;
@@ -26,6 +28,8 @@ use figures::Figures;
 pub(crate) enum BenchCommand {
     /// Programs that need more memory than they may keep.
     Paging(PagingOptions),
+    /// The memory server beside memcached and Redis.
+    Server(server::ServerOptions),
 }
 
 #[derive(Args)]
@@ -56,6 +60,7 @@ pub(crate) struct PagingOptions {
 pub(crate) fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Paging(options) => paging(options),
+        BenchCommand::Server(options) => server::server(options),
     }
 }
 

@@ -14,13 +14,14 @@ const REASONS: &str = "docs/dependencies.md";
 
 /// What each crate may depend on, tests apart. What is not here is what the design forbids: pager
 /// and remote have never heard of each other, region and vmem know nothing of the network.
-const MAY_DEPEND_ON: [(&str, &[&str]); 14] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 15] = [
     ("client", &["pager", "region", "remote", "transport", "vmem", "wire"]),
     (
         "farmem",
         &["client", "memserver", "region", "remote", "supervise", "transport", "vmem", "wire"],
     ),
     ("memserver", &["region", "transport", "vmem", "wire"]),
+    ("pageload", &["region", "wire", "workloads"]),
     ("pager", &["region", "vmem"]),
     ("pagerd", &["client", "pager", "region", "remote", "supervise", "transport", "vmem", "wire"]),
     ("preload", &["supervise"]),

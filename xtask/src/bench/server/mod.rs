@@ -1,0 +1,84 @@
+//! `cargo xtask bench server`: the memory server beside memcached and Redis.
+//!
+//! All servers run at the same time on one processor and one of them at a time is asked, from
+//! another processor, by the same program (`pageload`), round after round. Figures are medians, and
+//! only ratios within one run mean anything.
+
+mod bars;
+mod contestants;
+mod figures;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use crate::build;
+use contestants::{Contestants, Server};
+use figures::{Figures, Way};
+
+#[derive(Args)]
+pub(crate) struct ServerOptions {
+    /// One short round: shows that all works, proves nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; the medians are over these.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// How long to ask each server in each way, in seconds.
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Processors of the servers and of the one who asks.
+    #[arg(long, default_values_t = [0, 1], num_args = 2, value_names = ["SERVERS", "CLIENT"])]
+    processors: Vec<usize>,
+    /// Write all figures there.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Pages of 4 KiB that each server holds: 256 MiB, more than processors keep in their caches.
+const PAGES: u64 = 65_536;
+
+pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
+    let built = build::shipped(true)?;
+    build::cargo(&["build", "--release", "-p", "farmem-pageload"])?;
+    let rounds = if options.quick { 1 } else { options.runs.max(1) };
+    let seconds = if options.quick { 0.2 } else { options.seconds };
+    let contestants = Contestants::start(&built, &options.processors)?;
+    let mut figures = Figures::default();
+    for round in 1..=rounds {
+        for server in Server::ALL {
+            let Some(found) = contestants.ask(server, &Way::ALL, PAGES, seconds)? else {
+                continue;
+            };
+            for figure in found {
+                let way = figure.way();
+                let rate = figure.pages_per_second;
+                eprintln!("{round} {server:10} {way:24} {rate:12.0} pages/s");
+                figures.add(server, figure);
+            }
+        }
+        figures.add_stream(contestants.stream(seconds)?);
+    }
+    let verdicts = bars::judge(&figures);
+    report(&figures, &contestants, &verdicts);
+    if let Some(file) = &options.json {
+        let text = figures.json(&verdicts, rounds, options.quick)?;
+        fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
+    ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the result")]
+fn report(figures: &Figures, contestants: &Contestants, verdicts: &[bars::Verdict]) {
+    println!("{}", figures.table());
+    for (server, reason) in contestants.absent() {
+        println!("{server}: skipped: {reason}");
+    }
+    for verdict in verdicts {
+        println!("{verdict}");
+    }
+}
