@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 
 use crate::build::{self, workspace};
+use crate::conform;
 use crate::tidy;
 use crate::verify;
 
@@ -72,6 +73,18 @@ pub(crate) fn ci() -> anyhow::Result<()> {
         Err(error) => {
             count.failed += 1;
             eprintln!("== real programs failed: {error:#}");
+        }
+    }
+
+    eprintln!("\n== test suites");
+    match conform::for_ci() {
+        Ok(conform::Tally { same, wrong }) => {
+            count.passed += same;
+            count.failed += wrong;
+        }
+        Err(error) => {
+            count.failed += 1;
+            eprintln!("== test suites failed: {error:#}");
         }
     }
 

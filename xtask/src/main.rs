@@ -5,6 +5,7 @@
 mod bench;
 mod build;
 mod ci;
+mod conform;
 mod stage;
 mod tidy;
 mod verify;
@@ -27,6 +28,8 @@ enum Task {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Run real test suites under farmem and compare their verdicts with those of native runs.
+    Conform(conform::ConformOptions),
     /// Run real programs under farmem and compare what they compute with their native runs.
     Verify(verify::VerifyOptions),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::tidy(),
         Task::Ci => ci::ci(),
         Task::Bench(command) => bench::bench(&command),
+        Task::Conform(options) => conform::conform(&options),
         Task::Verify(options) => verify::verify(&options),
     };
     match done {

@@ -67,15 +67,24 @@ impl fmt::Display for Variant {
     }
 }
 
+/// Where a program runs that must not depend on where and how we were started.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) folder: PathBuf,
+    pub(crate) environment: Vec<(&'static str, String)>,
+}
+
 /// A program to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     /// The command.
     pub(crate) command: Vec<String>,
-    /// What the process that is watched for its memory is called.
-    pub(crate) watched: &'static str,
+    /// What the process that is watched for its memory is called; any of them if it has no name.
+    pub(crate) watched: Option<&'static str>,
     /// Standard input; nothing if none.
     pub(crate) input: Option<PathBuf>,
+    /// Where it runs, and the whole of its environment; as we do if none.
+    pub(crate) place: Option<Place>,
     /// How long it may take at most.
     pub(crate) patience: Duration,
 }
@@ -83,7 +92,13 @@ pub(crate) struct Program {
 impl Program {
     pub(crate) fn new(watched: &'static str, command: impl IntoIterator<Item = String>) -> Self {
         let patience = Duration::from_secs(600);
-        Self { command: command.into_iter().collect(), watched, input: None, patience }
+        Self {
+            command: command.into_iter().collect(),
+            watched: Some(watched),
+            input: None,
+            place: None,
+            patience,
+        }
     }
 
     #[must_use]
@@ -198,6 +213,9 @@ impl Stage {
             .stdin(File::open(input).context("open the program's input")?)
             .stdout(File::create(&output).context("create the output file")?)
             .stderr(File::create(&errors).context("create the error file")?);
+        if let Some(Place { folder, environment }) = &program.place {
+            command.current_dir(folder).env_clear().envs(environment.iter().cloned());
+        }
 
         let counting = Arc::new(counting);
         let started = Instant::now();
@@ -284,18 +302,32 @@ impl Running<'_> {
 
     /// Waits for its end, which must be a success.
     pub(crate) fn finish(mut self) -> anyhow::Result<Outcome> {
+        let outcome = self.wait()?;
+        ensure!(!outcome.late, "it took too long and was killed");
+        ensure!(outcome.status.success(), "{}: {}", describe(outcome.status), self.complaints());
+        ensure!(outcome.stats.is_some() || self.stats_file.is_none(), "it left no statistics");
+        Ok(outcome)
+    }
+
+    /// Waits for its end, however it ends.
+    pub(crate) fn end(mut self) -> anyhow::Result<Outcome> {
+        self.wait()
+    }
+
+    fn wait(&mut self) -> anyhow::Result<Outcome> {
         let status = self.child.wait().context("wait for the program")?;
         let wall_seconds = self.started.elapsed().as_secs_f64();
         let cpu_seconds = self.counting.cpu_seconds()?;
         ensure!(!self.stage.interrupted.load(Ordering::Relaxed), "interrupted");
-        self.watch.ensure_in_time()?;
-        ensure!(status.success(), "{}: {}", describe(status), self.complaints());
-        let stats = self.stats_file.as_ref().map(|file| read_stats(file)).transpose()?;
+        // A supervisor that was killed has left it empty.
+        let written = |file: &&PathBuf| file.metadata().is_ok_and(|file| file.len() > 0);
         Ok(Outcome {
+            status,
+            late: self.watch.is_late(),
             wall_seconds,
             cpu_seconds,
             peak: self.watch.peak(),
-            stats,
+            stats: self.stats_file.as_ref().filter(written).map(|f| read_stats(f)).transpose()?,
             output: self.output.clone(),
         })
     }
@@ -335,6 +367,9 @@ fn read_stats(file: &Path) -> anyhow::Result<serde_json::Value> {
 
 /// How a run went.
 pub(crate) struct Outcome {
+    pub(crate) status: ExitStatus,
+    /// It was killed, as its time was over.
+    pub(crate) late: bool,
     pub(crate) wall_seconds: f64,
     /// Of the program and everybody who worked for it.
     pub(crate) cpu_seconds: f64,

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use serde::Serialize;
 
 use super::group::Group;
@@ -15,7 +14,7 @@ use super::group::Group;
 /// Between two looks: long enough to cost less than a thousandth of a processor.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The most memory that was seen in one process of the watched name.
+/// The most memory that was seen in one watched process.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Peak {
     /// VmHWM, which the kernel itself keeps.
@@ -39,10 +38,10 @@ struct Shared {
 }
 
 impl Watch {
-    /// Starts to watch the processes called `watched` in `group`.
+    /// Starts to watch the processes in `group` that are called `watched`, or all of them.
     pub(crate) fn start(
         group: Arc<Group>,
-        watched: &'static str,
+        watched: Option<&'static str>,
         deadline: Instant,
         interrupted: Arc<AtomicBool>,
     ) -> Self {
@@ -64,9 +63,9 @@ impl Watch {
         Self { shared, thread: Some(thread) }
     }
 
-    pub(crate) fn ensure_in_time(&self) -> anyhow::Result<()> {
-        ensure!(!self.shared.late.load(Ordering::Relaxed), "it took too long and was killed");
-        Ok(())
+    /// Whether its time was over, and it was killed.
+    pub(crate) fn is_late(&self) -> bool {
+        self.shared.late.load(Ordering::Relaxed)
     }
 
     pub(crate) fn peak(&self) -> Peak {
@@ -78,7 +77,7 @@ impl Watch {
 }
 
 impl Shared {
-    fn look(&self, group: &Group, watched: &str) {
+    fn look(&self, group: &Group, watched: Option<&str>) {
         for process in group.processes() {
             // A process that just ended has no status any more.
             let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
@@ -86,7 +85,7 @@ impl Shared {
                 let value = status.lines().find_map(|line| line.strip_prefix(name))?;
                 value.split_whitespace().next()
             };
-            if field("Name:") != Some(watched) {
+            if watched.is_some() && field("Name:") != watched {
                 continue;
             }
             let bytes = |name| field(name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024;

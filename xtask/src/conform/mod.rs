@@ -1,0 +1,136 @@
+//! `cargo xtask conform`: real test suites, natively and with a share of the memory that they take
+//! natively. Every test must end under farmem as it does without.
+//!
+//! * [`suites`]: which suites there are, where they come from, and how their verdicts are read.
+//! * [`trial`]: runs one case of a suite and compares it with its native run.
+//! * [`record`]: what was found, in docs/conformance.json, and the page made from it.
+
+mod record;
+mod suites;
+mod trial;
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use clap::Args;
+
+use crate::build::{self, workspace};
+use crate::stage::Stage;
+use record::{Record, Row};
+use suites::{Cache, Name, Suite};
+use trial::{Comparison, Native};
+
+/// Shares of the native peak, in percent; first those that ask most.
+const SHARES: [u64; 4] = [25, 10, 50, 100];
+
+#[derive(Args)]
+pub(crate) struct ConformOptions {
+    /// Only these suites.
+    #[arg(value_enum)]
+    suites: Vec<Name>,
+    /// Only these shares of the native peak, in percent.
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',')]
+    local: Vec<u64>,
+    /// A small part of the suites that need no sources, with half of the memory.
+    #[arg(long)]
+    short: bool,
+    /// Only the cases whose names contain this; the page of results is left as it is.
+    #[arg(long, value_name = "TEXT")]
+    cases: Option<String>,
+    /// A folder on a disk, for what the suites write.
+    #[arg(long, default_value = "/var/tmp")]
+    scratch: PathBuf,
+}
+
+/// How many results were the same as natively, and how many were not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) same: usize,
+    pub(crate) wrong: usize,
+}
+
+pub(crate) fn conform(options: &ConformOptions) -> anyhow::Result<()> {
+    let tally = run(options)?;
+    ensure!(
+        tally.wrong == 0,
+        "{} of {} results are not those of the native run",
+        tally.wrong,
+        tally.wrong + tally.same
+    );
+    Ok(())
+}
+
+/// The short form, for every change.
+pub(crate) fn for_ci() -> anyhow::Result<Tally> {
+    run(&ConformOptions {
+        suites: Vec::new(),
+        local: Vec::new(),
+        short: true,
+        cases: None,
+        scratch: "/var/tmp".into(),
+    })
+}
+
+fn run(options: &ConformOptions) -> anyhow::Result<Tally> {
+    let stage = Stage::prepare(build::with_workloads()?, &options.scratch, &[])?;
+    let cache = Cache::open(build::target_folder().join("conform"))?;
+    let names = match (options.suites.as_slice(), options.short) {
+        ([], true) => Name::SHORT,
+        ([], false) => Name::ALL,
+        (chosen, _) => chosen,
+    };
+    let shares = match (options.local.as_slice(), options.short) {
+        ([], true) => &[50],
+        ([], false) => &SHARES[..],
+        (chosen, _) => chosen,
+    };
+    let recorded = !options.short && options.cases.is_none();
+    let mut tally = Tally::default();
+    for name in names {
+        let mut suite = name.prepare(&cache, options.short)?;
+        if let Some(text) = &options.cases {
+            suite.cases.retain(|case| case.name.contains(text));
+        }
+        try_suite(&suite, shares, &stage, &mut tally, recorded)?;
+    }
+    Ok(tally)
+}
+
+/// Runs each case natively, then with each share. What was found so far is recorded after each case.
+fn try_suite(
+    suite: &Suite,
+    shares: &[u64],
+    stage: &Stage,
+    tally: &mut Tally,
+    recorded: bool,
+) -> anyhow::Result<()> {
+    eprintln!("\n== {}: {}", suite.name, suite.source);
+    let mut rows: Vec<(u64, Row)> =
+        shares.iter().map(|&share| (share, Row::new(suite.cases.len()))).collect();
+    for case in &suite.cases {
+        let native = Native::of(case, stage)?;
+        let mut done: Vec<Comparison> = Vec::new();
+        for (share, row) in &mut rows {
+            let limit_bytes = native.limit_bytes(*share);
+            // A small program gets the least limit with more than one share.
+            let known = done.iter().find(|comparison| comparison.limit_bytes == limit_bytes);
+            let comparison = match known {
+                Some(known) => known.clone(),
+                None => Comparison::of(case, &native, limit_bytes, stage)?,
+            };
+            comparison.tell(*share);
+            row.add(&comparison);
+            done.push(comparison.clone());
+            tally.same += comparison.same;
+            tally.wrong += comparison.wrong();
+        }
+        if recorded {
+            let mut record = Record::read(workspace())?;
+            for (share, row) in &rows {
+                record.put(suite, *share, row.clone());
+            }
+            record.write(workspace())?;
+        }
+    }
+    Ok(())
+}

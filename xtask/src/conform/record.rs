@@ -1,0 +1,194 @@
+//! What the runs have shown: docs/conformance.json, and docs/conformance.md, which is made from it.
+//! A run replaces the rows that it has measured and leaves the others.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::suites::{Name, Suite};
+use super::trial::{Comparison, Difference};
+
+const JSON: &str = "docs/conformance.json";
+const PAGE: &str = "docs/conformance.md";
+
+/// Everything that was found, suite by suite.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Record {
+    suites: BTreeMap<String, Found>,
+}
+
+/// What was found with one suite.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Found {
+    /// What it is and of which version.
+    source: String,
+    /// By the share of the native peak, in percent.
+    rows: BTreeMap<u64, Row>,
+}
+
+/// One suite with one share of its memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// Cases that were run, and how many the suite has.
+    cases: usize,
+    cases_all: usize,
+    /// Results that are those of the native run.
+    same: usize,
+    /// Those of them that came about while pages were evicted.
+    counted: usize,
+    differences: Vec<Difference>,
+    timed_out: Vec<String>,
+    unsteady: Vec<String>,
+    evicted_pages: u64,
+    fetched_pages: u64,
+    seconds: f64,
+    native_seconds: f64,
+    /// When, and of which commit.
+    date: String,
+    commit: String,
+}
+
+impl Row {
+    pub(crate) fn new(cases_all: usize) -> Self {
+        Self { cases_all, ..Self::default() }
+    }
+
+    pub(crate) fn add(&mut self, found: &Comparison) {
+        self.cases += 1;
+        self.same += found.same;
+        self.counted += if found.counts() { found.same } else { 0 };
+        self.differences.extend(found.differences.iter().cloned());
+        self.timed_out.extend(found.timed_out.iter().cloned());
+        self.unsteady.extend(found.unsteady.iter().cloned());
+        self.evicted_pages += found.evicted_pages;
+        self.fetched_pages += found.fetched_pages;
+        self.seconds += found.seconds;
+        self.native_seconds += found.native_seconds;
+    }
+
+    fn wrong(&self) -> usize {
+        self.differences.len() + self.timed_out.len()
+    }
+}
+
+impl Record {
+    pub(crate) fn read(workspace: &Path) -> anyhow::Result<Self> {
+        let file = workspace.join(JSON);
+        if !file.exists() {
+            return Ok(Self::default());
+        }
+        let text = fs::read(&file).with_context(|| format!("read {JSON}"))?;
+        serde_json::from_slice(&text).with_context(|| format!("parse {JSON}"))
+    }
+
+    pub(crate) fn put(&mut self, suite: &Suite, share: u64, mut row: Row) {
+        row.date = said_by("date", &["--utc", "+%Y-%m-%d"]).unwrap_or_default();
+        row.commit = said_by("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
+        let found = self.suites.entry(suite.name.to_string()).or_default();
+        if found.source != suite.source {
+            // Results of another version of the suite stand for nothing beside these.
+            found.rows.clear();
+            found.source.clone_from(&suite.source);
+        }
+        found.rows.insert(share, row);
+    }
+
+    pub(crate) fn write(&self, workspace: &Path) -> anyhow::Result<()> {
+        let json = serde_json::to_string_pretty(self).context("write JSON")? + "\n";
+        fs::write(workspace.join(JSON), json).with_context(|| format!("write {JSON}"))?;
+        fs::write(workspace.join(PAGE), self.page()).with_context(|| format!("write {PAGE}"))
+    }
+
+    /// The suites in the order in which they are run.
+    fn in_order(&self) -> impl Iterator<Item = (&str, &Found)> {
+        let names = Name::ALL.iter().map(ToString::to_string);
+        names.filter_map(|name| self.suites.get_key_value(&name)).map(|(n, f)| (n.as_str(), f))
+    }
+
+    fn page(&self) -> String {
+        let mut page = String::from(HEAD);
+        page += "| suite | local | cases | results | same | counted | differ | timed out | unsteady | pages evicted | fetched | seconds | natively |\n";
+        page += "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+        for (name, found) in self.in_order() {
+            for (share, row) in found.rows.iter().rev() {
+                let results = row.same + row.wrong() + row.unsteady.len();
+                let _ = writeln!(
+                    page,
+                    "| {name} | {share} % | {} of {} | {results} | {} | {} | {} | {} | {} | {} | {} | {:.0} | {:.0} |",
+                    row.cases,
+                    row.cases_all,
+                    row.same,
+                    row.counted,
+                    row.differences.len(),
+                    row.timed_out.len(),
+                    row.unsteady.len(),
+                    row.evicted_pages,
+                    row.fetched_pages,
+                    row.seconds,
+                    row.native_seconds,
+                );
+            }
+        }
+        page += "\n## Suites\n\n| suite | what | measured |\n| --- | --- | --- |\n";
+        for (name, found) in self.in_order() {
+            let mut when: Vec<String> =
+                found.rows.values().map(|row| format!("{} at {}", row.date, row.commit)).collect();
+            when.sort();
+            when.dedup();
+            let _ = writeln!(page, "| {name} | {} | {} |", found.source, when.join(", "));
+        }
+        page += "\n## Differences\n\n";
+        page += &self.differences();
+        page
+    }
+
+    fn differences(&self) -> String {
+        let mut lines = String::new();
+        for (name, found) in self.in_order() {
+            for (share, row) in found.rows.iter().rev() {
+                for Difference { test, native, farmem, again } in &row.differences {
+                    let again = if *again { "" } else { "; not when both were run once more" };
+                    let _ = writeln!(
+                        lines,
+                        "* {name}, {share} %: `{test}`: {native} natively, {farmem} under farmem{again}"
+                    );
+                }
+                for test in &row.timed_out {
+                    let _ = writeln!(lines, "* {name}, {share} %: `{test}`: timed out");
+                }
+                for test in &row.unsteady {
+                    let _ = writeln!(lines, "* {name}, {share} %: `{test}`: unsteady natively");
+                }
+            }
+        }
+        if lines.is_empty() { "None.\n".to_owned() } else { lines }
+    }
+}
+
+const HEAD: &str = "\
+# Conformance
+
+Real test suites, natively and under `farmem run`: each test must end as it does without farmem.
+This page is made by `cargo xtask conform` from docs/conformance.json; numbers are those of runs
+that were made.
+
+Each case, a command that runs many tests, is run natively first. The local limit is the share
+named below of the most anonymous memory that one of its processes had then, and at least 16 MiB:
+where two shares come to the same limit, one run stands for both.
+A result *counts* only if pages were evicted while its case ran. A test that had not ended when the
+time was over, which is the same natively and under farmem, has *timed out*. Where a test ends
+otherwise, both are run once more; what ends this way or that natively is *unsteady* and says
+nothing.
+
+";
+
+fn said_by(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program).args(arguments).output().context("run it")?;
+    ensure!(output.status.success(), "{program} failed");
+    Ok(String::from_utf8(output.stdout).context("its output")?.trim().to_owned())
+}
