@@ -29,11 +29,13 @@ pub struct Ready {
     pub events: bool,
     /// The store's descriptor.
     pub store: bool,
+    /// Nothing was, and the pager slept.
+    pub slept: bool,
 }
 
 impl Ready {
     /// Look at everything.
-    pub const ALL: Self = Self { events: true, store: true };
+    pub const ALL: Self = Self { events: true, store: true, slept: true };
 }
 
 /// What the caller waits for before the next turn.
@@ -47,6 +49,9 @@ pub struct Wait {
     pub deadline: Nanos,
     /// Work was done: turn again at once rather than wait.
     pub again: bool,
+    /// Faults were answered, and threads beside a pager that yields run before it: most likely
+    /// their next faults are there.
+    pub more: bool,
 }
 
 /// A pager on real memory.
@@ -60,6 +65,8 @@ pub struct Pager<S> {
     next_child_check: Nanos,
     /// How often looking out for an answer has paid lately.
     patience: u32,
+    /// Events were read in this turn.
+    had_events: bool,
 }
 
 /// The monotonic clock, from an arbitrary zero.
@@ -83,6 +90,7 @@ impl<S: PageStore> Pager<S> {
             completions: Vec::with_capacity(64),
             next_child_check: Nanos::new(0),
             patience: PATIENCE_MAX,
+            had_events: false,
         }
     }
 
@@ -101,6 +109,12 @@ impl<S: PageStore> Pager<S> {
     /// Hands over the latencies measured since the last call.
     pub fn drain_samples(&mut self, each: &mut dyn FnMut(Sample)) {
         self.engine.drain_samples(each);
+    }
+
+    /// Whether what the pager wakes may run before it: then [`Ready::slept`] must be told exactly.
+    #[must_use]
+    pub fn yields(&self) -> bool {
+        self.memory.yields()
     }
 
     /// The address space.
@@ -167,6 +181,11 @@ impl<S: PageStore> Pager<S> {
     /// # Errors
     /// [`Fatal`]: the program must be stopped.
     pub fn turn(&mut self, ready: Ready) -> Result<Wait, Fatal> {
+        self.memory.turned();
+        if ready.slept {
+            self.engine.threads.on_sleep();
+        }
+        self.had_events = false;
         if ready.events {
             self.take_events()?;
         }
@@ -236,6 +255,7 @@ impl<S: PageStore> Pager<S> {
             store_writable: readiness.wants_write,
             deadline,
             again: busy,
+            more: self.had_events && self.memory.yields(),
         }
     }
 
@@ -256,6 +276,7 @@ impl<S: PageStore> Pager<S> {
         if self.memory.read_events(space, &mut self.events)? == 0 {
             return Ok(());
         }
+        self.had_events = true;
         let Self { engine, memory, store, events, .. } = self;
         // Who is read to change mappings goes on at once; a fault that was read with it must not be
         // answered as if that had not happened.

@@ -11,7 +11,7 @@ use farmem_region::{
     Completion, FetchPage, FrameId, Nanos, Outcome, PAGE_SIZE, PageCount, PageIndex, PageRange,
     PageStore, Request, StoreError, Ticket, Version,
 };
-use farmem_vmem::{AddressRange, Progress, Stop};
+use farmem_vmem::{AddressRange, Progress, Pull, Stop};
 use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 use crate::budget::Budget;
@@ -127,7 +127,7 @@ pub(crate) struct Fetch {
     /// The page that stays uninstalled to show the stream's progress; 0: none.
     pub(crate) marker: usize,
     pub(crate) thread: u32,
-    pub(crate) pull: bool,
+    pub(crate) pull: Option<Pull>,
     /// When the fault that caused it was read; `None` for read-ahead.
     pub(crate) fault_at: Option<Nanos>,
     pub(crate) submitted_at: Nanos,
@@ -458,12 +458,12 @@ impl Engine {
         // The shared zero page would be replaced on a later write without our knowledge; where
         // only our own doings are counted that must not be.
         let written = fault.write || self.scope == Scope::Ranges;
+        self.threads.on_wake(fault.thread, fault.since);
         let mut progress = io.memory.zero_in(fault.space, range, written, pull);
         if progress == BORDER && run > 1 {
             range = AddressRange::pages_from(fault.address, 1);
             progress = io.memory.zero_in(fault.space, range, written, pull);
         }
-        self.threads.on_wake(fault.thread, (io.clock)());
         let pages = progress.bytes / PAGE_SIZE;
         if pages == 0 {
             match progress.stop {
@@ -517,8 +517,9 @@ impl Engine {
     /// The page is still in the victim buffer: no network.
     fn bring_back(&mut self, io: &mut Io<'_>, fault: Fault, frame: FrameId) -> Result<(), Fatal> {
         let pull = self.threads.on_fault(fault.thread, fault.since);
+        // Noted before: it may have run, and faulted again, when the call returns.
+        self.threads.on_wake(fault.thread, fault.since);
         let progress = io.memory.copy_in(fault.space, fault.address, frame, 1, pull);
-        self.threads.on_wake(fault.thread, (io.clock)());
         match progress.stop {
             None => {}
             Some(Stop::Retry | Stop::NoMemory) => {
@@ -664,7 +665,7 @@ impl Engine {
         let readahead = pages.len() - usize::from(fault.is_some());
         self.counts.readahead_pages += readahead as u64;
         let thread = fault.map_or(0, |fault| fault.thread);
-        let pull = fault.is_some_and(|f| self.threads.on_fault(f.thread, f.since).is_some());
+        let pull = fault.and_then(|f| self.threads.on_fault(f.thread, f.since));
         let fetch = Fetch {
             space,
             pages,

@@ -29,6 +29,10 @@ impl Engine {
     /// have been read waits in `arrived`.
     pub(crate) fn install(&mut self, io: &mut Io<'_>, mut fetch: Fetch) {
         let before = (io.clock)();
+        if fetch.fault_at.is_some() {
+            // Noted before: it may have run, and faulted again, when all is installed.
+            self.threads.on_wake(fetch.thread, before);
+        }
         let mut at = 0;
         while at < fetch.pages.len() {
             let page = fetch.pages[at];
@@ -52,7 +56,6 @@ impl Engine {
         }
         if let Some(since) = fetch.fault_at {
             let now = (io.clock)();
-            self.threads.on_wake(fetch.thread, now);
             self.sample(Latency::Install, now.since(before));
             self.sample(Latency::Fault, now.since(since));
         }
@@ -78,8 +81,7 @@ impl Engine {
         let mut progress = if may_move {
             io.memory.move_in(page.address, page.frame, run)
         } else {
-            let pull = fetch.pull.then_some(fetch.thread);
-            io.memory.copy_in(fetch.space, page.address, page.frame, run, pull)
+            io.memory.copy_in(fetch.space, page.address, page.frame, run, fetch.pull)
         };
         let moved = progress.bytes / PAGE_SIZE;
         if may_move {

@@ -1,11 +1,12 @@
 //! What the pager needs of an address space, and the real one behind it.
 
 use std::io;
+use std::sync::Arc;
 
 use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Anchor, Event, Features, Mapping, Pagemap, PresentRun, ProcessMaps, Progress,
-    ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError,
+    AddressRange, Anchor, Event, Features, Lifeline, Mapping, Pagemap, PresentRun, ProcessMaps,
+    Progress, Pull, ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
 
@@ -29,7 +30,7 @@ pub trait Memory: Frames {
         target: usize,
         first: FrameId,
         count: usize,
-        pull: Option<u32>,
+        pull: Option<Pull>,
     ) -> Progress;
     /// Moves frames into missing pages of the own space and wakes who waits.
     fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress;
@@ -41,7 +42,7 @@ pub trait Memory: Frames {
         space: SpaceId,
         range: AddressRange,
         written: bool,
-        pull: Option<u32>,
+        pull: Option<Pull>,
     ) -> Progress;
     /// Makes the threads that wait in the range look again.
     fn wake(&mut self, space: SpaceId, range: AddressRange);
@@ -183,6 +184,23 @@ impl OwnMemory {
         self.anchor = Anchor::real_time();
     }
 
+    /// Lets the pager, which is the calling thread, yield its processor to threads that fault fast:
+    /// see [`Anchor::yield_from_now_on`].
+    pub fn yield_from_now_on(&mut self) -> Option<Arc<Lifeline>> {
+        self.anchor.yield_from_now_on()
+    }
+
+    /// Whether what the pager wakes may run before it.
+    #[must_use]
+    pub fn yields(&self) -> bool {
+        self.anchor.yields()
+    }
+
+    /// To be called at every turn.
+    pub(crate) fn turned(&mut self) {
+        self.anchor.turned();
+    }
+
     /// Lets the pager leave its processor if it has pulled no thread there since the last call.
     pub fn rest(&mut self) {
         self.anchor.rest();
@@ -216,7 +234,7 @@ impl Memory for OwnMemory {
         target: usize,
         first: FrameId,
         count: usize,
-        pull: Option<u32>,
+        pull: Option<Pull>,
     ) -> Progress {
         let Self { uffd, children, scratch, anchor, .. } = self;
         let Some(uffd) = find_uffd(uffd, children, space) else {
@@ -238,7 +256,7 @@ impl Memory for OwnMemory {
         space: SpaceId,
         range: AddressRange,
         written: bool,
-        pull: Option<u32>,
+        pull: Option<Pull>,
     ) -> Progress {
         let Self { uffd, children, anchor, .. } = self;
         let Some(uffd) = find_uffd(uffd, children, space) else {

@@ -4,7 +4,8 @@
 #![expect(unsafe_code, reason = "the pager's start-up and heap are its own, see runtime")]
 
 mod run;
-#[expect(dead_code, unused_imports, reason = "the pager proper comes next and uses all of it")]
+#[expect(dead_code, reason = "the probe in examples/ uses the rest")]
 mod runtime;
+mod warden;
 
 use run::run;

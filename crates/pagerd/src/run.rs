@@ -22,11 +22,14 @@ use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::runtime::{self, Arguments};
+use crate::warden;
 
 /// The supervisor answers a call within this time, or the program goes on unpaged.
 const LINK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often statistics are published and the supervisor's messages are looked for while busy.
 const PUBLISH_MICROS: u64 = 1_000;
+/// Turns in a row that go for the next fault without a look at what else is ready: some 200 us.
+const UNLOOKED_MAX: u32 = 16;
 /// How often it is checked that the program still has this memory (it may have called exec).
 const EXEC_CHECK_MICROS: u64 = 20_000;
 /// How often it is checked, once the supervisor has died, that forked children have ended.
@@ -125,6 +128,8 @@ struct Service<'a> {
     program_ended: bool,
     /// The forked children that the supervisor knows of.
     children: Vec<SpaceId>,
+    /// Turns in a row without a look at what else is ready.
+    unlooked: u32,
     next_publish: Nanos,
     next_exec_check: Nanos,
     limit_bytes: u64,
@@ -146,6 +151,7 @@ impl<'a> Service<'a> {
                 program: arguments.program_pidfd,
                 program_ended: false,
                 children: Vec::new(),
+                unlooked: 0,
                 next_publish: Nanos::new(0),
                 next_exec_check: Nanos::new(0),
                 limit_bytes: welcome.limit_bytes,
@@ -165,6 +171,7 @@ impl<'a> Service<'a> {
         let mut memory = OwnMemory::new(arguments.program, windows, owned_ranges)
             .map_err(|error| error.to_string())?;
         memory.pull_threads();
+        warden::watch(&mut memory);
         let (store, session) = open_store(welcome)?;
         link.send_armed(memory.uffd().as_fd())
             .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
@@ -251,9 +258,17 @@ impl<'a> Service<'a> {
 
     fn wait(&mut self, wait: Wait, now: Nanos) -> Result<Ready, End> {
         self.follow_children()?;
+        if wait.more && self.unlooked < UNLOOKED_MAX {
+            self.unlooked += 1;
+            return Ok(Ready { events: true, store: false, slept: false });
+        }
+        self.unlooked = 0;
         self.waiter.follow_store(self.pager.store().descriptor(), wait.store_writable);
-        let woken =
-            if wait.again { self.waiter.look() } else { self.waiter.wait(now, wait.deadline) };
+        let woken = if wait.again {
+            self.waiter.look()
+        } else {
+            self.waiter.wait(now, wait.deadline, self.pager.yields())
+        };
         if woken.program {
             self.program_ended = true;
             self.waiter.forget(self.program);
@@ -479,10 +494,15 @@ impl Waiter {
     }
 
     /// Waits until something is ready or the deadline has come; perhaps for less.
-    fn wait(&mut self, now: Nanos, deadline: Nanos) -> Woken {
+    ///
+    /// With `look_first` it is found out whether there was anything to wait for.
+    fn wait(&mut self, now: Nanos, deadline: Nanos, look_first: bool) -> Woken {
         let nanos = deadline.since(now);
-        if nanos == 0 {
-            return self.look();
+        if nanos == 0 || look_first {
+            let woken = self.look();
+            if nanos == 0 || !self.events.is_empty() {
+                return woken;
+            }
         }
         if self.alarm.is_none_or(|alarm| alarm <= now || deadline < alarm) {
             let value = Timespec {
@@ -495,7 +515,9 @@ impl Waiter {
             let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
             self.alarm = Some(deadline);
         }
-        self.collect(None)
+        let mut woken = self.collect(None);
+        woken.ready.slept = true;
+        woken
     }
 
     fn collect(&mut self, timeout: Option<&Timespec>) -> Woken {
@@ -505,7 +527,7 @@ impl Waiter {
         let _ = epoll::wait(&self.epoll, spare, timeout);
         let is = |source: Source| self.events.iter().any(|e| e.data.u64() == source as u64);
         let woken = Woken {
-            ready: Ready { events: is(Source::Events), store: is(Source::Store) },
+            ready: Ready { events: is(Source::Events), store: is(Source::Store), slept: false },
             link: is(Source::Link),
             program: is(Source::Program),
             supervisor: is(Source::Supervisor),

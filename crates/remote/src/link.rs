@@ -24,6 +24,8 @@ use crate::messages::{MessageIndex, Messages};
 use crate::shared::SharedArena;
 
 /// Bytes gathered for one call: more would only be copied by the kernel in several steps.
+/// How often a socket is looked at from which nothing is expected: a look costs a system call.
+const IDLE_LOOK_NANOS: u64 = 1_000_000;
 const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// Why a connection is of no use any more.
@@ -86,6 +88,8 @@ pub(crate) struct Link {
     spill_read: usize,
     /// Whether the socket was seen to be empty.
     drained: bool,
+    /// When the socket was last looked at.
+    last_look: Nanos,
     pub(crate) last_heard: Nanos,
     slices: Vec<IoSlice<'static>>,
     slices_mut: Vec<IoSliceMut<'static>>,
@@ -104,6 +108,7 @@ impl Link {
             spill: Vec::new(),
             spill_read: 0,
             drained: false,
+            last_look: now,
             last_heard: now,
             slices: Vec::new(),
             slices_mut: Vec::new(),
@@ -162,9 +167,14 @@ impl Link {
         if owed { now.since(self.last_heard) / 1_000 } else { 0 }
     }
 
-    /// The socket may have something again.
-    pub(crate) const fn look_again(&mut self) {
-        self.drained = false;
+    /// The socket may have something again. While nothing is owed to us that can only be its end,
+    /// which is soon enough found a little later: pages read from the shared arena need no look.
+    pub(crate) fn look_again(&mut self, messages: &Messages, now: Nanos) {
+        let owed = !messages.sent.is_empty() || self.known.is_some() || self.head_received > 0;
+        if owed || now.since(self.last_look) >= IDLE_LOOK_NANOS {
+            self.drained = false;
+            self.last_look = now;
+        }
     }
 
     /// The next reply that is complete, if there is one.

@@ -223,7 +223,7 @@ impl RemoteStore {
         let State::Up(link) = &mut self.state else {
             return Ok(());
         };
-        link.look_again();
+        link.look_again(&self.messages, now);
         link.send(&mut self.messages, self.arena.as_mut(), self.session.region, frames, now)?;
         while let State::Up(link) = &mut self.state
             && let Some(arrived) = link.receive(&self.messages, frames, now)?

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use farmem_pager::{Memory, SpaceId};
 use farmem_region::{FrameId, Frames, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Mapping, MappingKind, PresentRun, Progress, Residents, Stop, Uffd,
+    AddressRange, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
 };
 
 use crate::program::{Doing, Model, Thread};
@@ -182,7 +182,7 @@ impl Memory for SimMemory {
         target: usize,
         first: FrameId,
         count: usize,
-        _pull: Option<u32>,
+        _pull: Option<Pull>,
     ) -> Progress {
         let range = AddressRange::pages_from(target, count);
         self.fill(space, range, |memory, offset| Page {
@@ -232,7 +232,7 @@ impl Memory for SimMemory {
         space: SpaceId,
         range: AddressRange,
         written: bool,
-        _pull: Option<u32>,
+        _pull: Option<Pull>,
     ) -> Progress {
         self.fill(space, range, |_, _| Page { value: 0, zero: !written, shared: false })
     }

@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "system calls that change or map memory are this crate's job")]
 
+mod anchor;
 mod area;
 mod arena;
 mod maps;
@@ -19,12 +20,13 @@ mod scratch;
 mod shared;
 mod uffd;
 
+pub use anchor::{Anchor, Lifeline, Pull, be_real_time};
 pub use area::Area;
 pub use arena::{Arena, Slot};
 pub use maps::{Mapping, MappingKind, ProcessMaps};
 pub use pagemap::{Pagemap, PresentRun};
 pub use probe::{Probe, probe};
-pub use process::{Anchor, ProcessHandle, ResidentMeter, Residents, ThreadWatch};
+pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch};
 pub use range::AddressRange;
 pub use scratch::Scratch;
 pub use shared::SharedWords;

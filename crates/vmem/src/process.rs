@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix::thread::CpuSet;
 
 use crate::AddressRange;
 
@@ -176,113 +175,6 @@ fn robust_list_head(tid: usize) -> Option<usize> {
     let result =
         unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut bytes) };
     (result == 0 && head != 0).then_some(head)
-}
-
-/// Keeps a pager and the threads that it wakes on one processor.
-///
-/// A thread that is woken while its waker still runs is put on another, idle processor, whose
-/// wake-up takes several times longer than the fault that it waited for; and its next fault has to
-/// wake the pager from there. So the pager stays where it is, and for the moment of the wake-up the
-/// thread's set of processors is narrowed to that one; then it is restored. The thread must not run
-/// in between, or it (and what it starts) could see the narrowed set: therefore the pager runs with
-/// real-time priority, and without that nothing is pulled.
-#[derive(Debug)]
-pub struct Anchor {
-    real_time: bool,
-    /// Where the pager may run when it is not anchored.
-    everywhere: CpuSet,
-    /// Where it stays.
-    here: Option<CpuSet>,
-    /// The thread pulled last, where it may run, and how often that may still be believed.
-    known: Option<(Pid, CpuSet, u32)>,
-    pulls: u64,
-    pulls_at_rest: u64,
-}
-
-/// Pulls of one thread after which its set of processors is read again.
-const PULLS_PER_LOOK: u32 = 64;
-
-impl Anchor {
-    /// Gives the calling thread the lowest real-time priority, if the system lets it
-    /// (`CAP_SYS_NICE` or `RLIMIT_RTPRIO`); threads and processes that it starts do not inherit it.
-    #[must_use]
-    pub fn real_time() -> Self {
-        let parameter = libc::sched_param { sched_priority: 1 };
-        let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-        // SAFETY: sched_setscheduler(2) reads the parameter and changes the calling thread only.
-        let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
-        Self { real_time: result == 0, ..Self::none() }
-    }
-
-    /// Pulls nobody.
-    #[must_use]
-    pub fn none() -> Self {
-        Self {
-            real_time: false,
-            everywhere: rustix::thread::sched_getaffinity(None).unwrap_or_default(),
-            here: None,
-            known: None,
-            pulls: 0,
-            pulls_at_rest: 0,
-        }
-    }
-
-    /// Runs `wake`, which wakes the waiting thread `tid`, such that the thread continues on the
-    /// calling thread's processor; with `None` it just runs it.
-    pub fn pull<R>(&mut self, tid: Option<u32>, wake: impl FnOnce() -> R) -> R {
-        let tid = tid.filter(|_| self.real_time);
-        let tid = tid.and_then(|tid| i32::try_from(tid).ok()).and_then(Pid::from_raw);
-        let Some(tid) = tid else { return wake() };
-        let Some((here, allowed)) = self.prepare(tid) else {
-            return wake();
-        };
-        let narrowed = rustix::thread::sched_setaffinity(Some(tid), &here).is_ok();
-        let result = wake();
-        if narrowed {
-            // Fails only if the thread has ended.
-            let _ = rustix::thread::sched_setaffinity(Some(tid), &allowed);
-        }
-        result
-    }
-
-    /// Lets the pager run anywhere again if it has pulled nobody since the last call.
-    pub fn rest(&mut self) {
-        if self.pulls == self.pulls_at_rest && self.here.take().is_some() {
-            let _ = rustix::thread::sched_setaffinity(None, &self.everywhere);
-        }
-        self.pulls_at_rest = self.pulls;
-    }
-
-    /// Anchors the pager; returns its place and the thread's own set if that has it and more.
-    fn prepare(&mut self, tid: Pid) -> Option<(CpuSet, CpuSet)> {
-        self.pulls += 1;
-        let here = match self.here {
-            Some(here) => here,
-            None => {
-                let mut here = CpuSet::new();
-                here.set(rustix::thread::sched_getcpu());
-                rustix::thread::sched_setaffinity(None, &here).ok()?;
-                *self.here.insert(here)
-            }
-        };
-        let allowed = self.allowed(tid)?;
-        let shared = (0..CpuSet::MAX_CPU).any(|cpu| here.is_set(cpu) && allowed.is_set(cpu));
-        (allowed.count() > 1 && shared).then_some((here, allowed))
-    }
-
-    /// Where a thread may run.
-    fn allowed(&mut self, tid: Pid) -> Option<CpuSet> {
-        if let Some((known, allowed, left)) = &mut self.known
-            && *known == tid
-            && *left > 0
-        {
-            *left -= 1;
-            return Some(*allowed);
-        }
-        let allowed = rustix::thread::sched_getaffinity(Some(tid)).ok()?;
-        self.known = Some((tid, allowed, PULLS_PER_LOOK));
-        Some(allowed)
-    }
 }
 
 #[cfg(test)]

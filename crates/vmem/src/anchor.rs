@@ -1,0 +1,295 @@
+//! Keeps a pager and the threads that it wakes on one processor.
+//!
+//! A thread that is woken while its waker still runs is put on another, idle processor, whose
+//! wake-up takes several times longer than the fault that the thread waited for; and its next fault
+//! has to wake the pager from there. Two things keep it from there:
+//!
+//! * *Bringing*: for the moment of the wake-up the thread's set of processors is narrowed to the
+//!   pager's own, then it is restored. The thread must not run in between, or it, and what it starts,
+//!   could see the narrowed set: that takes real-time priority.
+//! * *Yielding*: a processor on which nothing runs but tasks of the policy SCHED_IDLE counts as idle
+//!   when the kernel looks for one (sched(7)). While the pager is of that policy, a thread that it
+//!   wakes stays beside it and goes on at once. That spares two system calls and the price of
+//!   real-time scheduling, 5 of 12 us a fault on a virtual machine. But any other task that wants the
+//!   processor starves the pager: so somebody watches it, see [`Lifeline`].
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+
+use rustix::process::Pid;
+use rustix::thread::CpuSet;
+
+/// A thread that is to go on at the pager's processor when it is woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pull {
+    /// Its number.
+    pub thread: u32,
+    /// It has most likely been put on another processor.
+    pub strayed: bool,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Anchor {
+    real_time: bool,
+    /// Where the pager may run when it is not anchored.
+    everywhere: CpuSet,
+    /// Where it stays.
+    here: Option<CpuSet>,
+    /// The thread brought last, where it may run, and how often that may still be believed.
+    known: Option<(Pid, CpuSet, u32)>,
+    pulls: u64,
+    pulls_at_rest: u64,
+    yielding: Option<Yielding>,
+}
+
+/// Pulls of one thread after which its set of processors is read again.
+const PULLS_PER_LOOK: u32 = 64;
+/// Threads brought in a row before the pager yields.
+const BROUGHT_MIN: u32 = 16;
+/// The same, at most, after it was starved again and again.
+const BROUGHT_MAX: u32 = 1 << 16;
+/// A pager that was rescued before it had pulled so many threads has yielded too early.
+const PULLS_MIN: u32 = 1024;
+/// Threads woken in a row that need not be pulled, after which the pager yields no longer.
+const LEFT_ALONE_MAX: u32 = 16;
+
+#[derive(Debug)]
+struct Yielding {
+    lifeline: Arc<Lifeline>,
+    now: bool,
+    rescues: u32,
+    /// Threads brought since the last rescue.
+    brought: u32,
+    brought_needed: u32,
+    /// Threads pulled since it yields.
+    pulled: u32,
+    left_alone: u32,
+}
+
+/// Between a pager that yields its processor and somebody with real-time priority who rescues it
+/// when it starves.
+#[derive(Debug)]
+pub struct Lifeline {
+    pager: Pid,
+    /// Who rescues; woken whenever the pager begins to yield.
+    holder: OnceLock<Thread>,
+    turns: AtomicU64,
+    rescues: AtomicU32,
+}
+
+impl Lifeline {
+    /// The calling thread rescues from now on. It may park while the pager does not yield.
+    pub fn hold(&self) {
+        self.holder.get_or_init(std::thread::current);
+    }
+
+    /// How often the pager has turned.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether the pager yields to everybody now.
+    #[must_use]
+    pub fn yields(&self) -> bool {
+        // SAFETY: sched_getscheduler(2) takes a number and changes nothing.
+        let policy = unsafe { libc::sched_getscheduler(self.pager.as_raw_nonzero().get()) };
+        policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_IDLE
+    }
+
+    /// Gives the pager real-time priority again.
+    pub fn rescue(&self) {
+        set_policy(Some(self.pager), libc::SCHED_FIFO, 1);
+        self.rescues.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Changes how a thread, or the calling one, is scheduled; what it starts does not inherit it.
+fn set_policy(thread: Option<Pid>, policy: libc::c_int, priority: libc::c_int) -> bool {
+    let parameter = libc::sched_param { sched_priority: priority };
+    let thread = thread.map_or(0, |thread| thread.as_raw_nonzero().get());
+    let policy = policy | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: sched_setscheduler(2) reads the parameter and changes the scheduling of one thread.
+    unsafe { libc::sched_setscheduler(thread, policy, &raw const parameter) == 0 }
+}
+
+/// Gives the calling thread the lowest real-time priority, if the system lets it (`CAP_SYS_NICE` or
+/// `RLIMIT_RTPRIO`); threads and processes that it starts do not inherit it.
+pub fn be_real_time() -> bool {
+    set_policy(None, libc::SCHED_FIFO, 1)
+}
+
+impl Anchor {
+    /// Gives the calling thread real-time priority, if the system lets it, and brings threads to
+    /// its processor.
+    #[must_use]
+    pub fn real_time() -> Self {
+        Self { real_time: be_real_time(), ..Self::none() }
+    }
+
+    /// Pulls nobody.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            real_time: false,
+            everywhere: rustix::thread::sched_getaffinity(None).unwrap_or_default(),
+            here: None,
+            known: None,
+            pulls: 0,
+            pulls_at_rest: 0,
+            yielding: None,
+        }
+    }
+
+    /// From now on the pager, which is the calling thread, yields while it serves threads that
+    /// fault fast. The caller sees to it that somebody watches the lifeline. `None` without
+    /// real-time priority: nobody is pulled then.
+    pub fn yield_from_now_on(&mut self) -> Option<Arc<Lifeline>> {
+        if !self.real_time {
+            return None;
+        }
+        let lifeline = Arc::new(Lifeline {
+            pager: rustix::thread::gettid(),
+            holder: OnceLock::new(),
+            turns: AtomicU64::new(0),
+            rescues: AtomicU32::new(0),
+        });
+        self.yielding = Some(Yielding {
+            lifeline: Arc::clone(&lifeline),
+            now: false,
+            rescues: 0,
+            brought: 0,
+            brought_needed: BROUGHT_MIN,
+            pulled: 0,
+            left_alone: 0,
+        });
+        Some(lifeline)
+    }
+
+    /// To be called at every turn of the pager: it is alive.
+    pub fn turned(&mut self) {
+        let Some(yielding) = &mut self.yielding else { return };
+        yielding.lifeline.turns.fetch_add(1, Ordering::Relaxed);
+        let rescues = yielding.lifeline.rescues.load(Ordering::Relaxed);
+        if rescues != yielding.rescues {
+            yielding.rescues = rescues;
+            yielding.now = false;
+            yielding.brought = 0;
+            yielding.brought_needed = if yielding.pulled < PULLS_MIN {
+                (yielding.brought_needed * 2).min(BROUGHT_MAX)
+            } else {
+                BROUGHT_MIN
+            };
+        }
+    }
+
+    /// Whether the pager yields now: what it wakes may run before it.
+    #[must_use]
+    pub fn yields(&self) -> bool {
+        self.yielding.as_ref().is_some_and(|yielding| yielding.now)
+    }
+
+    /// Runs `wake`, which wakes the waiting thread, such that the thread continues on the calling
+    /// thread's processor; with `None` it just runs it.
+    pub fn pull<R>(&mut self, pull: Option<Pull>, wake: impl FnOnce() -> R) -> R {
+        let Some(pull) = pull.filter(|_| self.real_time) else {
+            self.leave_alone();
+            return wake();
+        };
+        self.pulls += 1;
+        if let Some(yielding) = self.yielding.as_mut().filter(|yielding| yielding.now) {
+            yielding.left_alone = 0;
+            yielding.pulled = yielding.pulled.saturating_add(1);
+            if !pull.strayed {
+                return wake();
+            }
+            self.stop_yielding();
+        }
+        let thread = i32::try_from(pull.thread).ok().and_then(Pid::from_raw);
+        let Some((thread, (here, allowed))) = thread.and_then(|t| Some((t, self.prepare(t)?)))
+        else {
+            return wake();
+        };
+        let narrowed = rustix::thread::sched_setaffinity(Some(thread), &here).is_ok();
+        let result = wake();
+        if narrowed {
+            // Fails only if the thread has ended.
+            let _ = rustix::thread::sched_setaffinity(Some(thread), &allowed);
+        }
+        self.begin_yielding();
+        result
+    }
+
+    /// Lets the pager run anywhere again if it has pulled nobody since the last call.
+    pub fn rest(&mut self) {
+        if self.pulls == self.pulls_at_rest && self.here.is_some() {
+            self.stop_yielding();
+            self.here = None;
+            let _ = rustix::thread::sched_setaffinity(None, &self.everywhere);
+        }
+        self.pulls_at_rest = self.pulls;
+    }
+
+    fn leave_alone(&mut self) {
+        let Some(yielding) = self.yielding.as_mut().filter(|yielding| yielding.now) else {
+            return;
+        };
+        yielding.left_alone += 1;
+        if yielding.left_alone > LEFT_ALONE_MAX {
+            self.stop_yielding();
+        }
+    }
+
+    fn begin_yielding(&mut self) {
+        let Some(yielding) = &mut self.yielding else { return };
+        yielding.brought += 1;
+        if yielding.brought < yielding.brought_needed {
+            return;
+        }
+        let Some(holder) = yielding.lifeline.holder.get() else { return };
+        holder.unpark();
+        // The thread that was brought goes on at this moment.
+        yielding.now = set_policy(None, libc::SCHED_IDLE, 0);
+        yielding.left_alone = 0;
+    }
+
+    fn stop_yielding(&mut self) {
+        let Some(yielding) = self.yielding.as_mut().filter(|yielding| yielding.now) else {
+            return;
+        };
+        yielding.now = false;
+        set_policy(None, libc::SCHED_FIFO, 1);
+    }
+
+    /// Anchors the pager; returns its place and the thread's own set if that has it and more.
+    fn prepare(&mut self, thread: Pid) -> Option<(CpuSet, CpuSet)> {
+        let here = match self.here {
+            Some(here) => here,
+            None => {
+                let mut here = CpuSet::new();
+                here.set(rustix::thread::sched_getcpu());
+                rustix::thread::sched_setaffinity(None, &here).ok()?;
+                *self.here.insert(here)
+            }
+        };
+        let allowed = self.allowed(thread)?;
+        let shared = (0..CpuSet::MAX_CPU).any(|cpu| here.is_set(cpu) && allowed.is_set(cpu));
+        (allowed.count() > 1 && shared).then_some((here, allowed))
+    }
+
+    /// Where a thread may run.
+    fn allowed(&mut self, thread: Pid) -> Option<CpuSet> {
+        if let Some((known, allowed, left)) = &mut self.known
+            && *known == thread
+            && *left > 0
+        {
+            *left -= 1;
+            return Some(*allowed);
+        }
+        let allowed = rustix::thread::sched_getaffinity(Some(thread)).ok()?;
+        self.known = Some((thread, allowed, PULLS_PER_LOOK));
+        Some(allowed)
+    }
+}
