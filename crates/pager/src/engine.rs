@@ -166,6 +166,7 @@ pub struct Engine {
     /// How long the last such pause was, in microseconds; 0: the last step moved pages.
     pub(crate) busy_pause_us: u64,
     pub(crate) threads: Threads,
+    pub(crate) short_moves: crate::install::ShortMoves,
     pub(crate) fetches: HashMap<u64, Fetch>,
     pub(crate) arrived: VecDeque<Fetch>,
     pub(crate) stores: HashMap<u64, Vec<FrameId>>,
@@ -220,6 +221,7 @@ impl Engine {
             evict_after: Nanos::new(0),
             busy_pause_us: 0,
             threads: Threads::default(),
+            short_moves: crate::install::ShortMoves::default(),
             fetches: HashMap::new(),
             arrived: VecDeque::new(),
             stores: HashMap::new(),

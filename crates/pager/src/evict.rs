@@ -8,7 +8,7 @@ use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange, Reques
 use farmem_vmem::{AddressRange, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
-use crate::frames::{FrameUse, WINDOW_FRAMES, WindowId};
+use crate::frames::{Discard, FrameUse, WINDOW_FRAMES, WindowId};
 use crate::table::{Entry, Fingerprint, Place};
 
 /// Windows with pages that one step looks at before it gives up.
@@ -251,16 +251,14 @@ impl Engine {
             if let Some(window) = self.frames.take_empty() {
                 return Some(window);
             }
-            let Some((first, count)) = self.frames.take_run_to_discard(WINDOW_FRAMES) else {
+            let Some(pooled) = self.frames.take_to_discard() else {
                 // Markers hold a frame of a window each.
                 if self.give_up_oldest_marker() {
                     continue;
                 }
                 return None;
             };
-            let freed = count - self.discard(io, first, count);
-            self.budget.freed(freed);
-            if freed == 0 {
+            if self.discard_pooled(io, pooled) == 0 {
                 return None;
             }
         }
@@ -440,6 +438,14 @@ impl Engine {
         kept
     }
 
+    /// Gives back what was taken from the pool. Returns how many pages became free.
+    fn discard_pooled(&mut self, io: &mut Io<'_>, pooled: Discard) -> usize {
+        let kept = self.discard(io, pooled.first, pooled.span);
+        let freed = pooled.pages.saturating_sub(kept);
+        self.budget.freed(freed);
+        freed
+    }
+
     /// Takes up to `count` frames for a fetch, fewer if memory is short; neighbours if possible, for
     /// only those can be moved into place together.
     pub(crate) fn take_frames(&mut self, io: &mut Io<'_>, count: usize, frames: &mut Vec<FrameId>) {
@@ -511,13 +517,10 @@ impl Engine {
     /// Gives memory back: pooled frames that are too many, then the oldest victims, then new ones.
     fn shrink(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
         if self.frames.pooled() > POOL_TARGET
-            && let Some((first, count)) = self.frames.take_run_to_discard(WINDOW_FRAMES)
+            && let Some(pooled) = self.frames.take_to_discard()
+            && self.discard_pooled(io, pooled) > 0
         {
-            let freed = count - self.discard(io, first, count);
-            self.budget.freed(freed);
-            if freed > 0 {
-                return Ok(true);
-            }
+            return Ok(true);
         }
         let enough = self.frames.victim_frames() * 2 > self.budget.victim_target();
         if enough && self.retire_oldest(io, true).is_some() {

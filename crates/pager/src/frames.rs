@@ -283,12 +283,26 @@ impl FramePool {
         }
     }
 
-    /// Takes a long run of at most `count` neighbours out of the pool to give their memory back; they
-    /// are holes then. Returns the first frame and the length.
-    pub(crate) fn take_run_to_discard(&mut self, count: usize) -> Option<(FrameId, usize)> {
+    /// Takes frames that lie together out of the pool to give their memory back: a long run of
+    /// neighbours, or all pooled frames of a window in which nothing else has memory. They are holes
+    /// then.
+    pub(crate) fn take_to_discard(&mut self) -> Option<Discard> {
         let oldest = self.pooled.iter().enumerate().take(RUNS_LOOKED_AT);
         let (at, &run) = oldest.max_by_key(|(_, run)| run.count)?;
-        let want = u32::try_from(count).unwrap_or(u32::MAX).min(run.count);
+        let id = WindowId::of(FrameId::new(run.first));
+        let first = id.first().get();
+        let inside =
+            |run: &Run| run.first >= first && run.first + run.count <= first + WINDOW_FRAMES as u32;
+        let pages: u32 = self.pooled.iter().filter(|run| inside(run)).map(|run| run.count).sum();
+        if pages > run.count && pages == u32::from(self.windows[id.0 as usize].with_memory) {
+            self.pooled.retain(|run| !inside(run));
+            self.pooled_count -= pages as usize;
+            for frame in id.frames() {
+                self.set(frame, FrameUse::Hole);
+            }
+            return Some(Discard { first: id.first(), span: WINDOW_FRAMES, pages: pages as usize });
+        }
+        let want = run.count.min(WINDOW_FRAMES as u32);
         if want == run.count {
             self.pooled.remove(at);
         } else {
@@ -298,8 +312,20 @@ impl FramePool {
         for number in run.first..run.first + want {
             self.set(FrameId::new(number), FrameUse::Hole);
         }
-        Some((FrameId::new(run.first), want as usize))
+        let pages = want as usize;
+        Some(Discard { first: FrameId::new(run.first), span: pages, pages })
     }
+}
+
+/// Frames that are holes from now on, whose memory is still to be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Discard {
+    /// The first one.
+    pub(crate) first: FrameId,
+    /// From the first to the last one; those between without memory are holes already.
+    pub(crate) span: usize,
+    /// How many have memory.
+    pub(crate) pages: usize,
 }
 
 #[cfg(test)]
@@ -328,11 +354,30 @@ mod tests {
         for frame in frames {
             pool.set(frame, FrameUse::Hole);
         }
-        while pool.take_run_to_discard(64).is_some() {}
+        while pool.take_to_discard().is_some() {}
         assert_eq!(pool.pooled(), 0);
         let ids = [pool.take_empty().unwrap(), pool.take_empty().unwrap()];
         assert_ne!(ids[0], ids[1], "each empty window is given once");
         assert_eq!(pool.take_empty(), None);
+    }
+
+    #[test]
+    fn a_window_of_scattered_frames_is_discarded_at_once() {
+        let mut pool = FramePool::new(2);
+        let window = pool.take_empty().unwrap();
+        for frame in window.frames().filter(|frame| frame.get() % 5 == 0) {
+            pool.pool(frame);
+        }
+        let mut taken = Vec::new();
+        pool.take_pooled(1, &mut taken);
+        let one = pool.take_to_discard().unwrap();
+        assert_eq!((one.span, one.pages), (1, 1), "one of the window's frames is in use");
+        pool.pool(taken[0]);
+        let rest = pool.take_to_discard().unwrap();
+        assert_eq!((rest.first, rest.span), (window.first(), WINDOW_FRAMES));
+        assert_eq!(rest.pages, WINDOW_FRAMES.div_ceil(5) - 1);
+        assert_eq!((pool.pooled(), pool.with_memory()), (0, 0));
+        assert_eq!(pool.take_to_discard(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Puts fetched pages into the program's memory.
 
 use farmem_region::{FrameId, PAGE_SIZE};
-use farmem_vmem::{AddressRange, Stop};
+use farmem_vmem::{AddressRange, Progress, Stop};
 
 use crate::counts::Latency;
 use crate::engine::{BORDER, Engine, Fetch, FetchingPage, Io};
@@ -9,10 +9,15 @@ use crate::frames::FrameUse;
 use crate::memory::SpaceId;
 use crate::table::{Entry, Place};
 
-/// Runs at least this long are moved, shorter ones copied: a move changes the page tables at its
-/// source too, which interrupts every processor that runs the program, once a run; a copy of one
-/// page costs less than that.
+/// Runs at least this long are always moved.
 pub(crate) const MOVE_PAGES_MIN: usize = 8;
+/// Shorter ones, but for a single page that a thread waits for, are moved while that takes no
+/// longer than this: about what a copy takes with the allocation and the freeing of a page.
+const SHORT_MOVE_NANOS_MAX: u64 = 6_000;
+/// What one short move counts for at most: now and then one waits for a processor.
+const SHORT_MOVE_NANOS_COUNTED: u64 = 10_000;
+/// Short runs that are copied after moves have taken longer, before it is tried again.
+const COPIES_BETWEEN_TRIES: u32 = 64;
 /// Markers kept uninstalled at once; the oldest is given up then.
 const MARKERS_MAX: usize = 64;
 
@@ -22,6 +27,36 @@ enum Installed {
     Some(usize),
     /// Not now: events must be read first, or memory freed.
     Later,
+}
+
+/// Whether short runs are moved or copied. A move changes the page tables at its source too, which
+/// interrupts every other processor that runs the program at that moment, once a run: with one
+/// thread, which mostly waits, it costs less than a copy, with two that compute several times more.
+#[derive(Debug, Default)]
+pub(crate) struct ShortMoves {
+    /// Decaying average of what a move of a short run takes.
+    nanos: u64,
+    copies_left: u32,
+}
+
+impl ShortMoves {
+    /// Whether to move the next short run.
+    const fn pay(&mut self) -> bool {
+        if self.nanos <= SHORT_MOVE_NANOS_MAX {
+            return true;
+        }
+        if self.copies_left == 0 {
+            self.copies_left = COPIES_BETWEEN_TRIES;
+            return true;
+        }
+        self.copies_left -= 1;
+        false
+    }
+
+    /// One took that long.
+    fn took(&mut self, nanos: u64) {
+        self.nanos = (self.nanos * 31 + nanos.min(SHORT_MOVE_NANOS_COUNTED)) / 32;
+    }
 }
 
 impl Engine {
@@ -77,9 +112,9 @@ impl Engine {
             return Installed::Later;
         }
         let page = fetch.pages[at];
-        let may_move = fetch.space == SpaceId::OWN && run >= MOVE_PAGES_MIN;
+        let may_move = fetch.space == SpaceId::OWN && self.should_move(fetch, run);
         let mut progress = if may_move {
-            io.memory.move_in(page.address, page.frame, run)
+            self.move_in(io, page, run)
         } else {
             io.memory.copy_in(fetch.space, page.address, page.frame, run, fetch.pull)
         };
@@ -133,6 +168,21 @@ impl Engine {
                 Installed::Some(1)
             }
         }
+    }
+
+    fn should_move(&mut self, fetch: &Fetch, run: usize) -> bool {
+        let is_fault = fetch.pages.len() == 1 && fetch.fault_at.is_some();
+        run >= MOVE_PAGES_MIN || (!is_fault && self.short_moves.pay())
+    }
+
+    fn move_in(&mut self, io: &mut Io<'_>, first: FetchingPage, run: usize) -> Progress {
+        if run >= MOVE_PAGES_MIN {
+            return io.memory.move_in(first.address, first.frame, run);
+        }
+        let before = (io.clock)();
+        let progress = io.memory.move_in(first.address, first.frame, run);
+        self.short_moves.took((io.clock)().since(before));
+        progress
     }
 
     /// Records that a page is in place.
