@@ -386,7 +386,7 @@ impl Engine {
             Some(Place::Fetching) => self.want(fault),
             Some(Place::Victim(frame)) => self.bring_back(io, fault, frame)?,
             Some(Place::Out) => {
-                let plan = space.streams.on_fault(fault.address);
+                let plan = space.streams.on_fault(fault.address, false);
                 self.credit(plan);
                 self.fetch(io, Some(fault), fault.space, plan)?;
             }
@@ -433,7 +433,7 @@ impl Engine {
         }
         // A stream's marker that has not arrived yet: go on with the stream all the same.
         if let Some(space) = self.space_mut(fault.space)
-            && let Some(plan) = space.streams.on_fault(fault.address)
+            && let Some(plan) = space.streams.on_fault(fault.address, true)
         {
             self.credit(Some(plan));
             self.adoption.wanted_plans.push((fault.space, plan));
@@ -535,17 +535,22 @@ impl Engine {
             }
         }
         self.budget.allocated(1);
+        // That the program came to a marker was foreseen: it says nothing of the page's use.
+        let is_marker = self.is_marker(fault.address, frame);
         self.counts.victim_hits += 1;
         let mut moved_out = false;
         if let Some(entry) = self.own_table().get_mut(fault.address) {
             entry.set_place(Place::Resident);
-            entry.set_uses(entry.uses() + USES_PER_HIT);
+            if !is_marker {
+                entry.set_uses(entry.uses() + USES_PER_HIT);
+            }
             moved_out = true;
         }
         debug_assert!(moved_out);
         self.forget_frame(frame);
         self.sample(Latency::Fault, (io.clock)().since(fault.since));
-        let plan = self.space_mut(fault.space).and_then(|s| s.streams.on_fault(fault.address));
+        let plan =
+            self.space_mut(fault.space).and_then(|s| s.streams.on_fault(fault.address, true));
         self.credit(plan);
         if plan.is_some() {
             self.fetch(io, None, fault.space, plan)?;
@@ -589,16 +594,19 @@ impl Engine {
             }
             plan = None;
         }
-        if let (Some(plan), Some(table)) = (plan, self.table_mut(space)) {
+        let mut marker = 0;
+        if let (Some(plan), Some(Space { table, streams, .. })) = (plan, self.space_mut(space)) {
             let out = |at: &usize| table.get(*at).is_some_and(|e| e.place() == Place::Out);
+            let known = wanted.len();
             wanted.extend(
                 plan.addresses().filter(out).filter(|at| fault.is_none_or(|f| f.address != *at)),
             );
+            let planned = &wanted[known..];
+            streams.brought(plan.start, u32::try_from(planned.len()).unwrap_or(u32::MAX));
+            if plan.marked && space == SpaceId::OWN {
+                marker = planned.first().copied().unwrap_or(0);
+            }
         }
-        let mut marker = match (plan, space) {
-            (Some(plan), SpaceId::OWN) => plan.start,
-            _ => 0,
-        };
         let mut fault = fault;
         let mut rest = wanted.as_slice();
         while !rest.is_empty() {

@@ -232,7 +232,7 @@ impl Engine {
         true
     }
 
-    fn is_marker(&self, address: usize, frame: FrameId) -> bool {
+    pub(crate) fn is_marker(&self, address: usize, frame: FrameId) -> bool {
         self.frames.frame(frame) == FrameUse::Victim(address) && !self.frames.is_queued(frame)
     }
 }
