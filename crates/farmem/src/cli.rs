@@ -79,6 +79,12 @@ pub(crate) struct ServeOptions {
     /// Memory to lend [default: half of what the machine or the control group has available]
     #[arg(long, value_name = "SIZE", env = "FARMEM_MEMORY")]
     pub(crate) memory: Option<Size>,
+    /// Answer HTTP requests for metrics, in the format of Prometheus, at IP:PORT [default: nowhere]
+    #[arg(long, value_name = "ADDR", env = "FARMEM_METRICS")]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Form of the log, which goes to standard error
+    #[arg(long, value_name = "FORM", default_value = "text", env = "FARMEM_LOG_FORM")]
+    pub(crate) log_form: LogForm,
     /// Listen on an address that other machines reach, although nothing is encrypted and nobody is
     /// asked who they are
     #[arg(long, env = "FARMEM_INSECURE", value_parser = FalseyValueParser::new())]
@@ -87,6 +93,15 @@ pub(crate) struct ServeOptions {
     /// end with it
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) private: Option<i32>,
+}
+
+/// The forms of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogForm {
+    /// For people.
+    Text,
+    /// For programs: an object of JSON in each line.
+    Json,
 }
 
 /// `farmem server`.

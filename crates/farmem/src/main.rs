@@ -10,6 +10,7 @@ mod cli;
 mod config;
 mod doctor;
 mod elf;
+mod log;
 mod machine;
 mod run;
 mod serve;

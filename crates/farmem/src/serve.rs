@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context, bail};
-use farmem_memserver::{LogSink, MemServer, ServerConfig, StopHandle};
+use farmem_memserver::{LogLevel, LogLine, LogSink, MemServer, ServerConfig, StopHandle};
 use farmem_region::ByteCount;
 use farmem_supervise::SignalQueue;
 use farmem_transport::{Endpoint, ServerAddress};
@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 
 use crate::cli::ServeOptions;
+use crate::log;
 use crate::machine;
 use crate::run::READY;
 use crate::size::Size;
@@ -32,15 +33,18 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     // Before any thread starts, so that all of them leave these signals to the queue.
     let signals = SignalQueue::block(&STOPPING).context("cannot queue signals")?;
     let config = config(options)?;
-    let memory = Size(config.memory.get());
+    let (memory, log) = (config.memory.get(), config.log.clone());
     let server = MemServer::bind(config).context("cannot serve")?;
     if options.private.is_some() {
         std::io::stdout().write_all(READY.as_bytes()).context("farmem run has gone")?;
     } else {
-        announce(&server, memory);
+        log.line(&announcement(&server, memory));
     }
     stop_on_signal(signals, server.stop_handle());
     server.run().context("the memory server failed")?;
+    if options.private.is_none() {
+        log.line(&LogLine::new(LogLevel::Info, "stopped", "stopped in order"));
+    }
     if options.private.is_some() {
         remove_folder(&options.listen);
     }
@@ -51,8 +55,13 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     let address: ServerAddress = options.listen.parse()?;
     let endpoint = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
     refuse_public(&endpoint, options.insecure)?;
-    let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory(options.memory)?));
     let private = options.private.is_some();
+    // Nobody asks a private server, and several would want the same port.
+    let metrics = options.metrics.filter(|_| !private);
+    if let Some(metrics) = metrics {
+        refuse_public(&Endpoint::Tcp(metrics), options.insecure)?;
+    }
+    let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory(options.memory)?));
     config.share_arena = private;
     if private {
         // Its client reads the arena by itself; what is left to serve can wait for a wake-up, and
@@ -60,7 +69,12 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         config.spin = std::time::Duration::ZERO;
     }
     config.workers = if private { 1 } else { workers() };
-    config.log = LogSink::new(|line| eprintln!("farmem serve: {line}"));
+    config.metrics = metrics;
+    let form = options.log_form;
+    config.log = LogSink::new(move |line| {
+        // A log that nobody reads any more does not end the server.
+        let _ = writeln!(std::io::stderr(), "{}", log::written(line, form));
+    });
     Ok(config)
 }
 
@@ -88,13 +102,19 @@ fn workers() -> usize {
     thread::available_parallelism().map_or(1, |count| count.get().min(WORKERS_MAX))
 }
 
-fn announce(server: &MemServer, memory: Size) {
+fn announcement(server: &MemServer, memory: u64) -> LogLine {
     let endpoints: Vec<String> = server.endpoints().map(Endpoint::to_string).collect();
-    eprintln!(
-        "farmem serve: lending {memory} at {} (incarnation {:016x})",
-        endpoints.join(", "),
-        server.incarnation().get()
-    );
+    let (endpoints, incarnation) = (endpoints.join(", "), server.incarnation().get());
+    let incarnation = format!("{incarnation:016x}");
+    let metrics = server.metrics_address().map(|address| address.to_string());
+    let also = metrics.as_ref().map_or_else(String::new, |at| format!(", metrics at http://{at}"));
+    let lent = Size(memory);
+    let message = format_args!("lending {lent} at {endpoints} (incarnation {incarnation}){also}");
+    let line = LogLine::new(LogLevel::Info, "started", message)
+        .with("memory_bytes", memory)
+        .with("listen", endpoints)
+        .with("incarnation", incarnation);
+    metrics.into_iter().fold(line, |line, metrics| line.with("metrics", metrics))
 }
 
 fn stop_on_signal(signals: SignalQueue, stop: StopHandle) {

@@ -1,5 +1,6 @@
 //! What a memory server is told when it starts.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use farmem_region::{AddressWidths, ByteCount, ServerId};
@@ -26,6 +27,8 @@ pub struct ServerConfig {
     /// Whether a client over a Unix socket may map the arena. Such a client reaches all memory
     /// of the server, so this is for a server with one tenant.
     pub share_arena: bool,
+    /// Where to answer HTTP requests for metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// See [`Limits`].
     pub limits: Limits,
     /// Where log lines go.
@@ -44,6 +47,7 @@ impl ServerConfig {
             workers: 1,
             spin: Duration::from_micros(50),
             share_arena: false,
+            metrics: None,
             limits: Limits::default(),
             log: LogSink::silent(),
         }
@@ -72,6 +76,9 @@ pub struct Limits {
     pub output_timeout: Duration,
     /// A session without a connection lives this long.
     pub session_timeout: Duration,
+    /// A connection to the port for metrics ends this long after it was accepted, whatever has
+    /// been asked and answered.
+    pub metrics_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -86,6 +93,7 @@ impl Default for Limits {
             message_timeout: Duration::from_secs(10),
             output_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(10),
+            metrics_timeout: Duration::from_secs(5),
         }
     }
 }

@@ -18,7 +18,9 @@
 mod config;
 mod counters;
 mod engine;
+mod http;
 mod log;
+mod metrics;
 mod output;
 mod peer;
 mod server;
@@ -27,5 +29,5 @@ mod table;
 mod worker;
 
 pub use config::{Limits, ServerConfig};
-pub use log::LogSink;
+pub use log::{LogLevel, LogLine, LogSink, LogValue};
 pub use server::{MemServer, ServerError, StopHandle};

@@ -15,6 +15,7 @@
 //! in the small buffer already.
 
 use std::io::IoSliceMut;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -23,7 +24,8 @@ use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
     Action, Attach, BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello,
-    Malloc, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, Setup, Slots, seal, verify_body,
+    Malloc, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, Setup, Slots, StatCount, seal,
+    verify_body,
 };
 
 use crate::counters::{DropReason, count};
@@ -107,6 +109,25 @@ impl Peer {
 
     pub(crate) fn connection(&self) -> &dyn Connection {
         &*self.connection
+    }
+
+    /// Who it is, for people: the address of another machine's process, or the number of one on
+    /// this machine.
+    pub(crate) fn name(&self) -> String {
+        let descriptor = self.connection.descriptor();
+        if self.connection.passes_descriptors() {
+            return match rustix::net::sockopt::socket_peercred(descriptor) {
+                Ok(credentials) => format!("process {}", credentials.pid.as_raw_pid()),
+                Err(_) => "a process that has gone".to_owned(),
+            };
+        }
+        let address = rustix::net::getpeername(descriptor);
+        let address =
+            address.map(|address| address.and_then(|address| SocketAddr::try_from(address).ok()));
+        match address {
+            Ok(Some(address)) => address.to_string(),
+            _ => "an address that has gone".to_owned(),
+        }
     }
 
     /// Whether to go on as soon as there is room in the socket: replies wait, or requests that
@@ -299,7 +320,6 @@ impl Peer {
         verify_body(&header, covered)?;
         let start = self.unread.start + HEADER_BYTES;
         self.unread.start = start + covered.len();
-        count(&engine.counters.requests, 1);
         if !self.greeted && header.action != Action::Hello {
             self.refuse(engine, &header, RefusalCode::HelloFirst.into());
             return Ok(true);
@@ -312,11 +332,10 @@ impl Peer {
         match header.action {
             Action::Write => self.begin_write(engine, header, start),
             Action::Hello => self.greet(engine, &header, body)?,
-            _ => {
-                if let Err(refusal) = self.serve_request(engine, &header, entries, body) {
-                    self.refuse(engine, &header, refusal);
-                }
-            }
+            _ => match self.serve_request(engine, &header, entries, body) {
+                Ok(nanos) => engine.counters.served.granted(header.action, nanos),
+                Err(refusal) => self.refuse(engine, &header, refusal),
+            },
         }
         Ok(true)
     }
@@ -342,17 +361,19 @@ impl Peer {
         self.passes_arena = reply.arena_shared;
         let granted = Header { incarnation: engine.incarnation(), ..header.granted() };
         push(&mut self.output, granted, |bytes| reply.encode(bytes));
+        engine.counters.served.granted(Action::Hello, nanos_since(self.received_at));
         Ok(())
     }
 
-    /// Serves a request that is complete. `entries` and `body` lie in the input.
+    /// Serves a request that is complete. `entries` and `body` lie in the input. Returns how long
+    /// that took, from the arrival of the request's last byte on.
     fn serve_request(
         &mut self,
         engine: &Engine,
         header: &Header,
         entries: Range<usize>,
         body: Range<usize>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<u32, Refusal> {
         let (entries, body) = (&self.input[entries], &self.input[body]);
         let (output, caller, unused) = (&mut self.output, &mut self.caller, &mut self.unused);
         let granted = header.granted();
@@ -369,7 +390,9 @@ impl Peer {
                 let reply = engine.malloc(caller, header, &Malloc::decode(body)?)?;
                 push(output, granted, |bytes| reply.encode(bytes));
             }
-            Action::Read => read(engine, caller, output, header, entries, self.received_at)?,
+            Action::Read => {
+                return read(engine, caller, output, header, entries, self.received_at);
+            }
             Action::Free => {
                 engine.free(caller, header, RangeEntry::decode_all(entries), unused)?;
                 push(output, granted, |_| ());
@@ -388,11 +411,14 @@ impl Peer {
                 engine.disconnect(header)?;
                 push(output, granted, |_| ());
             }
-            Action::Stat => push(output, granted, |bytes| engine.stat().encode(bytes)),
+            Action::Stat => push(output, granted, |bytes| {
+                engine.stat().encode(bytes);
+                StatCount::encode_all(engine.counters.served.counts(), bytes);
+            }),
             Action::Ping => push(output, granted, |_| ()),
             _ => return Err(RefusalCode::Unsupported.into()),
         }
-        Ok(())
+        Ok(nanos_since(self.received_at))
     }
 
     /// Lets a write's pages in, or skips them.
@@ -453,8 +479,12 @@ impl Peer {
             seal(Header { entries, ..header.granted() }, &mut bytes[start..]);
         });
         self.output.keep_list(slots);
-        if let Err(refusal) = result {
-            self.refuse(engine, &header, refusal);
+        match result {
+            Ok(()) => {
+                let nanos = nanos_since(self.received_at);
+                engine.counters.served.granted(header.action, nanos);
+            }
+            Err(refusal) => self.refuse(engine, &header, refusal),
         }
         true
     }
@@ -470,7 +500,8 @@ impl Peer {
     }
 
     fn refuse(&mut self, engine: &Engine, header: &Header, refusal: Refusal) {
-        count(&engine.counters.refusals, 1);
+        let nanos = nanos_since(self.received_at);
+        engine.counters.served.refused(header.action, refusal.code, nanos);
         let mut reply = header.refused(refusal.code);
         reply.entries = u32::from(matches!(refusal.detail, Detail::Page(_)));
         push(&mut self.output, reply, |bytes| match refusal.detail {
@@ -491,7 +522,7 @@ impl Peer {
     }
 }
 
-/// Serves a read: the reply's pages are sent from their slots.
+/// Serves a read: the reply's pages are sent from their slots. Returns how long it took.
 fn read(
     engine: &Engine,
     caller: &Caller,
@@ -499,9 +530,9 @@ fn read(
     header: &Header,
     entries: &[u8],
     received_at: Instant,
-) -> Result<(), Refusal> {
+) -> Result<u32, Refusal> {
     let mut slots = output.spare_list();
-    let mut result = Ok(());
+    let (mut result, mut nanos) = (Ok(()), 0);
     let wanted = PageEntry::decode_all(entries);
     output.push_head(|bytes, start| {
         bytes.resize(start + HEADER_BYTES, 0);
@@ -513,10 +544,11 @@ fn read(
             return;
         }
         let count = u32::try_from(slots.len()).expect("at most PAGES_PER_MESSAGE_MAX");
+        nanos = nanos_since(received_at);
         let reply = Header {
             entries: count,
             payload: count * PAGE_SIZE as u32,
-            server_nanos: u32::try_from(received_at.elapsed().as_nanos()).unwrap_or(u32::MAX),
+            server_nanos: nanos,
             ..header.granted()
         };
         seal(reply, &mut bytes[start..]);
@@ -526,7 +558,12 @@ fn read(
     } else {
         output.push_pages(slots);
     }
-    result
+    result.map(|()| nanos)
+}
+
+/// Nanoseconds; saturates after four seconds.
+fn nanos_since(time: Instant) -> u32 {
+    u32::try_from(time.elapsed().as_nanos()).unwrap_or(u32::MAX)
 }
 
 /// Queues a reply whose body is the list of slots that `serve` makes, unless it refuses.

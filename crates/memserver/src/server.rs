@@ -1,7 +1,8 @@
 //! The server as its owner sees it: bind, run, stop.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
@@ -11,7 +12,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
+use crate::http::HttpPort;
 use crate::log::RateLimitedLog;
+use crate::metrics::{self, Snapshot};
 use crate::worker::{Mailbox, Shared, Worker};
 
 /// Why a server cannot start or go on.
@@ -28,6 +31,15 @@ pub enum ServerError {
     Listen {
         /// The address.
         endpoint: Endpoint,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The address for metrics cannot be had.
+    #[error("cannot listen for HTTP at {address}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
         /// What the kernel said.
         #[source]
         source: io::Error,
@@ -51,6 +63,7 @@ pub enum ServerError {
 pub struct MemServer {
     shared: Arc<Shared>,
     listeners: Vec<Listener>,
+    metrics: Option<HttpPort>,
 }
 
 /// Stops a server from another thread, or from a signal handler's thread.
@@ -84,6 +97,12 @@ impl MemServer {
             Listener::bind(&endpoint).map_err(|source| ServerError::Listen { endpoint, source })
         };
         let listeners = config.listen.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
+        let timeout = config.limits.metrics_timeout;
+        let metrics = config.metrics.map(|address| {
+            HttpPort::bind(address, timeout)
+                .map_err(|source| ServerError::Metrics { address, source })
+        });
+        let metrics = metrics.transpose()?;
         let (log, workers, memory) = (config.log.clone(), config.workers.max(1), config.memory);
         let engine = Engine::new(config).map_err(|source| ServerError::Arena { memory, source })?;
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect::<io::Result<Vec<_>>>();
@@ -94,12 +113,18 @@ impl MemServer {
             log: RateLimitedLog::new(log),
             began: std::time::Instant::now(),
         };
-        Ok(Self { shared: Arc::new(shared), listeners })
+        Ok(Self { shared: Arc::new(shared), listeners, metrics })
     }
 
     /// Where the server listens; a TCP port of 0 has become the real one.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.listeners.iter().map(Listener::endpoint)
+    }
+
+    /// Where metrics are asked for, if anywhere; a port of 0 has become the real one.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(HttpPort::address)
     }
 
     /// What tells this server from a former or later one at the same address.
@@ -119,8 +144,12 @@ impl MemServer {
     /// # Errors
     /// [`ServerError::Events`] if the kernel's event interface fails.
     pub fn run(self) -> Result<(), ServerError> {
-        let Self { shared, listeners } = self;
+        let Self { shared, listeners, metrics } = self;
         thread::scope(|scope| {
+            let metrics = metrics.map(|port| {
+                let shared = &shared;
+                scope.spawn(move || port.serve(shared.stop.as_fd(), || shared.metrics()))
+            });
             let others: Vec<_> = (1..shared.mailboxes.len())
                 .map(|index| {
                     let worker = Worker::new(&shared, index, Vec::new());
@@ -132,9 +161,26 @@ impl MemServer {
             let results = others.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             });
-            results.fold(result, io::Result::and)
+            let result = results.fold(result, io::Result::and);
+            let served = metrics.map(|metrics| {
+                metrics.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            result.and(served.unwrap_or(Ok(())))
         })
         .map_err(ServerError::Events)
+    }
+}
+
+impl Shared {
+    /// What is asked for at the HTTP port.
+    fn metrics(&self) -> String {
+        let engine = &self.engine;
+        metrics::render(&Snapshot {
+            stat: engine.stat(),
+            counters: &engine.counters,
+            incarnation: engine.incarnation().get(),
+            uptime: self.began.elapsed(),
+        })
     }
 }
 

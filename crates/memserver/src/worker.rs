@@ -1,5 +1,6 @@
 //! A thread that serves connections: waits, then performs. Decides nothing about requests.
 
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +15,7 @@ use rustix::event::{Timespec, epoll::EventData};
 
 use crate::counters::{DropReason, count};
 use crate::engine::Engine;
-use crate::log::RateLimitedLog;
+use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::peer::Peer;
 use crate::server::event;
 
@@ -272,7 +273,10 @@ impl Worker {
         self.active.retain(|active| *active != index);
         reason.count(&self.shared.engine.counters);
         if reason.is_worth_a_line() {
-            self.shared.log.line(format_args!("dropped a client: {reason}"));
+            let peer = watched.peer.name();
+            let message = format_args!("dropped a client ({peer}): {reason}");
+            let line = LogLine::new(LogLevel::Warning, "client_dropped", message);
+            self.shared.log.line(&line.with("reason", reason.name()).with("peer", peer));
         }
         self.vacant.push(index);
         self.close(watched.peer);
@@ -301,7 +305,8 @@ impl Worker {
                 Ok(Some(socket)) => self.place(socket),
                 Ok(None) => return,
                 Err(error) => {
-                    self.shared.log.line(format_args!("cannot accept a client: {error}"));
+                    let message = format_args!("cannot accept a client: {error}");
+                    self.report("accept_failed", message, &error);
                     // It would be reported as ready all the time: until the next tick.
                     self.watch_listener(listener, epoll::EventFlags::empty());
                     self.resting.push(listener);
@@ -316,8 +321,15 @@ impl Worker {
         let data = EventData::new_u64(LISTENER - listener as u64);
         let descriptor = self.listeners[listener].descriptor();
         if let Err(errno) = epoll::modify(&self.epoll, descriptor, data, interest) {
-            self.shared.log.line(format_args!("cannot watch a listener: {errno}"));
+            let message = format_args!("cannot watch a listener: {errno}");
+            self.report("watch_failed", message, &errno);
         }
+    }
+
+    /// Logs that the kernel refused something.
+    fn report(&self, event: &'static str, message: fmt::Arguments<'_>, error: &dyn fmt::Display) {
+        let line = LogLine::new(LogLevel::Error, event, message);
+        self.shared.log.line(&line.with("error", error.to_string()));
     }
 
     /// Hands a connection to the worker with the fewest.
@@ -326,7 +338,9 @@ impl Worker {
         let limit = self.shared.engine.config.limits.connections_max;
         if counters.connections.load(Ordering::Relaxed) >= limit as u64 {
             count(&counters.connections_refused, 1);
-            self.shared.log.line(format_args!("refused a client: {limit} are connected"));
+            let message = format_args!("refused a client: {limit} are connected");
+            let line = LogLine::new(LogLevel::Warning, "client_refused", message);
+            self.shared.log.line(&line.with("connections", limit as u64));
             return;
         }
         count(&counters.connections, 1);
@@ -392,9 +406,10 @@ impl Worker {
         }
         let log = &self.shared.log;
         self.shared.engine.end_orphans(now, |name, pages| {
-            log.line(format_args!(
-                "freed {pages} pages of {name}: no connection came back in time"
-            ));
+            let message =
+                format_args!("freed {pages} pages of {name}: no connection came back in time");
+            let line = LogLine::new(LogLevel::Warning, "session_timed_out", message);
+            log.line(&line.with("client", name).with("pages", pages));
         });
         more |= self.shared.engine.has_orphans() | self.give_back();
         self.next_tick = more.then(|| Instant::now() + TICK);
@@ -407,7 +422,8 @@ impl Worker {
         (0..CHUNKS_PER_TICK).all(|_| match self.shared.engine.give_back() {
             Ok(more) => more,
             Err(error) => {
-                self.shared.log.line(format_args!("cannot give memory back: {error}"));
+                let message = format_args!("cannot give memory back: {error}");
+                self.report("give_back_failed", message, &error);
                 false
             }
         })

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use farmem_region::{Incarnation, StoreError};
 use farmem_transport::Endpoint;
-use farmem_wire::{Action, Header, RefusalCode, ServerStat};
+use farmem_wire::{Action, Header, RefusalCode, ServerStat, StatCount};
 
 use crate::config::SessionInfo;
 use crate::exchange::{Exchange, ExchangeError};
@@ -14,15 +14,28 @@ use crate::exchange::{Exchange, ExchangeError};
 /// # Errors
 /// [`StoreError::Refused`] says why there is no answer.
 pub fn stat(server: &Endpoint, timeout: Duration) -> Result<ServerStat, StoreError> {
+    stat_with_counts(server, timeout).map(|(stat, _)| stat)
+}
+
+/// How a server is, and how many requests of which kind it has answered and refused.
+///
+/// # Errors
+/// [`StoreError::Refused`] says why there is no answer.
+pub fn stat_with_counts(
+    server: &Endpoint,
+    timeout: Duration,
+) -> Result<(ServerStat, Vec<StatCount>), StoreError> {
     let ask = || {
         let deadline = Instant::now() + timeout;
         let (mut exchange, ..) = Exchange::open(server, false, deadline)?;
         exchange.ask(Header::request(Action::Stat, 2), |_| ());
         let reply = exchange.wait(deadline)?;
-        ServerStat::decode(exchange.bytes(reply.body))
-            .map_err(|error| ExchangeError::BadReply(error.to_string()))
+        let body = exchange.bytes(reply.body);
+        let stat =
+            ServerStat::decode(body).map_err(|error| ExchangeError::BadReply(error.to_string()))?;
+        Ok((stat, StatCount::decode_all(body).collect()))
     };
-    ask().map_err(|error| error.into_store_error(server))
+    ask().map_err(|error: ExchangeError| error.into_store_error(server))
 }
 
 /// Whether a server answers, and which process it is.

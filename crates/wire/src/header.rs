@@ -62,6 +62,15 @@ macro_rules! actions {
                 }
             }
 
+            /// A word for people and programs, in lower case.
+            #[must_use]
+            pub fn name(self) -> String {
+                match self {
+                    $(Self::$name => crate::snake_case(stringify!($name)),)*
+                    Self::Unknown(_) => "unknown".to_owned(),
+                }
+            }
+
             /// The number in a header.
             #[must_use]
             pub const fn number(self) -> u8 {

@@ -32,7 +32,7 @@ pub use header::{
     Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
 };
 pub use refusal::{Advice, RefusalCode};
-pub use stat::{STAT_BYTES_MAX, ServerStat};
+pub use stat::{CountOf, STAT_COUNTS_MAX, ServerStat, StatCount};
 
 use farmem_region::PAGE_SIZE;
 
@@ -51,3 +51,15 @@ pub const PAYLOAD_BYTES_MAX: usize = PAGES_PER_MESSAGE_MAX * PAGE_SIZE;
 
 /// Bytes of the largest payload that is not pages: a body. Bounds what a receiver must buffer.
 pub const BODY_BYTES_MAX: usize = 1024;
+
+/// The name of a variant as one word in lower case.
+fn snake_case(name: &str) -> String {
+    let mut word = String::with_capacity(name.len() + 4);
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !word.is_empty() {
+            word.push('_');
+        }
+        word.push(letter.to_ascii_lowercase());
+    }
+    word
+}

@@ -44,6 +44,15 @@ macro_rules! refusals {
                 }
             }
 
+            /// A word for programs, in lower case.
+            #[must_use]
+            pub fn name(self) -> String {
+                match self {
+                    $(Self::$name => crate::snake_case(stringify!($name)),)*
+                    Self::Unknown(_) => "unknown".to_owned(),
+                }
+            }
+
             /// What the client does next.
             #[must_use]
             pub const fn advice(self) -> Advice {
@@ -117,6 +126,7 @@ mod tests {
             assert_eq!(RefusalCode::from_number(code.number()), *code);
             assert!(code.number() != 0 && seen.insert(code.number()));
         }
+        assert_eq!(RefusalCode::WrongVersionOfPage.name(), "wrong_version_of_page");
         assert_eq!(RefusalCode::from_number(9999), RefusalCode::Unknown(9999));
         assert_eq!(RefusalCode::Unknown(9999).number(), 9999);
     }

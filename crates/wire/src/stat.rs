@@ -1,13 +1,14 @@
 //! How a memory server is: the body of the answer to stat.
 
 use crate::body::{BodyError, Fields};
+use crate::{Action, BODY_BYTES_MAX, RefusalCode};
 
 macro_rules! counters {
-    ($(#[$type_doc:meta])* $type:ident, $count:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
+    ($(#[$type_doc:meta])* $type:ident, $count:ident { $($(#[doc = $doc:literal])* $name:ident,)* }) => {
         $(#[$type_doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
         pub struct $type {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])* pub $name: u64,)*
         }
 
         const $count: usize = [$(stringify!($name)),*].len();
@@ -15,6 +16,9 @@ macro_rules! counters {
         impl $type {
             /// Names of the fields, in their order on the wire.
             pub const NAMES: [&'static str; $count] = [$(stringify!($name)),*];
+
+            /// What the fields mean, for people, in the same order.
+            pub const MEANINGS: [&'static str; $count] = [$(concat!($($doc),*)),*];
 
             /// The fields in their order on the wire.
             #[must_use]
@@ -91,13 +95,30 @@ counters! {
         stalled_peers,
         /// Peers dropped because they did not take their replies.
         slow_readers,
+        /// Half of the reads were answered within this time, in nanoseconds from their arrival to
+        /// their reply's being ready: a bound that is at most twice the true one, or 0 if there
+        /// were none.
+        read_p50_nanos,
+        /// The same for 99 of 100 reads.
+        read_p99_nanos,
+        /// The same for half of the writes, from the arrival of their last byte.
+        write_p50_nanos,
+        /// The same for 99 of 100 writes.
+        write_p99_nanos,
     }
 }
 
-/// Bytes of the longest stat body that this version makes.
-pub const STAT_BYTES_MAX: usize = 4 + 8 * STAT_FIELDS;
+/// Bytes of the fields of a stat body.
+const STAT_FIELDS_BYTES: usize = 4 + 8 * STAT_FIELDS;
 
-const _: () = assert!(STAT_BYTES_MAX <= crate::BODY_BYTES_MAX);
+/// Bytes of one [`StatCount`].
+const STAT_COUNT_BYTES: usize = 12;
+
+/// Counts that a stat body has room for behind its fields. Those of more kinds than a server ever
+/// sees in its life.
+pub const STAT_COUNTS_MAX: usize = (BODY_BYTES_MAX - STAT_FIELDS_BYTES) / STAT_COUNT_BYTES;
+
+const _: () = assert!(STAT_COUNTS_MAX >= 32);
 
 impl ServerStat {
     /// Appends the body's bytes: the number of fields, then the fields.
@@ -120,5 +141,60 @@ impl ServerStat {
             *value = fields.u64();
         }
         Ok(Self::from_values(values))
+    }
+}
+
+/// What a [`StatCount`] counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountOf {
+    /// Requests for an action that were granted.
+    Granted(Action),
+    /// Requests for an action that were refused.
+    Refused(Action),
+    /// Refusals with a code.
+    Refusals(RefusalCode),
+}
+
+/// A count of one kind of requests since the server's start. They follow the fields of a stat
+/// body; kinds of which there was none are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatCount {
+    /// Of what.
+    pub of: CountOf,
+    /// How many.
+    pub count: u64,
+}
+
+impl StatCount {
+    /// Appends as many counts as there is room for behind the fields.
+    pub fn encode_all(counts: impl Iterator<Item = Self>, out: &mut Vec<u8>) {
+        for Self { of, count } in counts.take(STAT_COUNTS_MAX) {
+            let (kind, number) = match of {
+                CountOf::Granted(action) => (1u16, u16::from(action.number())),
+                CountOf::Refused(action) => (2, u16::from(action.number())),
+                CountOf::Refusals(code) => (3, code.number()),
+            };
+            out.extend_from_slice(&kind.to_le_bytes());
+            out.extend_from_slice(&number.to_le_bytes());
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+    }
+
+    /// Reads the counts of a stat body; those of kinds that a newer server knows are left out.
+    pub fn decode_all(body: &[u8]) -> impl Iterator<Item = Self> + '_ {
+        let fields = body.first_chunk().map_or(0, |count| u32::from_le_bytes(*count) as usize);
+        let counts = body.get(fields.saturating_mul(8).saturating_add(4)..).unwrap_or_default();
+        counts.as_chunks::<STAT_COUNT_BYTES>().0.iter().filter_map(|bytes| {
+            let [kind0, kind1, number0, number1, count @ ..] = *bytes;
+            let number = u16::from_le_bytes([number0, number1]);
+            let action = u8::try_from(number).map(Action::from_number);
+            let of = match u16::from_le_bytes([kind0, kind1]) {
+                1 => CountOf::Granted(action.ok()?),
+                2 => CountOf::Refused(action.ok()?),
+                3 => CountOf::Refusals(RefusalCode::from_number(number)),
+                _ => return None,
+            };
+            Some(Self { of, count: u64::from_le_bytes(count) })
+        })
     }
 }

@@ -5,8 +5,9 @@ use farmem_region::{
     Version,
 };
 use farmem_wire::{
-    Action, Attach, DecodeError, HEADER_BYTES, Header, Hello, Malloc, PAGES_PER_MESSAGE_MAX,
-    PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, seal, verify_body,
+    Action, Attach, CountOf, DecodeError, HEADER_BYTES, Header, Hello, Malloc,
+    PAGES_PER_MESSAGE_MAX, PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, StatCount, seal,
+    verify_body,
 };
 use proptest::prelude::*;
 
@@ -59,6 +60,7 @@ proptest! {
         let _ = Attach::decode(&body);
         let _ = Malloc::decode(&body);
         let _ = ServerStat::decode(&body);
+        let _ = StatCount::decode_all(&body).count();
         let _ = PageEntry::decode_all(&body).count();
         let _ = RangeEntry::decode_all(&body).count();
     }
@@ -148,4 +150,23 @@ fn an_older_server_tells_fewer_fields() {
     let stat = ServerStat::decode(&bytes[..12]).unwrap();
     assert_eq!((stat.memory_bytes, stat.reserved_bytes), (5, 0));
     assert!(ServerStat::decode(&bytes[..11]).is_err());
+}
+
+#[test]
+fn counts_follow_the_fields_of_a_stat() {
+    let counts = [
+        StatCount { of: CountOf::Granted(Action::Read), count: 7 },
+        StatCount { of: CountOf::Refused(Action::Write), count: u64::MAX },
+        StatCount { of: CountOf::Refusals(RefusalCode::Busy), count: 1 },
+    ];
+    let mut bytes = Vec::new();
+    ServerStat { memory_bytes: 5, ..ServerStat::default() }.encode(&mut bytes);
+    StatCount::encode_all(counts.into_iter(), &mut bytes);
+    assert_eq!(ServerStat::decode(&bytes).unwrap().memory_bytes, 5);
+    assert_eq!(StatCount::decode_all(&bytes).collect::<Vec<_>>(), counts);
+    // A kind of a later version, and half a count.
+    bytes.extend_from_slice(&[9, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    assert_eq!(StatCount::decode_all(&bytes).collect::<Vec<_>>(), counts);
+    StatCount::encode_all(std::iter::repeat_n(counts[0], 1000), &mut bytes);
+    assert!(bytes.len() <= farmem_wire::BODY_BYTES_MAX + 3 * 12 + 14);
 }

@@ -1,6 +1,8 @@
 //! The other commands.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -64,6 +66,43 @@ fn a_server_says_where_it_is_and_stops_in_order_when_told() {
 }
 
 #[test]
+fn a_server_tells_metrics_and_logs_for_programs() {
+    let installation = Installation::new();
+    let address = format!("unix:{}", installation.folder().join("s").display());
+    let public = ["serve", "--listen", &address, "--memory", "8MiB", "--metrics", "0.0.0.0:0"];
+    let output = output(installation.farmem(public));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--insecure"));
+
+    let serve = ["serve", "--listen", &address, "--memory", "8MiB", "--metrics", "127.0.0.1:0"];
+    let mut command = installation.farmem(serve.iter().chain(&["--log-form", "json"]));
+    let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(server.stderr.take().unwrap()).lines();
+    let mut event = || -> Value { serde_json::from_str(&log.next().unwrap().unwrap()).unwrap() };
+    let started = event();
+    assert_eq!((&started["event"], &started["level"]), (&"started".into(), &"info".into()));
+    assert_eq!(started["memory_bytes"], 8 << 20);
+    let mut stream = TcpStream::connect(started["metrics"].as_str().unwrap()).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\nfarmem_server_memory_bytes 8388608\n"), "{answer}");
+
+    let mut client = UnixStream::connect(installation.folder().join("s")).unwrap();
+    client.write_all(&[0x55; 80]).unwrap();
+    let dropped = event();
+    assert_eq!(
+        (&dropped["event"], &dropped["reason"]),
+        (&"client_dropped".into(), &"bad_magic".into())
+    );
+    let process = format!("process {}", std::process::id());
+    assert_eq!(dropped["peer"], process);
+    kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
+    assert_eq!(event()["event"], "stopped");
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_help_with_0() {
     let installation = Installation::new();
     for (arguments, status) in [
@@ -90,8 +129,13 @@ fn a_server_shows_what_it_lends() {
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["memory_bytes"], 8 << 20);
     assert_eq!((&json["used_bytes"], &json["sessions"]), (&0.into(), &0.into()));
+    assert_eq!(
+        (&json["granted"]["hello"], &json["refused"]),
+        (&1.into(), &Value::Object([].into_iter().collect()))
+    );
     let table = output(installation.farmem(show));
     assert!(text(&table.stdout).contains("8 MiB"), "{table:?}");
+    assert!(text(&table.stdout).contains("granted: hello"), "{table:?}");
     server.kill().unwrap();
     server.wait().unwrap();
     let gone = output(installation.farmem(show));

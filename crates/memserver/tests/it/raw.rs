@@ -1,6 +1,7 @@
 //! A client that sends what a test says, byte by byte if need be.
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -22,6 +23,7 @@ pub(crate) struct TestServer {
     stop: StopHandle,
     thread: Option<JoinHandle<()>>,
     log: Arc<Mutex<Vec<String>>>,
+    pub(crate) metrics: Option<SocketAddr>,
     _directory: tempfile::TempDir,
 }
 
@@ -33,12 +35,12 @@ impl TestServer {
         let mut config = ServerConfig::new(vec![Endpoint::Unix(path.clone())], memory);
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let lines = Arc::clone(&log);
-        config.log = LogSink::new(move |line| lines.lock().unwrap().push(line.to_owned()));
+        config.log = LogSink::new(move |line| lines.lock().unwrap().push(line.message.clone()));
         change(&mut config);
         let server = MemServer::bind(config).unwrap();
-        let stop = server.stop_handle();
+        let (stop, metrics) = (server.stop_handle(), server.metrics_address());
         let thread = Some(std::thread::spawn(move || server.run().unwrap()));
-        Self { path, stop, thread, log, _directory: directory }
+        Self { path, stop, thread, log, metrics, _directory: directory }
     }
 
     pub(crate) fn stat(&self) -> ServerStat {

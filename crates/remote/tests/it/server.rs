@@ -50,7 +50,7 @@ impl TestServer {
         change: impl FnOnce(&mut ServerConfig),
     ) -> Self {
         let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(mebibytes << 20));
-        config.log = LogSink::new(|line| eprintln!("server: {line}"));
+        config.log = LogSink::new(|line| eprintln!("server: {}", line.message));
         config.workers = 2;
         change(&mut config);
         let server = MemServer::bind(config).unwrap();
