@@ -46,6 +46,10 @@ const SEND_FIRST_BYTES: usize = 32 << 10;
 const SEND_GROWTH: usize = 4;
 /// ... up to this.
 const SEND_BYTES_MAX: usize = 256 << 10;
+/// Pages of a read that the processor is asked to bring near: they are copied once some more
+/// requests have been looked at. Those of a longer read are copied at once, and prefetching them
+/// cost a tenth of the speed where it gained a tenth with single pages.
+const PREFETCH_PAGES_MAX: usize = 8;
 /// Bytes that one peer may move before the others have their turn.
 const TURN_BYTES: usize = 2 << 20;
 
@@ -553,6 +557,9 @@ fn read(
         };
         seal(reply, &mut bytes[start..]);
     });
+    if slots.len() <= PREFETCH_PAGES_MAX {
+        slots.iter().for_each(|slot| engine.arena.prefetch(slot));
+    }
     if slots.is_empty() {
         output.keep_list(slots);
     } else {
