@@ -4,7 +4,7 @@ use farmem_region::Nanos;
 use farmem_vmem::{AddressRange, Mapping, MappingKind};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
-use crate::memory::{MemoryError, SpaceId};
+use crate::memory::{MemoryError, Registration, SpaceId};
 use crate::ranges::RangeSet;
 use crate::streams::Plan;
 
@@ -64,19 +64,23 @@ impl Engine {
         // Asked after the map was read: what the pager has mapped since is not in it.
         let mut owned = RangeSet::default();
         io.memory.owned(&mut |range| owned.insert(range));
+        let mut foreign = 0;
         for range in found.into_iter().flat_map(|range| owned.gaps(range)) {
-            // Refused: gone meanwhile, or the program pages it itself. It stays as it is.
-            if io.memory.register(range) {
-                self.adopted.insert(range);
+            match io.memory.register(range) {
+                Registration::Done => self.adopted.insert(range),
+                Registration::Foreign => foreign += range.pages() as u64,
+                // Gone meanwhile.
+                Registration::Refused => {}
             }
         }
+        self.counts.foreign_pages_peak = self.counts.foreign_pages_peak.max(foreign);
         Ok(true)
     }
 
     /// Looks after a range of private anonymous memory from now on; false if the kernel refuses.
     #[must_use]
     pub fn adopt_range(&mut self, io: &mut Io<'_>, range: AddressRange) -> bool {
-        let registered = io.memory.register(range);
+        let registered = io.memory.register(range) == Registration::Done;
         if registered {
             self.adopted.insert(range);
         }

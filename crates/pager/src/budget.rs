@@ -15,6 +15,12 @@ const PERIOD_MAX_MICROS: u64 = 50_000;
 /// Changes of our own after which the size is read again, in pages.
 const CHANGES_MAX: usize = 1024;
 
+/// What a program may have beside memory that cannot be moved out and exceeds the limit by itself:
+/// 4 MiB, twice what is kept in frames for fetches. With less it would wait at every step.
+const MOVABLE_MIN: usize = 1024;
+/// How long that memory is believed to be there, until eviction has to find it out anew.
+const UNMOVABLE_MICROS: u64 = 100_000;
+
 /// Measured and estimated use against the limit. In pages.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -24,6 +30,10 @@ pub(crate) struct Budget {
     changes: usize,
     next_reading: Nanos,
     unexplained: usize,
+    /// What cannot be moved out (locked, shared since a fork, paged by the program itself) if that is
+    /// more than the limit allows, or zero.
+    unmovable: usize,
+    unmovable_until: Nanos,
 }
 
 impl Budget {
@@ -38,7 +48,23 @@ impl Budget {
             changes: 0,
             next_reading: Nanos::new(0),
             unexplained: 0,
+            unmovable: 0,
+            unmovable_until: Nanos::new(0),
         }
+    }
+
+    /// Nothing can be moved out, though use is above the limit: what is there is borne for a while,
+    /// with a little more, or a program that has locked more than its limit would hardly move.
+    pub(crate) fn bear(&mut self, now: Nanos) {
+        if self.unmovable == 0 {
+            self.unmovable = self.estimate;
+            self.unmovable_until = now.plus_micros(UNMOVABLE_MICROS);
+        }
+    }
+
+    /// The limit, or what is borne above it.
+    fn borne(&self) -> usize {
+        if self.unmovable == 0 { self.limit } else { self.limit.max(self.unmovable + MOVABLE_MIN) }
     }
 
     /// Another limit.
@@ -50,7 +76,8 @@ impl Budget {
     /// readings.
     #[must_use]
     pub(crate) fn target(&self) -> usize {
-        self.limit - (self.limit / 64).clamp(256.min(self.limit / 4), 4096)
+        let reserve = (self.limit / 64).clamp(256.min(self.limit / 4), 4096);
+        if self.unmovable == 0 { self.limit - reserve } else { self.borne() }
     }
 
     /// Use above which everything is registered.
@@ -79,8 +106,8 @@ impl Budget {
 
     /// Whether nothing more may be touched for the first time.
     #[must_use]
-    pub(crate) const fn is_full(&self) -> bool {
-        self.estimate >= self.limit
+    pub(crate) fn is_full(&self) -> bool {
+        self.estimate >= self.borne()
     }
 
     /// Pages were allocated by the pager's doing.
@@ -110,6 +137,9 @@ impl Budget {
     /// Takes a reading. Growth that the pager did not cause is added up, see
     /// [`Budget::unexplained`].
     pub(crate) fn measure(&mut self, now: Nanos, residents: Residents) {
+        if now >= self.unmovable_until {
+            self.unmovable = 0;
+        }
         self.unexplained += residents.anonymous.saturating_sub(self.estimate);
         self.estimate = residents.anonymous;
         self.measured = residents;

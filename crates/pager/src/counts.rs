@@ -47,6 +47,8 @@ pub struct Counts {
     pub local_pages_peak: u64,
     /// Pages of shared and file memory now: not paged.
     pub shared_pages: u64,
+    /// Pages of memory that the program pages by a userfaultfd of its own, at the most.
+    pub foreign_pages_peak: u64,
 }
 
 /// What a latency is of.

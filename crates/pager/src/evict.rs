@@ -13,9 +13,10 @@ use crate::table::{Entry, Fingerprint, Place};
 
 /// Windows with pages that one step looks at before it gives up.
 const WINDOWS_PER_STEP: usize = 64;
-/// Pages found pinned or shared after which a step gives up.
-const BUSY_PAGES_MAX: u64 = 64;
-/// How long nothing is moved out after that: longer each time, as long as nothing else is found.
+/// Pages found locked, pinned or shared after which a step leaves the rest of a window alone: there
+/// are whole mappings of them, and each costs three system calls.
+const BUSY_PAGES_MAX: u64 = 8;
+/// How long nothing is moved out after a step that found nothing but such pages: longer each time.
 const BUSY_PAUSE_MIN_US: u64 = 2_000;
 const BUSY_PAUSE_MAX_US: u64 = 50_000;
 /// Adopted ranges without pages that one step passes over before it gives up.
@@ -43,6 +44,8 @@ pub(crate) struct Scan {
     spans: Vec<AddressRange>,
     dirty: Vec<(usize, FrameId, Fingerprint)>,
     request: Vec<StorePage>,
+    /// The step has seen pages that stay for a reason that passes: hot, or about to vanish.
+    passing: bool,
 }
 
 /// What a step of eviction achieved.
@@ -67,14 +70,8 @@ impl Engine {
             return Ok(Evicted::NotNow);
         }
         let busy_before = self.counts.busy_pages;
+        self.scan.passing = false;
         for _ in 0..WINDOWS_PER_STEP {
-            if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
-                // Shared with a forked child, most likely: asking again at once changes nothing.
-                self.busy_pause_us =
-                    (self.busy_pause_us * 2).clamp(BUSY_PAUSE_MIN_US, BUSY_PAUSE_MAX_US);
-                self.evict_after = (io.clock)().plus_micros(self.busy_pause_us);
-                return Ok(Evicted::NothingMovable);
-            }
             let Some(source) = self.next_source(io) else {
                 return Ok(Evicted::NothingMovable);
             };
@@ -86,7 +83,14 @@ impl Engine {
                 }
             }
         }
-        Ok(Evicted::NotNow)
+        if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
+            // Shared with a forked child, most likely: asking again at once changes nothing.
+            self.busy_pause_us =
+                (self.busy_pause_us * 2).clamp(BUSY_PAUSE_MIN_US, BUSY_PAUSE_MAX_US);
+            self.evict_after = (io.clock)().plus_micros(self.busy_pause_us);
+            return Ok(Evicted::NothingMovable);
+        }
+        Ok(if self.scan.passing { Evicted::NotNow } else { Evicted::NothingMovable })
     }
 
     /// Whether pages can be moved out now.
@@ -120,7 +124,7 @@ impl Engine {
         spare_hot: bool,
     ) -> Result<usize, Fatal> {
         let mut scan = std::mem::take(&mut self.scan);
-        self.choose(io, source, spare_hot, &mut scan.spans);
+        scan.passing |= self.choose(io, source, spare_hot, &mut scan.spans);
         let result =
             if scan.spans.is_empty() { Ok(0) } else { self.move_spans(io, source, &mut scan) };
         self.scan = scan;
@@ -172,14 +176,16 @@ impl Engine {
         None
     }
 
-    /// Finds the spans of the window in which every page that is there may be moved.
+    /// Finds the spans of the window in which every page that is there may be moved. Returns whether
+    /// others may be later.
     fn choose(
         &mut self,
         io: &mut Io<'_>,
         source: AddressRange,
         spare_hot: bool,
         spans: &mut Vec<AddressRange>,
-    ) {
+    ) -> bool {
+        let mut passing = false;
         spans.clear();
         let quarantined = self.quarantine.overlaps(source);
         let pinned = self.pinned.overlapping(source);
@@ -201,6 +207,7 @@ impl Engine {
                 }
                 let end = address + PAGE_SIZE;
                 if stays {
+                    passing |= hot || vanishing;
                     barrier = end;
                     continue;
                 }
@@ -212,6 +219,7 @@ impl Engine {
                 }
             }
         });
+        passing
     }
 
     fn move_spans(
@@ -224,7 +232,11 @@ impl Engine {
             return Ok(0);
         };
         let base = source.start() & !(WINDOW_FRAMES * PAGE_SIZE - 1);
+        let busy_before = self.counts.busy_pages;
         for &span in &scan.spans {
+            if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
+                break;
+            }
             self.move_span(io, span, frame_at(window.first(), span.start() - base));
         }
         self.frames.queue(window);
@@ -269,7 +281,8 @@ impl Engine {
         // One call may not reach over the border of two mappings, and neighbours need not be one
         // (after mremap, or with different protections): where it is refused, less is tried.
         let mut step = span.bytes();
-        while at < span.end() {
+        let busy_before = self.counts.busy_pages;
+        while at < span.end() && self.counts.busy_pages - busy_before < BUSY_PAGES_MAX {
             let part = AddressRange::new(at, span.end().min(at.saturating_add(step)));
             let progress = io.memory.move_out(part, frame_at(first, at - span.start()));
             at += progress.bytes;
@@ -528,6 +541,9 @@ impl Engine {
         }
         let evicted = self.evict_step(io)?;
         self.stuck = evicted == Evicted::NothingMovable && self.frames.victim_frames() == 0;
+        if self.stuck {
+            self.budget.bear((io.clock)());
+        }
         if let Evicted::Pages(_) = evicted {
             return Ok(true);
         }

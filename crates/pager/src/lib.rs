@@ -34,5 +34,5 @@ pub use counts::{Counts, Latency, Sample};
 pub use driver::{Pager, Ready, Wait};
 pub use engine::{Config, Engine, Fatal, Io, Scope};
 pub use library::{Flush, Flushed};
-pub use memory::{Memory, MemoryError, OwnMemory, SpaceId};
+pub use memory::{Memory, MemoryError, OwnMemory, Registration, SpaceId};
 pub use slots::SlotPolicy;

@@ -58,8 +58,8 @@ pub trait Memory: Frames {
     fn discard(&mut self, first: FrameId, count: usize);
     /// Whether no change of the own space's mappings is under way or unread.
     fn settled(&mut self) -> bool;
-    /// Reports missing pages of the range from now on; false if it cannot be.
-    fn register(&mut self, range: AddressRange) -> bool;
+    /// Reports missing pages of the range from now on, if the kernel permits.
+    fn register(&mut self, range: AddressRange) -> Registration;
     /// Calls `each` for every mapping of the own space.
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()>;
     /// Calls `each` for the memory of the pager itself, which must never be adopted.
@@ -75,6 +75,17 @@ pub trait Memory: Frames {
     fn remove_space(&mut self, space: SpaceId);
     /// Whether the child's address space still exists.
     fn space_lives(&mut self, space: SpaceId) -> bool;
+}
+
+/// What became of a request to register memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// Its missing pages are reported from now on.
+    Done,
+    /// It belongs to a userfaultfd of the program.
+    Foreign,
+    /// It is gone, or of a kind that cannot be registered.
+    Refused,
 }
 
 /// The real address space of the calling process.
@@ -302,8 +313,12 @@ impl Memory for OwnMemory {
         progress.stop == Some(Stop::AlreadyThere)
     }
 
-    fn register(&mut self, range: AddressRange) -> bool {
-        self.uffd.register(range).is_ok()
+    fn register(&mut self, range: AddressRange) -> Registration {
+        match self.uffd.register(range) {
+            Ok(()) => Registration::Done,
+            Err(error) if error.is_foreign() => Registration::Foreign,
+            Err(_) => Registration::Refused,
+        }
     }
 
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {

@@ -10,14 +10,14 @@ use farmem_client::ProgramStore;
 use farmem_pager::{
     Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, SpaceId, Wait,
 };
-use farmem_region::{ByteCount, Nanos};
+use farmem_region::{ByteCount, Nanos, PAGE_SIZE};
 use farmem_remote::{RemoteConfig, SessionInfo};
 use farmem_supervise::{
     Counter, Hello, Histogram, PROTOCOL_VERSION, PagerLink, PagerMessage, SessionReport,
     StatsLayout, StatsWriter, SupervisorMessage, Welcome,
 };
 use farmem_transport::Endpoint;
-use farmem_vmem::{AddressRange, ProcessHandle, SharedWords};
+use farmem_vmem::{AddressRange, ProcessHandle, SharedWords, shared_memory_bytes};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
@@ -133,6 +133,9 @@ struct Service<'a> {
     next_publish: Nanos,
     next_exec_check: Nanos,
     limit_bytes: u64,
+    /// Shared memory when it was last looked at, and the most of it.
+    shared_bytes: u64,
+    shared_bytes_peak: u64,
 }
 
 impl<'a> Service<'a> {
@@ -155,6 +158,8 @@ impl<'a> Service<'a> {
                 next_publish: Nanos::new(0),
                 next_exec_check: Nanos::new(0),
                 limit_bytes: welcome.limit_bytes,
+                shared_bytes: 0,
+                shared_bytes_peak: 0,
             }),
             Err(message) => Err((link, message)),
         }
@@ -213,6 +218,7 @@ impl<'a> Service<'a> {
                 self.next_exec_check = now.plus_micros(EXEC_CHECK_MICROS);
                 let same = runtime::has_this_memory(arguments.program, arguments.statm);
                 self.program_ended |= same.is_ok_and(|same| !same);
+                self.measure_shared();
             }
             // Forked children may have pages that only this process can bring.
             if self.program_ended && self.pager.memory().children().is_empty() {
@@ -321,9 +327,18 @@ impl<'a> Service<'a> {
         }
     }
 
+    /// Not with every publication: it is a long file to read.
+    fn measure_shared(&mut self) {
+        self.shared_bytes = shared_memory_bytes().unwrap_or(0);
+        self.shared_bytes_peak = self.shared_bytes_peak.max(self.shared_bytes);
+        self.stats.set(Counter::UnpageableSharedBytes, self.shared_bytes_peak);
+    }
+
     fn publish(&mut self) {
         let counts = self.pager.counts();
         publish_counts(&self.stats, &counts);
+        let files = (counts.shared_pages * PAGE_SIZE as u64).saturating_sub(self.shared_bytes);
+        self.stats.set(Counter::UnpageableFileBytes, files);
         self.stats.set(Counter::LimitBytes, self.limit_bytes);
         self.stats.set(Counter::PagerBytes, runtime::heap_bytes() as u64);
         self.stats.set(Counter::Connections, 1);
@@ -342,7 +357,7 @@ impl<'a> Service<'a> {
 }
 
 fn publish_counts(stats: &StatsWriter<'_>, counts: &Counts) {
-    const PAGE: u64 = farmem_region::PAGE_SIZE as u64;
+    const PAGE: u64 = PAGE_SIZE as u64;
     for (counter, value) in [
         (Counter::ResidentBytes, counts.local_pages * PAGE),
         (Counter::LocalPeakBytes, counts.local_pages_peak * PAGE),
@@ -364,7 +379,7 @@ fn publish_counts(stats: &StatsWriter<'_>, counts: &Counts) {
         (Counter::RemapEvents, counts.remaps),
         (Counter::UnmapEvents, counts.unmaps),
         (Counter::ForkEvents, counts.forks),
-        (Counter::UnpageableSharedBytes, counts.shared_pages * PAGE),
+        (Counter::UnpageableForeignBytes, counts.foreign_pages_peak * PAGE),
     ] {
         stats.set(counter, value);
     }

@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 
-use farmem_pager::{Memory, SpaceId};
+use farmem_pager::{Memory, Registration, SpaceId};
 use farmem_region::{FrameId, Frames, PAGE_SIZE};
 use farmem_vmem::{
     AddressRange, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
@@ -274,7 +274,7 @@ impl Memory for SimMemory {
         self.spaces[0].changing == 0
     }
 
-    fn register(&mut self, range: AddressRange) -> bool {
+    fn register(&mut self, range: AddressRange) -> Registration {
         let vmas = std::mem::take(&mut self.spaces[0].vmas);
         let mut registered = false;
         for vma in vmas {
@@ -286,7 +286,7 @@ impl Memory for SimMemory {
                 self.spaces[0].vmas.push(Vma { range: inside, registered: true });
             }
         }
-        registered
+        if registered { Registration::Done } else { Registration::Refused }
     }
 
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {

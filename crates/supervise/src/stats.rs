@@ -107,8 +107,12 @@ fields! {
         Connections = "connections",
         /// Sessions opened on the server.
         Sessions = "sessions",
-        /// Files, code and shared memory.
+        /// Shared memory, at the most.
         UnpageableSharedBytes = "unpageable_shared_bytes",
+        /// Files and code.
+        UnpageableFileBytes = "unpageable_file_bytes",
+        /// Memory of a userfaultfd of the program's own, at the most.
+        UnpageableForeignBytes = "unpageable_foreign_bytes",
     }
 }
 

@@ -26,7 +26,7 @@ pub use arena::{Arena, Slot};
 pub use maps::{Mapping, MappingKind, ProcessMaps};
 pub use pagemap::{Pagemap, PresentRun};
 pub use probe::{Probe, probe};
-pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch};
+pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, shared_memory_bytes};
 pub use range::AddressRange;
 pub use scratch::Scratch;
 pub use shared::SharedWords;

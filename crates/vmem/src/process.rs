@@ -75,6 +75,17 @@ pub struct Residents {
     pub shared: usize,
 }
 
+/// How much shared memory is there of the calling process's address space, in bytes: anonymous,
+/// System V, memfd, tmpfs. Costs about 20 us.
+///
+/// # Errors
+/// If /proc is not mounted or not readable.
+pub fn shared_memory_bytes() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssShmem:"));
+    Ok(line.map_or(0, |line| decimal(line.as_bytes()) as u64 * 1024))
+}
+
 /// Reads [`Residents`]; costs about 1 us.
 #[derive(Debug)]
 pub struct ResidentMeter {

@@ -149,6 +149,14 @@ pub enum UffdError {
     },
 }
 
+impl UffdError {
+    /// Whether a range could not be registered because another userfaultfd has it.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::Register { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+    }
+}
+
 /// A userfaultfd.
 #[derive(Debug)]
 pub struct Uffd {

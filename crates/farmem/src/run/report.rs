@@ -30,7 +30,11 @@ pub(crate) struct Report {
 const QUANTILES: [(&str, u64, u64); 3] = [("p50", 1, 2), ("p99", 99, 100), ("p999", 999, 1000)];
 
 /// Counters that name a cause why memory could not be paged, with a word for people.
-const UNPAGEABLE: [(Counter, &str); 1] = [(Counter::UnpageableSharedBytes, "files and shared")];
+const UNPAGEABLE: [(Counter, &str); 3] = [
+    (Counter::UnpageableSharedBytes, "shared"),
+    (Counter::UnpageableForeignBytes, "of a userfaultfd of its own"),
+    (Counter::UnpageableFileBytes, "files"),
+];
 
 impl Report {
     /// One line.
@@ -48,8 +52,9 @@ impl Report {
         }
         let unpageable: Vec<String> = UNPAGEABLE
             .iter()
-            .filter(|&&(cause, _)| sum.get(cause) > 0)
-            .map(|&(cause, word)| format!("{word} {}", Size(sum.get(cause))))
+            .map(|&(cause, word)| (self.tally.most(cause), word))
+            .filter(|&(bytes, _)| bytes > 0)
+            .map(|(bytes, word)| format!("{word} {}", Size(bytes)))
             .collect();
         if !unpageable.is_empty() {
             line.push_str(&format!("; cannot be paged: {}", unpageable.join(", ")));
@@ -215,11 +220,12 @@ mod tests {
             (Counter::VictimHits, 20),
             (Counter::ReadaheadHits, 40),
             (Counter::UnpageableSharedBytes, 2 << 20),
+            (Counter::UnpageableFileBytes, 3 << 20),
         ];
         assert_eq!(
             report(&[(7, snapshot(&counts, 1))]).summary(),
             "local peak 255 MiB of 256 MiB, external peak 1.5 GiB, 60 faults, 60.0 % hits; cannot \
-             be paged: files and shared 2 MiB"
+             be paged: shared 2 MiB, files 3 MiB"
         );
         assert!(report(&[]).summary().ends_with("of 256 MiB, nothing went out"));
     }

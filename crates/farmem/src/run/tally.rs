@@ -53,6 +53,11 @@ impl Tally {
         sum
     }
 
+    /// The most that one image has of what several may share.
+    pub(crate) fn most(&self, counter: Counter) -> u64 {
+        self.ended.iter().map(|process| process.counts.get(counter)).max().unwrap_or(0)
+    }
+
     /// The most that was resident at one time, over the whole tree.
     pub(crate) fn local_peak_bytes(&self) -> u64 {
         self.local_peak_bytes

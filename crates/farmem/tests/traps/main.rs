@@ -7,8 +7,10 @@
 //! A number in a name (`u3`) is that of a way in which Linux memory management is known to break
 //! paging; the line above each test says which.
 
+mod cores;
 mod deaths;
 mod oracles;
 mod programs;
 mod rig;
 mod servers;
+mod unpaged;

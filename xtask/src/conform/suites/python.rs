@@ -15,18 +15,20 @@ const PYTHON: &str = "/usr/bin/python3";
 /// more it would do little else than page.
 const MODULES: usize = 8;
 
-const PATIENCE: Duration = Duration::from_secs(1800);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Modules whose results depend on more than the program, natively too, and why.
 const LEFT_OUT: [(&str, &str); 0] = [];
 
 /// Modules that take minutes, mostly of waiting. Each has a process of its own, after all others.
-const SLOW: [&str; 18] = [
+const SLOW: [&str; 20] = [
     "test___all__",
     "test_asyncio",
     "test_cmd_line_script",
     "test_compileall",
     "test_concurrent_futures",
+    "test_cppext",
+    "test_distutils",
     "test_ensurepip",
     "test_faulthandler",
     "test_gdb",

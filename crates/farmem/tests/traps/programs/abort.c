@@ -1,4 +1,4 @@
-/* Dumps its core while most of its memory is out. */
+/* Dumps its core while most of its memory is out. Says before where it is. */
 #include "trap.h"
 
 int main(void) {
@@ -7,5 +7,7 @@ int main(void) {
     char *memory = map(ALL);
     fill(memory, ALL, 1);
     check(memory, ALL, 1);
+    printf("filled %zu\n", (size_t)memory);
+    fflush(stdout);
     abort();
 }
