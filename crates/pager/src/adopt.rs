@@ -60,7 +60,7 @@ impl Engine {
                     found.extend(adopted.gaps(range));
                 }
             })
-            .map_err(MemoryError::from)?;
+            .map_err(MemoryError::at("maps"))?;
         // Asked after the map was read: what the pager has mapped since is not in it.
         let mut owned = RangeSet::default();
         io.memory.owned(&mut |range| owned.insert(range));

@@ -112,13 +112,25 @@ pub enum MemoryError {
     #[error(transparent)]
     Uffd(#[from] UffdError),
     /// /proc refuses.
-    #[error("cannot read the program's own memory map: {0}; is /proc mounted?")]
-    Proc(#[from] io::Error),
+    #[error("cannot read the program's {file} in /proc: {error}; is /proc mounted?")]
+    Proc {
+        /// What was to be read.
+        file: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
 }
 
 static ZEROS: [u8; ZERO_RUN_PAGES * PAGE_SIZE] = [0; ZERO_RUN_PAGES * PAGE_SIZE];
 /// Pages that one call fills with zeros at most.
 pub(crate) const ZERO_RUN_PAGES: usize = 64;
+
+impl MemoryError {
+    /// For a file that /proc refuses.
+    pub(crate) fn at(file: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Proc { file, error }
+    }
+}
 
 impl OwnMemory {
     /// Prepares paging in the calling process, whose memory `program` shares, with a scratch area
@@ -140,10 +152,10 @@ impl OwnMemory {
             uffd,
             children: Vec::new(),
             scratch,
-            pagemap: Pagemap::open()?,
-            maps: ProcessMaps::open()?,
-            meter: ResidentMeter::open()?,
-            threads: ThreadWatch::open(program)?,
+            pagemap: Pagemap::open().map_err(MemoryError::at("pagemap"))?,
+            maps: ProcessMaps::open().map_err(MemoryError::at("maps"))?,
+            meter: ResidentMeter::open().map_err(MemoryError::at("statm"))?,
+            threads: ThreadWatch::open(program).map_err(MemoryError::at("task"))?,
             probe,
             anchor: Anchor::none(),
             owned,

@@ -288,7 +288,7 @@ impl Blocks {
         let start = if blocks < 0 { number.wrapping_add_signed(blocks + 1) } else { number };
         let pages = u32::try_from(BLOCK_PAGES * blocks.unsigned_abs()).unwrap_or(window_max);
         Some(Plan {
-            start: start * BLOCK_PAGES << PAGE_SHIFT,
+            start: (start * BLOCK_PAGES) << PAGE_SHIFT,
             step: 1 << PAGE_SHIFT,
             count: pages.min(window_max),
             used: 0,

@@ -27,8 +27,8 @@ use std::sync::OnceLock;
 use rustix::process::Pid;
 
 pub(crate) use heap::heap_bytes;
-pub(crate) use memory::{Presence, map, own, owned_ranges};
-pub(crate) use program::{Sizes, has_this_memory};
+pub(crate) use memory::{own, owned_ranges};
+pub(crate) use program::has_this_memory;
 pub(crate) use thread::spawn;
 
 /// What the watcher passes on.
