@@ -1,29 +1,30 @@
-//! The order of changes: the kernel reports what threads do to the program's mappings, but not
+//! The order of changes: the kernel reports what threads do to a process's mappings, but not
 //! always in the order in which they did it.
 //!
 //! A thread reports a change when it has made it. Another thread that uses the freed addresses at
 //! once may be heard first. While a report is outstanding the kernel fills no page, and
-//! [`Memory::settled`](crate::Memory::settled) is false. So a change that cannot have happened yet
+//! [`Memory::look`](crate::Memory::look) says so. So a change that cannot have happened yet
 //! (memory moved to a place that, as far as is known, is still in use) waits together with all that
-//! concerns the same addresses until everything is reported; then the order can be told.
+//! concerns the same addresses until everything is reported; then the order can be told. A fork
+//! waits in any case: see `forks.rs`.
 //!
 //! Besides, mremap is reported twice: as a move, and then as the unmapping of the old place, where
 //! other memory may be by then.
 
 use std::collections::VecDeque;
 
-use farmem_vmem::{AddressRange, Uffd};
+use farmem_vmem::{AddressRange, Look};
 
-use crate::engine::{Engine, Fatal, Io};
+use crate::engine::{Engine, Io};
+use crate::forks::{Fork, Past};
 use crate::memory::SpaceId;
 
-/// A change of the own space's mappings that waits for its turn.
-#[derive(Debug)]
+/// A change of a space's mappings.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Change {
     Remove(AddressRange),
     Unmap(AddressRange),
     Remap { from: AddressRange, to: AddressRange },
-    Fork(Uffd),
 }
 
 impl Change {
@@ -31,8 +32,6 @@ impl Change {
         match self {
             Self::Remove(own) | Self::Unmap(own) => own.overlaps(range),
             Self::Remap { from, to } => from.overlaps(range) || to.overlaps(range),
-            // The child inherits everything.
-            Self::Fork(_) => true,
         }
     }
 
@@ -40,7 +39,6 @@ impl Change {
         match self {
             Self::Remove(own) | Self::Unmap(own) => other.concerns(*own),
             Self::Remap { from, to } => other.concerns(*from) || other.concerns(*to),
-            Self::Fork(_) => true,
         }
     }
 }
@@ -48,15 +46,30 @@ impl Change {
 /// What is known of changes that are not all reported yet.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    waiting: VecDeque<Change>,
+    waiting: VecDeque<(SpaceId, Change)>,
+    /// Forks that wait until all changes of their time are reported.
+    pub(crate) forks: Vec<Fork>,
+    /// Changes made since it was last seen that all were reported, the newest last.
+    pub(crate) past: Vec<Past>,
     /// Old places of moved mappings, whose unmapping is still to be reported.
     moved_away: Vec<(SpaceId, AddressRange)>,
 }
 
 impl Changes {
-    /// While changes wait nothing may be filled or moved out: the table is behind.
+    /// While changes of the own space wait nothing may be filled or moved out: the table is behind.
     pub(crate) fn are_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        self.wait_in(SpaceId::OWN)
+    }
+
+    /// Whether changes of this space wait.
+    pub(crate) fn wait_in(&self, space: SpaceId) -> bool {
+        self.waiting.iter().any(|&(other, _)| other == space)
+            || self.forks.iter().any(|fork| fork.parent == space)
+    }
+
+    /// Whether changes of any space wait.
+    pub(crate) fn wait_anywhere(&self) -> bool {
+        !self.waiting.is_empty() || !self.forks.is_empty()
     }
 
     pub(crate) fn moved_away(&mut self, space: SpaceId, from: AddressRange) {
@@ -74,70 +87,96 @@ impl Changes {
         self.moved_away.retain(|&(space, _)| space != SpaceId::OWN);
     }
 
-    pub(crate) fn forget(&mut self, gone: SpaceId) {
-        self.moved_away.retain(|&(space, _)| space != gone);
+    /// Spaces with something that all reports must be read for.
+    fn spaces(&self) -> Vec<SpaceId> {
+        let waiting = self.waiting.iter().map(|&(space, _)| space);
+        let forks = self.forks.iter().map(|fork| fork.parent);
+        let past = self.past.iter().map(|past| past.space);
+        let mut spaces: Vec<SpaceId> = waiting.chain(forks).chain(past).collect();
+        spaces.sort_unstable();
+        spaces.dedup();
+        spaces
     }
 }
 
 impl Engine {
-    /// Makes a change wait if it must; gives it back if it may be made now.
-    pub(crate) fn in_turn(&mut self, change: Change) -> Option<Change> {
-        let waiting = &mut self.changes.waiting;
-        let early = !is_possible(&self.adopted, &change);
-        if early || waiting.iter().any(|other| change.is_concerned_by(other)) {
-            waiting.push_back(change);
-            return None;
+    /// Makes a change in its turn: now, or when all that came before it is reported.
+    pub(crate) fn make_in_turn(&mut self, io: &mut Io<'_>, space: SpaceId, change: Change) {
+        let concerned = |&(other, waiting): &(SpaceId, Change)| {
+            other == space && change.is_concerned_by(&waiting)
+        };
+        if !self.is_possible(space, &change) || self.changes.waiting.iter().any(concerned) {
+            self.changes.waiting.push_back((space, change));
+        } else {
+            self.make(io, space, change);
         }
-        Some(change)
     }
 
-    /// Makes the changes that wait, if everything has been reported.
-    ///
-    /// # Errors
-    /// [`Fatal`].
-    pub fn catch_up(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {
-        if !self.changes.are_waiting() || !io.memory.settled() {
-            return Ok(());
-        }
-        while let Some(change) = self.next_change() {
-            match change {
-                Change::Remove(range) => self.remove(io, SpaceId::OWN, range),
-                Change::Unmap(range) => self.unmap(io, SpaceId::OWN, range)?,
-                Change::Remap { from, to } => self.remap(io, SpaceId::OWN, from, to)?,
-                Change::Fork(uffd) => self.fork(io, SpaceId::OWN, uffd),
+    /// Makes the changes that wait, where everything has been reported.
+    pub fn catch_up(&mut self, io: &mut Io<'_>) {
+        for space in self.changes.spaces() {
+            if io.memory.look(space, 0) != Look::Changing {
+                self.catch_up_with(io, space);
             }
         }
-        Ok(())
+    }
+
+    /// Makes the changes of a space that wait: nothing more will be reported of their time.
+    pub(crate) fn catch_up_with(&mut self, io: &mut Io<'_>, space: SpaceId) {
+        while let Some(change) = self.next_change(space) {
+            self.make(io, space, change);
+        }
+        self.make_forks(io, space);
+        self.forget_past(space);
     }
 
     /// Takes the first change, or the one that must have come before it: what freed its target.
-    fn next_change(&mut self) -> Option<Change> {
-        let waiting = &mut self.changes.waiting;
-        let mut at = 0;
+    fn next_change(&mut self, space: SpaceId) -> Option<Change> {
+        let waiting = &self.changes.waiting;
+        let of_space = |&(other, _): &(SpaceId, Change)| other == space;
+        let mut at = waiting.iter().position(of_space)?;
         for _ in 0..waiting.len() {
-            let Some(Change::Remap { to, .. }) = waiting.get(at) else {
+            let change = waiting[at].1;
+            let Change::Remap { to: target, .. } = change else {
                 break;
             };
-            if is_possible(&self.adopted, &waiting[at]) {
+            if self.is_possible(space, &change) {
                 break;
             }
-            let target = *to;
-            let moves = |change: &Change| matches!(change, Change::Remap { from, .. } if from.overlaps(target));
-            let unmaps =
-                |change: &Change| matches!(change, Change::Unmap(range) if range.overlaps(target));
-            let freed = waiting.iter().position(moves).or_else(|| waiting.iter().position(unmaps));
-            let Some(freed) = freed else { break };
+            let frees = |kind: fn(&Change) -> Option<AddressRange>| {
+                waiting.iter().position(|&(other, change)| {
+                    other == space && kind(&change).is_some_and(|range| range.overlaps(target))
+                })
+            };
+            let moved = |change: &Change| match *change {
+                Change::Remap { from, .. } => Some(from),
+                Change::Remove(_) | Change::Unmap(_) => None,
+            };
+            let unmapped = |change: &Change| match *change {
+                Change::Unmap(range) => Some(range),
+                Change::Remove(_) | Change::Remap { .. } => None,
+            };
+            let Some(freed) = frees(moved).or_else(|| frees(unmapped)) else {
+                break;
+            };
             at = freed;
         }
-        waiting.remove(at)
+        self.changes.waiting.remove(at).map(|(_, change)| change)
     }
-}
 
-/// Whether the change can have happened in the space as it is known: memory is only ever moved to
-/// where none is.
-fn is_possible(adopted: &crate::ranges::RangeSet, change: &Change) -> bool {
-    match change {
-        Change::Remap { to, .. } => adopted.overlapping(*to).is_empty(),
-        Change::Remove(_) | Change::Unmap(_) | Change::Fork(_) => true,
+    /// Whether the change can have happened in the space as it is known: memory is only ever moved
+    /// to where none is.
+    fn is_possible(&self, space: SpaceId, change: &Change) -> bool {
+        match change {
+            Change::Remap { to, .. } => {
+                self.ranges(space).is_none_or(|ranges| ranges.overlapping(*to).is_empty())
+            }
+            Change::Remove(_) | Change::Unmap(_) => true,
+        }
+    }
+
+    /// The space is gone: nothing more will be reported.
+    pub(crate) fn forget_changes(&mut self, gone: SpaceId) {
+        self.changes.moved_away.retain(|&(space, _)| space != gone);
     }
 }

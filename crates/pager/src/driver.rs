@@ -196,7 +196,7 @@ impl<S: PageStore> Pager<S> {
         }
         let Self { engine, memory, store, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
-        engine.catch_up(io)?;
+        engine.catch_up(io);
         if engine.has_deferred() {
             engine.retry_arrived(io);
             engine.retry_deferred(io)?;
@@ -294,7 +294,7 @@ impl<S: PageStore> Pager<S> {
                 }
                 change => {
                     let io = &mut Io { memory, store, clock: &clock };
-                    engine.on_change(io, space, change)?;
+                    engine.on_change(io, space, change);
                 }
             }
         }
@@ -325,15 +325,14 @@ impl<S: PageStore> Pager<S> {
 
 impl Engine {
     /// Follows a change of the program's mappings.
-    fn on_change(&mut self, io: &mut Io<'_>, space: SpaceId, change: Event) -> Result<(), Fatal> {
+    fn on_change(&mut self, io: &mut Io<'_>, space: SpaceId, change: Event) {
         match change {
             Event::Fork(uffd) => self.on_fork(io, space, uffd),
-            Event::Remap { from, to } => self.on_remap(io, space, from, to)?,
+            Event::Remap { from, to } => self.on_remap(io, space, from, to),
             Event::Remove(range) => self.on_remove(io, space, range),
-            Event::Unmap(range) => self.on_unmap(io, space, range)?,
+            Event::Unmap(range) => self.on_unmap(io, space, range),
             Event::Fault { .. } => unreachable!("faults are no changes"),
         }
-        Ok(())
     }
 
     /// When the engine must turn again even if nothing happens.

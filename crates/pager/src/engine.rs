@@ -94,8 +94,14 @@ pub enum Fatal {
 #[derive(Debug)]
 pub(crate) struct Space {
     pub(crate) id: SpaceId,
+    /// Whose child it is; `None` for the own space.
+    pub(crate) parent: Option<SpaceId>,
     pub(crate) table: PageTable,
     pub(crate) streams: Streams,
+    /// A child's ranges whose missing pages are reported; for the own space see `adopted`.
+    pub(crate) ranges: RangeSet,
+    /// What is not decided yet of a child's pages.
+    pub(crate) doubts: Vec<crate::forks::Doubt>,
 }
 
 /// A fault that could not be answered at once.
@@ -206,8 +212,11 @@ impl Engine {
         Self {
             spaces: vec![Space {
                 id: SpaceId::OWN,
+                parent: None,
                 table: PageTable::default(),
                 streams: Streams::new(config.readahead_pages_max),
+                ranges: RangeSet::default(),
+                doubts: Vec::new(),
             }],
             next_space: 1,
             adopted: RangeSet::default(),
@@ -274,7 +283,7 @@ impl Engine {
         put_off
             || !self.deferred.is_empty()
             || !self.arrived.is_empty()
-            || self.changes.are_waiting()
+            || self.changes.wait_anywhere()
     }
 
     /// Whether a thread waits for pages that the store is asked for.
@@ -368,10 +377,11 @@ impl Engine {
     }
 
     fn answer(&mut self, io: &mut Io<'_>, fault: Fault) -> Result<(), Fatal> {
-        if self.changes.are_waiting() && fault.space == SpaceId::OWN {
+        if self.changes.wait_in(fault.space) {
             self.deferred.push_back(fault);
             return Ok(());
         }
+        self.settle_doubts(io, fault.space, Some(fault.thread));
         let waited = (io.clock)().since(fault.since);
         let full = self.budget.is_full() && !self.stuck && waited < FULL_WAIT_NANOS_MAX;
         let Some(space) = self.space_mut(fault.space) else {
@@ -411,6 +421,13 @@ impl Engine {
                 return Ok(());
             }
             // While mappings change the page may be gone for a good reason not yet read.
+            let entry = self.own_table().get(fault.address);
+            if !there && entry.is_some_and(|entry| entry.copy().is_none()) {
+                // It has never been out: MADV_FREE let the kernel take it back.
+                self.drop_pages(io, fault.space, page);
+                self.deferred.push_back(fault);
+                return Ok(());
+            }
             if !there && io.memory.settled() {
                 let quiet = (io.clock)().since(fault.since) > 1_000_000_000;
                 if quiet {

@@ -4,26 +4,29 @@
 //! table says when the event is read is what was true when the change began.
 
 use farmem_region::{Nanos, PAGE_SIZE};
-use farmem_vmem::{AddressRange, Uffd};
+use farmem_vmem::AddressRange;
 
 use crate::changes::Change;
-use crate::engine::{Engine, Fatal, Io, Space};
+use crate::engine::{Engine, Io};
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
-use crate::streams::Streams;
-use crate::table::{Entry, PageTable, Place};
+use crate::table::{Entry, Place};
 
-/// How long pages of a removed range that are still there are left alone. The kernel announces
-/// madvise *before* it drops the pages; the thread that called then needs to run for some
-/// instructions. A page moved out in between would come back with its old content.
-const QUARANTINE_NANOS: u64 = 1_000_000_000;
+/// The threads that may still be dropping pages are looked at this often.
+const LOOK_PERIOD_MICROS: u64 = 20_000;
+/// And so rarely that looking costs a hundredth of the time at most, however many they are.
+const LOOK_PERIOD_PER_COST: u64 = 100;
 
-/// Ranges whose removal was announced a short while ago.
+/// Ranges whose removal was announced. The kernel announces madvise *before* it drops the pages; the
+/// thread that called then needs to run for some instructions. A page moved out in between would
+/// come back with its old content, so pages of these ranges that are still there are left alone.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
+    /// Announced since the watch began.
     recent: RangeSet,
-    older: RangeSet,
-    turned: Nanos,
+    /// Those whose callers are watched.
+    watched: RangeSet,
+    next_look: Nanos,
 }
 
 impl Quarantine {
@@ -33,129 +36,130 @@ impl Quarantine {
 
     fn remove(&mut self, range: AddressRange) {
         self.recent.remove(range);
-        self.older.remove(range);
-    }
-
-    fn is_due(&self, now: Nanos) -> bool {
-        !self.is_empty() && now.since(self.turned) >= QUARANTINE_NANOS
-    }
-
-    /// Forgets what was inserted more than one period ago.
-    fn age(&mut self, now: Nanos) {
-        self.older = std::mem::take(&mut self.recent);
-        self.turned = now;
+        self.watched.remove(range);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.recent.is_empty() && self.older.is_empty()
+        self.recent.is_empty() && self.watched.is_empty()
     }
 
     pub(crate) fn overlaps(&self, range: AddressRange) -> bool {
         let hits =
             |set: &RangeSet| set.next_from(range.start()).is_some_and(|part| part.overlaps(range));
-        !self.is_empty() && (hits(&self.recent) || hits(&self.older))
+        !self.is_empty() && (hits(&self.recent) || hits(&self.watched))
     }
 }
 
 impl Engine {
-    /// Lets quarantined ranges go when their time is over and no change is under way.
+    /// Lets quarantined ranges go when whoever drops pages there has done it.
     pub fn age_quarantine(&mut self, io: &mut Io<'_>) {
-        let now = (io.clock)();
-        if self.quarantine.is_due(now) && io.memory.settled() {
-            self.quarantine.age(now);
+        let start = (io.clock)();
+        if self.quarantine.is_empty() || start < self.quarantine.next_look {
+            return;
         }
+        let quarantine = &mut self.quarantine;
+        if !quarantine.watched.is_empty() && io.memory.removers_are_done() {
+            quarantine.watched = RangeSet::default();
+        }
+        if quarantine.watched.is_empty() && !quarantine.recent.is_empty() && io.memory.settled() {
+            // Whose removal has been read has gone on.
+            quarantine.watched = std::mem::take(&mut quarantine.recent);
+            io.memory.watch_removers();
+        }
+        let now = (io.clock)();
+        let pause = (now.since(start) / 1000).saturating_mul(LOOK_PERIOD_PER_COST);
+        quarantine.next_look = now.plus_micros(pause.max(LOOK_PERIOD_MICROS));
     }
 
     /// The program's contents of a range are about to be dropped: they read as zero from now on.
     pub fn on_remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
         self.counts.events += 1;
         self.counts.removes += 1;
-        if space != SpaceId::OWN || self.in_turn(Change::Remove(range)).is_some() {
-            self.remove(io, space, range);
-        }
-    }
-
-    pub(crate) fn remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
-        self.drop_pages(io, space, range);
-        if space == SpaceId::OWN {
-            self.quarantine.insert(range);
-        }
+        self.make_in_turn(io, space, Change::Remove(range));
     }
 
     /// A mapping is gone.
-    ///
-    /// # Errors
-    /// [`Fatal`].
-    pub fn on_unmap(
-        &mut self,
-        io: &mut Io<'_>,
-        space: SpaceId,
-        range: AddressRange,
-    ) -> Result<(), Fatal> {
+    pub fn on_unmap(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
         self.counts.events += 1;
         self.counts.unmaps += 1;
-        if space != SpaceId::OWN || self.in_turn(Change::Unmap(range)).is_some() {
-            self.unmap(io, space, range)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn unmap(
-        &mut self,
-        io: &mut Io<'_>,
-        space: SpaceId,
-        range: AddressRange,
-    ) -> Result<(), Fatal> {
-        if self.changes.is_second_report(space, range) {
-            return Ok(());
-        }
-        if space == SpaceId::OWN {
-            self.adopted.remove(range);
-            self.pinned.remove(range);
-            self.quarantine.remove(range);
-        }
-        self.drop_pages(io, space, range);
-        Ok(())
+        self.make_in_turn(io, space, Change::Unmap(range));
     }
 
     /// mremap has moved a mapping.
-    ///
-    /// # Errors
-    /// [`Fatal`].
-    pub fn on_remap(
-        &mut self,
-        io: &mut Io<'_>,
-        space: SpaceId,
-        from: AddressRange,
-        to: usize,
-    ) -> Result<(), Fatal> {
+    pub fn on_remap(&mut self, io: &mut Io<'_>, space: SpaceId, from: AddressRange, to: usize) {
         self.counts.events += 1;
         self.counts.remaps += 1;
         let to = AddressRange::pages_from(to, from.pages());
-        if space != SpaceId::OWN || self.in_turn(Change::Remap { from, to }).is_some() {
-            self.remap(io, space, from, to)?;
-        }
-        Ok(())
+        self.make_in_turn(io, space, Change::Remap { from, to });
     }
 
-    pub(crate) fn remap(
+    /// Follows a change in the table.
+    pub(crate) fn make(&mut self, io: &mut Io<'_>, space: SpaceId, change: Change) {
+        let lost = match change {
+            Change::Remove(range) => self.remove(io, space, range),
+            Change::Unmap(range) => {
+                if self.changes.is_second_report(space, range) {
+                    return;
+                }
+                self.unmap(io, space, range)
+            }
+            Change::Remap { from, to } => self.remap(io, space, from, to),
+        };
+        self.remember(io, space, change, lost);
+    }
+
+    fn remove(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        range: AddressRange,
+    ) -> Vec<(usize, Entry)> {
+        if space == SpaceId::OWN {
+            self.quarantine.insert(range);
+        }
+        self.forget_doubts(space, range);
+        self.take_pages(io, space, range)
+    }
+
+    fn unmap(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        range: AddressRange,
+    ) -> Vec<(usize, Entry)> {
+        if let Some(ranges) = self.ranges_mut(space) {
+            ranges.remove(range);
+        }
+        if space == SpaceId::OWN {
+            self.pinned.remove(range);
+            self.quarantine.remove(range);
+        }
+        self.forget_doubts(space, range);
+        self.take_pages(io, space, range)
+    }
+
+    fn remap(
         &mut self,
         io: &mut Io<'_>,
         space: SpaceId,
         from: AddressRange,
         target: AddressRange,
-    ) -> Result<(), Fatal> {
+    ) -> Vec<(usize, Entry)> {
         self.changes.moved_away(space, from);
+        if let Some(ranges) = self.ranges_mut(space) {
+            ranges.remove(from);
+            ranges.insert(target);
+        }
         if space == SpaceId::OWN {
-            self.adopted.remove(from);
-            self.adopted.insert(target);
             self.pinned.remove(from);
             if self.quarantine.overlaps(from) {
                 self.quarantine.remove(from);
                 self.quarantine.insert(target);
             }
         }
-        self.drop_pages(io, space, target);
+        self.forget_doubts(space, target);
+        self.move_doubts(space, from, target);
+        let lost = self.take_pages(io, space, target);
         let mut moved = Vec::new();
         if let Some(table) = self.table_mut(space) {
             table.take_range(from, &mut |address, entry| moved.push((address, entry)));
@@ -166,7 +170,7 @@ impl Engine {
         }
         // Who waited at the old place looks again, and finds no mapping there.
         io.memory.wake(space, from);
-        Ok(())
+        lost
     }
 
     fn move_entry(&mut self, space: SpaceId, address: usize, next: usize, entry: Entry) {
@@ -210,12 +214,23 @@ impl Engine {
 
     /// Forgets everything known of a range and wakes who waits there.
     pub(crate) fn drop_pages(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) {
-        let mut dropped = Vec::new();
+        let lost = self.take_pages(io, space, range);
+        self.release_all(lost);
+    }
+
+    /// As [`Self::drop_pages`], but the slots are still held by what is returned.
+    pub(crate) fn take_pages(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        range: AddressRange,
+    ) -> Vec<(usize, Entry)> {
+        let mut taken = Vec::new();
         if let Some(table) = self.table_mut(space) {
-            table.take_range(range, &mut |address, entry| dropped.push((address, entry)));
+            table.take_range(range, &mut |address, entry| taken.push((address, entry)));
         }
         self.recount |= space == SpaceId::OWN;
-        for (address, mut entry) in dropped {
+        for &(address, entry) in &taken {
             match entry.place() {
                 Place::Victim(frame) => self.forget_frame(frame),
                 Place::Fetching => {
@@ -224,58 +239,26 @@ impl Engine {
                 }
                 Place::Resident | Place::Zero | Place::Out => {}
             }
+        }
+        taken
+    }
+
+    pub(crate) fn release_all(&mut self, lost: Vec<(usize, Entry)>) {
+        for (_, mut entry) in lost {
             if let Some(slot) = entry.take_copy() {
                 self.release(slot);
             }
         }
     }
 
-    /// The process of a space has forked: the child inherits, by reference, what is out.
-    ///
-    /// A page that is there at the moment of the fork is there in the child as well and never
-    /// faults; so only the entries of absent pages matter, and those cannot have changed since,
-    /// because pages are not filled while the event is unread. Pages moved out in between have
-    /// entries too; they do no harm, as the child has those pages.
-    pub fn on_fork(&mut self, io: &mut Io<'_>, parent: SpaceId, uffd: Uffd) {
-        self.counts.events += 1;
-        if parent != SpaceId::OWN {
-            return self.fork(io, parent, uffd);
-        }
-        if let Some(Change::Fork(uffd)) = self.in_turn(Change::Fork(uffd)) {
-            self.fork(io, parent, uffd);
-        }
-    }
-
-    pub(crate) fn fork(&mut self, io: &mut Io<'_>, parent: SpaceId, uffd: Uffd) {
-        self.counts.forks += 1;
-        let id = SpaceId(self.next_space);
-        self.next_space += 1;
-        let mut table = match self.space_mut(parent) {
-            Some(space) => space.table.clone(),
-            None => PageTable::default(),
-        };
-        let slots = &mut self.slots;
-        table.retain(&mut |_, entry| match entry.place() {
-            Place::Resident => false,
-            Place::Zero => true,
-            Place::Out | Place::Fetching | Place::Victim(_) => {
-                entry.set_place(Place::Out);
-                entry.copy().is_some_and(|(slot, _)| {
-                    slots.share(slot);
-                    true
-                })
-            }
-        });
-        let streams = Streams::new(self.readahead_pages_max);
-        self.spaces.push(Space { id, table, streams });
-        io.memory.add_space(id, uffd);
-    }
-
     /// A forked child has ended, or started another program: its share of the region is free.
     pub fn on_space_gone(&mut self, io: &mut Io<'_>, space: SpaceId) {
-        self.drop_pages(io, space, AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1)));
+        self.catch_up_with(io, space);
+        let everything = AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1));
+        self.forget_doubts(space, everything);
+        self.drop_pages(io, space, everything);
         self.spaces.retain(|other| other.id != space);
-        self.changes.forget(space);
+        self.forget_changes(space);
         self.deferred.retain(|fault| fault.space != space);
         io.memory.remove_space(space);
     }

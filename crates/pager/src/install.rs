@@ -108,7 +108,7 @@ impl Engine {
     }
 
     fn install_run(&mut self, io: &mut Io<'_>, fetch: &Fetch, at: usize, run: usize) -> Installed {
-        if self.changes.are_waiting() && fetch.space == SpaceId::OWN {
+        if self.changes.wait_in(fetch.space) {
             return Installed::Later;
         }
         let page = fetch.pages[at];

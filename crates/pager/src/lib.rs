@@ -8,7 +8,8 @@
 //! The life of a page, file by file: [`adopt`](Engine::adopt) finds the program's mappings,
 //! `evict.rs` moves cold pages into frames and sends what the servers do not have, `engine.rs`
 //! answers a fault, `streams.rs` guesses what comes next, `install.rs` puts fetched pages in
-//! place, `events.rs` follows what the program does to its mappings.
+//! place, `events.rs` follows what the program does to its mappings, `forks.rs` what its children
+//! begin with.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod driver;
 mod engine;
 mod events;
 mod evict;
+mod forks;
 mod frames;
 mod install;
 mod library;

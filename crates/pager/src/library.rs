@@ -76,6 +76,10 @@ impl Engine {
                 flush.last_store = Some(self.stores.keys().copied().max().unwrap_or(0));
                 break;
             };
+            if self.quarantine.overlaps(source) {
+                // What is written there again must not stay behind.
+                break;
+            }
             let busy = self.counts.busy_pages;
             self.evict_window(io, source, false)?;
             flush.pinned += self.counts.busy_pages - busy;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Anchor, Event, Features, Lifeline, Mapping, Pagemap, PresentRun, ProcessMaps,
-    Progress, Pull, ResidentMeter, Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError,
+    AddressRange, Anchor, Event, Features, ForkMark, Lifeline, Look, MadviseWatch, Mapping,
+    Pagemap, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents, Scratch, Stop,
+    ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
 
@@ -57,7 +58,22 @@ pub trait Memory: Frames {
     /// Gives the memory of frames back; what the kernel keeps is still present.
     fn discard(&mut self, first: FrameId, count: usize);
     /// Whether no change of the own space's mappings is under way or unread.
-    fn settled(&mut self) -> bool;
+    fn settled(&mut self) -> bool {
+        self.look(SpaceId::OWN, 0) != Look::Changing
+    }
+    /// Looks at an address of a space. Whatever the address, it tells whether a change of that
+    /// space's mappings is under way or unread.
+    fn look(&mut self, space: SpaceId, address: usize) -> Look;
+    /// Begins to watch the threads of the own space that may be dropping pages now. To be called
+    /// when it is [settled](Self::settled).
+    fn watch_removers(&mut self);
+    /// Whether all of them have done it.
+    fn removers_are_done(&mut self) -> bool;
+    /// How often reading events, of any space, has begun or ended so far.
+    fn readings(&self) -> u64;
+    /// What [`Self::readings`] was at the instant when the own space's child was forked; `thread` is
+    /// one of the child's. `None` if it is not known.
+    fn readings_at_fork(&mut self, child: SpaceId, thread: u32) -> Option<u64>;
     /// Reports missing pages of the range from now on, if the kernel permits.
     fn register(&mut self, range: AddressRange) -> Registration;
     /// Calls `each` for every mapping of the own space.
@@ -98,9 +114,9 @@ pub struct OwnMemory {
     maps: ProcessMaps,
     meter: ResidentMeter,
     threads: ThreadWatch,
-    /// A page that is always there, registered with `uffd`: asking to fill it tells whether
-    /// changes are under way.
-    probe: Scratch,
+    /// Counts the readings of the program's events, for forked children to have a copy.
+    mark: ForkMark,
+    removers: MadviseWatch,
     anchor: Anchor,
     owned: fn(&mut dyn FnMut(AddressRange)),
 }
@@ -145,8 +161,6 @@ impl OwnMemory {
         owned: fn(&mut dyn FnMut(AddressRange)),
     ) -> Result<Self, MemoryError> {
         let uffd = Uffd::new(Features::Events)?;
-        let mut probe = Scratch::new(&uffd, 1)?;
-        probe.populate(&uffd, FrameId::new(0), 1);
         let scratch = Scratch::new(&uffd, windows)?;
         Ok(Self {
             uffd,
@@ -156,7 +170,9 @@ impl OwnMemory {
             maps: ProcessMaps::open().map_err(MemoryError::at("maps"))?,
             meter: ResidentMeter::open().map_err(MemoryError::at("statm"))?,
             threads: ThreadWatch::open(program).map_err(MemoryError::at("task"))?,
-            probe,
+            mark: ForkMark::new()
+                .map_err(|source| UffdError::Other { doing: "leaving a mark for forks", source })?,
+            removers: MadviseWatch::open(program).map_err(MemoryError::at("task"))?,
             anchor: Anchor::none(),
             owned,
         })
@@ -194,7 +210,21 @@ impl OwnMemory {
     /// # Errors
     /// If the userfaultfd fails.
     pub fn read_events(&self, space: SpaceId, events: &mut Vec<Event>) -> Result<usize, UffdError> {
-        self.uffd_of(space).map_or(Ok(0), |uffd| uffd.read_events(events))
+        let Some(uffd) = self.uffd_of(space) else {
+            return Ok(0);
+        };
+        // A child forked before has another count than one forked afterwards.
+        self.mark.advance();
+        let count = uffd.read_events(events);
+        self.mark.advance();
+        count
+    }
+
+    /// Whether a forked child's address space still exists.
+    #[must_use]
+    pub fn lives(&self, space: SpaceId) -> bool {
+        let look = |uffd: &Uffd| uffd.look(self.mark.range().start(), &self.mark);
+        self.uffd_of(space).is_some_and(|uffd| look(uffd) != Look::Ended)
     }
 
     fn uffd_of(&self, space: SpaceId) -> Option<&Uffd> {
@@ -244,7 +274,6 @@ fn find_uffd<'u>(
 impl Drop for OwnMemory {
     fn drop(&mut self) {
         self.scratch.release(&self.uffd);
-        self.probe.release(&self.uffd);
     }
 }
 
@@ -319,10 +348,31 @@ impl Memory for OwnMemory {
         self.scratch.discard(&self.uffd, first, count, &self.pagemap);
     }
 
-    fn settled(&mut self) -> bool {
-        let target = self.probe.range().start();
-        let progress = self.uffd.copy_static(AddressRange::pages_from(target, 1), &ZEROS);
-        progress.stop == Some(Stop::AlreadyThere)
+    fn look(&mut self, space: SpaceId, address: usize) -> Look {
+        // The lowest addresses are refused whatever the state.
+        let address = if address == 0 { self.mark.range().start() } else { address };
+        self.uffd_of(space).map_or(Look::Ended, |uffd| uffd.look(address, &self.mark))
+    }
+
+    fn watch_removers(&mut self) {
+        self.removers.begin();
+    }
+
+    fn removers_are_done(&mut self) -> bool {
+        let left = self.removers.is_over();
+        if left {
+            // Who had taken the lock has not necessarily given it back.
+            self.mark.wait_for_others();
+        }
+        left
+    }
+
+    fn readings(&self) -> u64 {
+        self.mark.count()
+    }
+
+    fn readings_at_fork(&mut self, _child: SpaceId, thread: u32) -> Option<u64> {
+        self.mark.count_in(thread)
     }
 
     fn register(&mut self, range: AddressRange) -> Registration {
@@ -339,7 +389,7 @@ impl Memory for OwnMemory {
 
     fn owned(&self, each: &mut dyn FnMut(AddressRange)) {
         each(self.scratch.range());
-        each(self.probe.range());
+        each(self.mark.range());
         (self.owned)(each);
     }
 
@@ -361,7 +411,7 @@ impl Memory for OwnMemory {
     }
 
     fn space_lives(&mut self, space: SpaceId) -> bool {
-        self.uffd_of(space).is_some_and(Uffd::lives)
+        self.lives(space)
     }
 }
 

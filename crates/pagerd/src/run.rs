@@ -38,6 +38,20 @@ const CHILD_END_PERIOD: Duration = Duration::from_millis(10);
 /// buffer stays at its size for this limit.
 const SCRATCH_LIMIT_BYTES_MAX: u64 = 64 << 30;
 
+/// Why the pager has not started.
+enum NotStarted {
+    /// The kernel does not let this program be paged: nothing is out, and it goes on as it is.
+    Unpaged(String),
+    /// There is no memory server as the user wants it: the program is to be stopped.
+    Stop(String),
+}
+
+impl From<String> for NotStarted {
+    fn from(message: String) -> Self {
+        Self::Stop(message)
+    }
+}
+
 /// Why the pager ends.
 enum End {
     /// The program has ended, or has another memory after exec.
@@ -72,7 +86,13 @@ pub(crate) fn run(arguments: Arguments) -> ! {
             let _ = link.send(&PagerMessage::Bye, &[]);
             End::ProgramEnded
         }
-        Err((link, message)) => stop(&link, &message),
+        Err((link, NotStarted::Unpaged(message))) => {
+            // It goes on unpaged, like a program that has been refused.
+            let program_pid = hello.program_pid;
+            let _ = link.send(&PagerMessage::Unpaged { program_pid, message }, &[]);
+            End::Stop
+        }
+        Err((link, NotStarted::Stop(message))) => stop(&link, &message),
     };
     if let End::SupervisorDied = end {
         // Without it nobody keeps the program's faults waiting should this process die as well.
@@ -144,7 +164,7 @@ impl<'a> Service<'a> {
         link: PagerLink,
         welcome: &Welcome,
         stats: &'a SharedWords,
-    ) -> Result<Self, (PagerLink, String)> {
+    ) -> Result<Self, (PagerLink, NotStarted)> {
         match Self::prepare(arguments, &link, welcome) {
             Ok((pager, waiter)) => Ok(Self {
                 pager,
@@ -161,7 +181,7 @@ impl<'a> Service<'a> {
                 shared_bytes: 0,
                 shared_bytes_peak: 0,
             }),
-            Err(message) => Err((link, message)),
+            Err(reason) => Err((link, reason)),
         }
     }
 
@@ -169,12 +189,13 @@ impl<'a> Service<'a> {
         arguments: &Arguments,
         link: &PagerLink,
         welcome: &Welcome,
-    ) -> Result<(Pager<ProgramStore>, Waiter), String> {
+    ) -> Result<(Pager<ProgramStore>, Waiter), NotStarted> {
         let last_words = link.duplicate().map_err(|error| error.to_string())?;
         let _ = SUPERVISOR.set(last_words);
         let windows = windows_for(welcome.limit_bytes);
+        // A child of a program that has given its privileges up may not have one.
         let mut memory = OwnMemory::new(arguments.program, windows, owned_ranges)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| NotStarted::Unpaged(error.to_string()))?;
         memory.pull_threads();
         warden::watch(&mut memory);
         let (store, session) = open_store(welcome)?;
@@ -245,8 +266,8 @@ impl<'a> Service<'a> {
     /// hands out zero pages: first the program dies, and forked children by their own watchers.
     fn keep_faults_waiting(&self, program: &ProcessHandle) {
         program.kill();
-        let children = self.pager.memory().children();
-        while children.iter().any(|(_, uffd)| uffd.lives()) {
+        let memory = self.pager.memory();
+        while memory.children().iter().any(|&(space, _)| memory.lives(space)) {
             std::thread::sleep(CHILD_END_PERIOD);
         }
     }

@@ -3,12 +3,13 @@
 //! The program goes on in the middle of the pager's calls, as on a second processor: each call
 //! lets it take a few steps first, now and then.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 
 use farmem_pager::{Memory, Registration, SpaceId};
 use farmem_region::{FrameId, Frames, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
+    AddressRange, Look, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
 };
 
 use crate::program::{Doing, Model, Thread};
@@ -30,10 +31,20 @@ pub struct SimMemory {
     pub(crate) random: Random,
     pub(crate) now: u64,
     pub(crate) failure: Option<String>,
-    /// Ranges that a thread changes.
-    pub(crate) locked: Vec<AddressRange>,
+    /// Ranges that a thread changes, with the space.
+    pub(crate) locked: Vec<(usize, AddressRange)>,
     /// Ranges that were unmapped.
-    pub(crate) freed: Vec<AddressRange>,
+    pub(crate) freed: Vec<(usize, AddressRange)>,
+    /// Ranges that parents have changed about the time of a fork, with the child.
+    pub(crate) changed: Vec<(usize, AddressRange)>,
+    /// The ranges changed last, with the space.
+    pub(crate) lately: VecDeque<(usize, AddressRange)>,
+    /// One deed in so many is a change of mappings, about.
+    pub(crate) steadiness: usize,
+    /// How often reading messages has begun or ended.
+    pub(crate) readings: u64,
+    /// Threads that were dropping pages when the pager began to watch, and at which deed.
+    watched: Vec<(usize, u64)>,
     pub(crate) next_address: usize,
     /// Where each thread's sequence of accesses has come.
     pub(crate) sequences: [usize; THREADS],
@@ -54,15 +65,22 @@ pub(crate) enum Message {
 
 impl SimMemory {
     pub(crate) fn new(seed: u64, frames: usize, plant: Plant) -> Self {
+        let mut random = Random::new(seed);
+        let steadiness = [400, 60, 20][random.below(3)];
         Self {
             spaces: vec![Space { id: Some(SpaceId::OWN), ..Space::new() }],
             models: vec![Model::new()],
             threads: (0..THREADS).map(|_| Thread::new(0, 0)).collect(),
-            random: Random::new(seed),
+            random,
             now: 0,
             failure: None,
             locked: Vec::new(),
             freed: Vec::new(),
+            changed: Vec::new(),
+            lately: VecDeque::new(),
+            steadiness,
+            readings: 0,
+            watched: Vec::new(),
             next_address: 0,
             sequences: [0; THREADS],
             finishing: false,
@@ -100,6 +118,7 @@ impl SimMemory {
             return Vec::new();
         };
         let mut messages = Vec::new();
+        self.readings += 1;
         while messages.len() < MESSAGES_MAX {
             if let Some((address, write, _)) = self.spaces[space].faults.pop_front() {
                 messages.push(Message::Fault { address, write });
@@ -115,6 +134,7 @@ impl SimMemory {
                 break;
             }
         }
+        self.readings += 1;
         messages
     }
 
@@ -269,9 +289,33 @@ impl Memory for SimMemory {
         self.frames[at(first)..at(first) + count].fill(None);
     }
 
-    fn settled(&mut self) -> bool {
+    fn look(&mut self, id: SpaceId, address: usize) -> Look {
         self.preempt();
-        self.spaces[0].changing == 0
+        match self.index(id).map(|space| &self.spaces[space]) {
+            None => Look::Ended,
+            Some(space) if space.changing > 0 => Look::Changing,
+            Some(space) if space.vma(address).is_some_and(|vma| vma.registered) => Look::Registered,
+            Some(_) => Look::Nothing,
+        }
+    }
+
+    fn watch_removers(&mut self) {
+        let inside = self.threads.iter().enumerate().filter(|(_, thread)| thread.is_dropping());
+        self.watched = inside.map(|(at, thread)| (at, thread.deeds)).collect();
+    }
+
+    fn removers_are_done(&mut self) -> bool {
+        let Self { watched, threads, .. } = self;
+        watched.retain(|&(at, deeds)| threads[at].is_dropping() && threads[at].deeds == deeds);
+        watched.is_empty()
+    }
+
+    fn readings(&self) -> u64 {
+        self.readings
+    }
+
+    fn readings_at_fork(&mut self, child: SpaceId, _thread: u32) -> Option<u64> {
+        self.index(child).map(|space| self.spaces[space].readings_at_birth)
     }
 
     fn register(&mut self, range: AddressRange) -> Registration {

@@ -18,6 +18,8 @@ const MAPPING_PAGES_MAX: usize = 300;
 pub(crate) const PAGES_MAX: usize = 3000;
 /// Children at one time.
 const CHILDREN_MAX: usize = 2;
+/// Changes that a child is interested in which its parent made before the fork.
+const LATELY_MAX: usize = 3;
 /// Where the program's mappings begin.
 const FIRST_ADDRESS: usize = 0x1000_0000;
 
@@ -64,11 +66,18 @@ pub(crate) struct Thread {
     pub(crate) since: u64,
     /// Accesses left, for a child.
     left: usize,
+    /// What it has decided to do so far.
+    pub(crate) deeds: u64,
 }
 
 impl Thread {
     pub(crate) const fn new(space: usize, left: usize) -> Self {
-        Self { space, doing: Doing::Nothing, since: 0, left }
+        Self { space, doing: Doing::Nothing, since: 0, left, deeds: 0 }
+    }
+
+    /// Whether its announced removal has been read and the pages are still there.
+    pub(crate) const fn is_dropping(&self) -> bool {
+        matches!(self.doing, Doing::Heard { then: Then::Drop(_) } | Doing::Drop(_))
     }
 
     pub(crate) const fn can_run(&self) -> bool {
@@ -91,18 +100,15 @@ impl SimMemory {
         match self.threads[thread].doing {
             Doing::Nothing => self.decide(thread),
             Doing::Touch { address, value } => self.touch(thread, address, value),
+            // On its way out of the kernel a fork copies much: others may overtake it.
+            Doing::Tell { report: Report::Fork(_), .. } if !self.random.once_in(6) => {}
             Doing::Tell { report, then } => {
                 let space = self.threads[thread].space;
                 self.spaces[space].reports.push_back((report, thread));
                 self.threads[thread].doing = Doing::Told { then };
             }
             Doing::Heard { then } => self.go_on(thread, then),
-            Doing::Drop(range) => {
-                let space = self.threads[thread].space;
-                let _ = self.spaces[space].take_pages(range);
-                self.models[space].retain(|address, _| !range.contains(*address));
-                self.unlock(thread, range);
-            }
+            Doing::Drop(range) => self.drop_now(thread, range),
             Doing::Wait { .. } | Doing::Told { .. } | Doing::Ended => {}
         }
         true
@@ -115,6 +121,7 @@ impl SimMemory {
     }
 
     fn decide(&mut self, thread: usize) {
+        self.threads[thread].deeds += 1;
         if self.threads[thread].space != 0 {
             let left = self.threads[thread].left;
             if left == 0 {
@@ -122,10 +129,8 @@ impl SimMemory {
                 return;
             }
             self.threads[thread].left -= 1;
-            self.access(thread);
-            return;
         }
-        match self.random.below(400) {
+        match self.random.below(self.steadiness) {
             0 => self.drop_pages(thread),
             1 => self.unmap(thread),
             2 | 3 => self.map(),
@@ -141,6 +146,8 @@ impl SimMemory {
         let next = self.sequences[thread % self.sequences.len()] + PAGE_SIZE;
         let address = if self.random.once_in(4) {
             self.some_page(space)
+        } else if space != 0 && self.random.once_in(2) {
+            self.some_changed_page(space)
         } else {
             self.spaces[space].vma(next).map(|_| next).or_else(|| self.some_page(space))
         };
@@ -164,6 +171,33 @@ impl SimMemory {
         }
         let range = self.spaces[space].vmas[self.random.below(vmas)].range;
         Some(range.start() + self.random.below(range.pages()) * PAGE_SIZE)
+    }
+
+    /// A page that the parent has changed about the time of the fork.
+    fn some_changed_page(&mut self, space: usize) -> Option<usize> {
+        let ranges: Vec<_> = self.changed.iter().filter(|(child, _)| *child == space).collect();
+        if ranges.is_empty() {
+            return None;
+        }
+        let &(_, range) = ranges[self.random.below(ranges.len())];
+        let address = range.start() + self.random.below(range.pages()) * PAGE_SIZE;
+        self.spaces[space].vma(address).map(|_| address)
+    }
+
+    /// A range of a space changes: children that are being made may look there.
+    fn note_change(&mut self, space: usize, range: AddressRange) {
+        let of_space = self.threads.iter().filter(|thread| thread.space == space);
+        let children = of_space.filter_map(|thread| match thread.doing {
+            Doing::Tell { then: Then::Child(child), .. }
+            | Doing::Told { then: Then::Child(child) } => Some((child, range)),
+            _ => None,
+        });
+        let children: Vec<_> = children.collect();
+        self.changed.extend(children);
+        self.lately.push_back((space, range));
+        if self.lately.len() > LATELY_MAX {
+            self.lately.pop_front();
+        }
     }
 
     fn touch(&mut self, thread: usize, address: usize, value: Option<u64>) {
@@ -202,68 +236,82 @@ impl SimMemory {
     }
 
     /// A range inside one mapping that nobody uses, locked for the thread.
-    fn lock_some(&mut self, whole: bool) -> Option<AddressRange> {
-        let address = self.some_page(0)?;
-        let vma = self.spaces[0].vma(address)?.range;
+    fn lock_some(&mut self, space: usize, whole: bool) -> Option<AddressRange> {
+        let address = self.some_page(space)?;
+        let vma = self.spaces[space].vma(address)?.range;
         let pages = (1 + self.random.below(60)).min((vma.end() - address) / PAGE_SIZE);
         let range = if whole { vma } else { AddressRange::pages_from(address, pages) };
-        let locked = self.locked.iter().any(|other| other.overlaps(range));
+        let locked =
+            self.locked.iter().any(|&(other, locked)| other == space && locked.overlaps(range));
         let used = self.threads.iter().any(|thread| match thread.doing {
             Doing::Touch { address, .. } | Doing::Wait { address, .. } => {
-                thread.space == 0 && range.contains(address)
+                thread.space == space && range.contains(address)
             }
             _ => false,
         });
         if locked || used {
             return None;
         }
-        self.locked.push(range);
+        self.locked.push((space, range));
         Some(range)
     }
 
     fn is_locked(&self, space: usize, address: usize) -> bool {
-        space == 0 && self.locked.iter().any(|range| range.contains(address))
+        self.locked.iter().any(|&(other, range)| other == space && range.contains(address))
     }
 
     fn unlock(&mut self, thread: usize, range: AddressRange) {
-        self.locked.retain(|other| *other != range);
+        let space = self.threads[thread].space;
+        self.locked.retain(|&other| other != (space, range));
         self.threads[thread].doing = Doing::Nothing;
     }
 
-    fn is_registered(&self, range: AddressRange) -> bool {
-        self.spaces[0].vmas.iter().any(|vma| vma.registered && vma.range.overlaps(range))
+    fn is_registered(&self, space: usize, range: AddressRange) -> bool {
+        self.spaces[space].vmas.iter().any(|vma| vma.registered && vma.range.overlaps(range))
     }
 
     fn drop_pages(&mut self, thread: usize) {
-        let Some(range) = self.lock_some(false) else {
+        let space = self.threads[thread].space;
+        let Some(range) = self.lock_some(space, false) else {
             return;
         };
-        if !self.is_registered(range) || self.planted(Plant::ForgetsDrops, 1) {
-            self.threads[thread].doing = Doing::Drop(range);
+        if !self.is_registered(space, range) || self.planted(Plant::ForgetsDrops, 1) {
+            // The kernel lets nobody register the range meanwhile.
+            self.drop_now(thread, range);
             return;
         }
-        self.spaces[0].changing += 1;
+        self.note_change(space, range);
+        self.spaces[space].changing += 1;
         let then = Then::Drop(range);
         self.threads[thread].doing = Doing::Tell { report: Report::Remove(range), then };
     }
 
+    fn drop_now(&mut self, thread: usize, range: AddressRange) {
+        let space = self.threads[thread].space;
+        let _ = self.spaces[space].take_pages(range);
+        self.models[space].retain(|address, _| !range.contains(*address));
+        self.unlock(thread, range);
+    }
+
     fn unmap(&mut self, thread: usize) {
-        let mapped: usize = self.spaces[0].vmas.iter().map(|vma| vma.range.pages()).sum();
+        let space = self.threads[thread].space;
+        let mapped: usize = self.spaces[space].vmas.iter().map(|vma| vma.range.pages()).sum();
         if mapped < PAGES_MAX / 2 {
             return;
         }
         let whole = self.random.once_in(2);
-        let Some(range) = self.lock_some(whole) else {
+        let Some(range) = self.lock_some(space, whole) else {
             return;
         };
-        let registered = self.is_registered(range);
-        self.spaces[0].cut(range);
-        let _ = self.spaces[0].take_pages(range);
-        self.models[0].retain(|address, _| !range.contains(*address));
-        self.freed.push(range);
+        self.note_change(space, range);
+        let registered = self.is_registered(space, range);
+        self.spaces[space].cut(range);
+        let _ = self.spaces[space].take_pages(range);
+        self.models[space].retain(|address, _| !range.contains(*address));
+        self.freed.push((space, range));
         self.unlock(thread, range);
         if registered {
-            self.spaces[0].changing += 1;
+            self.spaces[space].changing += 1;
             let then = Then::Unlock(AddressRange::pages_from(0, 0));
             self.threads[thread].doing = Doing::Tell { report: Report::Unmap(range), then };
         }
@@ -276,15 +324,16 @@ impl SimMemory {
         if mapped + pages > PAGES_MAX {
             return;
         }
-        let range = self.place(pages);
+        let range = self.place(0, pages);
         self.spaces[0].vmas.push(Vma { range, registered: false });
     }
 
-    fn place(&mut self, pages: usize) -> AddressRange {
-        let fits = |range: &AddressRange| range.pages() >= pages;
+    fn place(&mut self, space: usize, pages: usize) -> AddressRange {
+        let fits =
+            |(other, range): &(usize, AddressRange)| *other == space && range.pages() >= pages;
         let reusable = self.freed.iter().position(fits).filter(|_| self.random.once_in(2));
         if let Some(at) = reusable {
-            let range = self.freed.swap_remove(at);
+            let (_, range) = self.freed.swap_remove(at);
             return AddressRange::pages_from(range.start(), pages);
         }
         let start = self.next_address.max(FIRST_ADDRESS);
@@ -295,63 +344,89 @@ impl SimMemory {
     }
 
     fn remap(&mut self, thread: usize) {
-        let Some(from) = self.lock_some(true) else {
+        let space = self.threads[thread].space;
+        let Some(from) = self.lock_some(space, true) else {
             return;
         };
-        let Some(vma) = self.spaces[0].vma(from.start()) else {
+        let Some(vma) = self.spaces[space].vma(from.start()) else {
             return;
         };
-        let to = self.place(from.pages());
-        self.spaces[0].cut(from);
-        self.spaces[0].vmas.push(Vma { range: to, ..vma });
-        for (address, page) in self.spaces[0].take_pages(from) {
-            self.spaces[0].pages.insert(to.start() + (address - from.start()), page);
+        let to = self.place(space, from.pages());
+        self.note_change(space, from);
+        self.note_change(space, to);
+        self.spaces[space].cut(from);
+        self.spaces[space].vmas.push(Vma { range: to, ..vma });
+        for (address, page) in self.spaces[space].take_pages(from) {
+            self.spaces[space].pages.insert(to.start() + (address - from.start()), page);
         }
-        let model = &mut self.models[0];
+        let model = &mut self.models[space];
         let moved: Vec<_> =
             model.range(from.start()..from.end()).map(|(&at, &value)| (at, value)).collect();
         for (address, value) in moved {
             model.remove(&address);
             model.insert(to.start() + (address - from.start()), value);
         }
-        self.freed.push(from);
+        self.freed.push((space, from));
         if !vma.registered {
             self.unlock(thread, from);
             return;
         }
         // The new place stays locked until the change is known.
-        self.locked.retain(|other| *other != from);
-        self.locked.push(to);
+        self.locked.retain(|&other| other != (space, from));
+        self.locked.push((space, to));
         if self.planted(Plant::ForgetsMoves, 1) {
             self.unlock(thread, to);
             return;
         }
-        self.spaces[0].changing += 2;
+        self.spaces[space].changing += 2;
         let report = Report::Remap { from, to: to.start() };
         self.threads[thread].doing = Doing::Tell { report, then: Then::Unmap { from, to } };
+    }
+
+    /// The ranges of a space whose contents may go at any moment: a drop of them is announced.
+    fn vanishing(&self, space: usize) -> Vec<AddressRange> {
+        let of_space = self.threads.iter().filter(|thread| thread.space == space);
+        let drops = of_space.filter_map(|thread| match thread.doing {
+            Doing::Tell { then: Then::Drop(range), .. }
+            | Doing::Told { then: Then::Drop(range) }
+            | Doing::Heard { then: Then::Drop(range) }
+            | Doing::Drop(range) => Some(range),
+            _ => None,
+        });
+        drops.collect()
     }
 
     fn fork(&mut self, thread: usize) {
         if self.spaces.iter().skip(1).filter(|space| space.lives).count() >= CHILDREN_MAX {
             return;
         }
-        // What is being changed at this moment may be either way in the child: it has none of it.
+        let parent = self.threads[thread].space;
         let mut child = Space::new();
-        child.vmas.clone_from(&self.spaces[0].vmas);
-        for page in self.spaces[0].pages.values_mut() {
+        child.readings_at_birth = self.spaces[parent].readings_at_birth;
+        if parent == 0 {
+            child.readings_at_birth = self.readings;
+        }
+        child.vmas.clone_from(&self.spaces[parent].vmas);
+        for page in self.spaces[parent].pages.values_mut() {
             page.shared = true;
         }
-        child.pages.clone_from(&self.spaces[0].pages);
-        let mut model = self.models[0].clone();
-        for &range in &self.locked {
-            child.cut(range);
-            let _ = child.take_pages(range);
-            model.retain(|address, _| !range.contains(*address));
+        child.pages.clone_from(&self.spaces[parent].pages);
+        let number = self.spaces.len();
+        // What is being dropped at this moment may be either way in the child: it never looks.
+        let mut loose = self.vanishing(parent);
+        let of_parent = |(space, _): &&(usize, AddressRange)| *space == parent;
+        if parent != 0 {
+            loose.extend(self.locked.iter().filter(of_parent).map(|&(_, range)| range));
         }
+        self.locked.extend(loose.into_iter().map(|range| (number, range)));
+        let freed: Vec<_> = self.freed.iter().filter(of_parent).map(|f| (number, f.1)).collect();
+        self.freed.extend(freed);
+        let lately = self.lately.iter().filter(|(space, _)| *space == parent);
+        self.changed.extend(lately.map(|&(_, range)| (number, range)));
         self.spaces.push(child);
-        self.models.push(model);
-        self.spaces[0].changing += 1;
-        let child = self.spaces.len() - 1;
+        self.models.push(self.models[parent].clone());
+        self.spaces[parent].changing += 1;
+        let child = number;
         let then = Then::Child(child);
         self.threads[thread].doing = Doing::Tell { report: Report::Fork(child), then };
     }
@@ -361,6 +436,9 @@ impl SimMemory {
         self.threads[thread].doing = Doing::Ended;
         self.spaces[space].lives = false;
         self.spaces[space].pages.clear();
+        self.freed.retain(|&(other, _)| other != space);
+        self.locked.retain(|&(other, _)| other != space);
+        self.changed.retain(|&(other, _)| other != space);
         let others = self.spaces.iter().skip(1).any(|space| space.lives);
         if !others {
             self.spaces[0].pages.values_mut().for_each(|page| page.shared = false);
@@ -369,7 +447,8 @@ impl SimMemory {
 
     /// The report has been read: the change is over, as far as the kernel is concerned.
     fn go_on(&mut self, thread: usize, then: Then) {
-        self.spaces[0].changing -= 1;
+        let space = self.threads[thread].space;
+        self.spaces[space].changing -= 1;
         match then {
             Then::Unlock(range) => self.unlock(thread, range),
             Then::Drop(range) => self.threads[thread].doing = Doing::Drop(range),
@@ -377,9 +456,9 @@ impl SimMemory {
                 let then = Then::Unlock(to);
                 self.threads[thread].doing = Doing::Tell { report: Report::Unmap(from), then };
             }
-            Then::Child(space) => {
+            Then::Child(child) => {
                 let left = 50 + self.random.below(400);
-                self.threads.push(Thread::new(space, left));
+                self.threads.push(Thread::new(child, left));
                 self.threads[thread].doing = Doing::Nothing;
             }
         }

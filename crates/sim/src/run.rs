@@ -14,14 +14,14 @@ use crate::random::Random;
 use crate::space::{Report, pages_of};
 use crate::store::SimStore;
 
-/// Pages that the program may have: a third of what it maps.
-const LIMIT_PAGES: u64 = 1024;
+/// Pages that the program may have: a third of what it maps, or little.
+const LIMITS_PAGES: [u64; 2] = [1024, 256];
 /// Windows of frames.
 const WINDOWS: usize = 24;
 /// Pages of the region at the start: it must grow.
 const REGION_PAGES: u64 = 2048;
 /// A thread that waits longer than this in virtual time waits for ever.
-const PATIENCE_NANOS: u64 = 4_000_000_000;
+const PATIENCE_NANOS: u64 = 20_000_000_000;
 /// The pager asks this often whether children live.
 const CHILD_CHECK_NANOS: u64 = 1_000_000;
 
@@ -109,7 +109,7 @@ impl Simulation {
         let mut random = Random::new(setup.seed);
         let config = Config {
             scope: Scope::Process,
-            limit_bytes: LIMIT_PAGES << 12,
+            limit_bytes: LIMITS_PAGES[random.below(2)] << 12,
             readahead_pages_max: [0, 8, 64][random.below(3)],
             secret: [7; 192],
             region_pages: PageCount::new(REGION_PAGES),
@@ -141,7 +141,7 @@ impl Simulation {
         let runs = self.random.below(10) < 7 && self.memory.run_program();
         self.memory.now += 200 + self.random.below(2_000) as u64;
         if self.random.once_in(5_000) {
-            self.memory.now += self.random.below(600_000_000) as u64;
+            self.memory.now += self.random.below(3_000_000_000) as u64;
         }
         if !runs {
             self.turn()?;
@@ -155,7 +155,8 @@ impl Simulation {
     /// Nobody can go on before something is answered.
     fn sleep(&mut self) {
         let now = self.memory.now;
-        let next = self.store.next_due().unwrap_or(now + 100_000);
+        let pause = if self.memory.finishing { 1_000_000 } else { 100_000 };
+        let next = self.store.next_due().unwrap_or(now + pause);
         self.memory.now = next.clamp(now + 10_000, now + 2_000_000);
     }
 
@@ -191,7 +192,7 @@ impl Simulation {
         let now = Nanos::new(memory.now);
         let clock = move || now;
         let io = &mut Io { memory, store, clock: &clock };
-        engine.catch_up(io)?;
+        engine.catch_up(io);
         if engine.has_deferred() {
             engine.retry_arrived(io);
             engine.retry_deferred(io)?;
@@ -227,10 +228,10 @@ impl Simulation {
                 }
                 Message::Change(Report::Fork(_)) => engine.on_fork(io, space, some_uffd()),
                 Message::Change(Report::Remap { from, to }) => {
-                    engine.on_remap(io, space, from, to)?;
+                    engine.on_remap(io, space, from, to);
                 }
                 Message::Change(Report::Remove(range)) => engine.on_remove(io, space, range),
-                Message::Change(Report::Unmap(range)) => engine.on_unmap(io, space, range)?,
+                Message::Change(Report::Unmap(range)) => engine.on_unmap(io, space, range),
             }
         }
         Ok(())

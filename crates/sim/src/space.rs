@@ -50,6 +50,8 @@ pub(crate) struct Space {
     /// Changes of mappings from their beginning until who makes them goes on.
     pub(crate) changing: u32,
     pub(crate) lives: bool,
+    /// How often messages had been read when it was forked.
+    pub(crate) readings_at_birth: u64,
 }
 
 impl Space {
@@ -62,6 +64,7 @@ impl Space {
             reports: VecDeque::new(),
             changing: 0,
             lives: true,
+            readings_at_birth: 0,
         }
     }
 

@@ -11,6 +11,8 @@
 mod anchor;
 mod area;
 mod arena;
+mod fork_mark;
+mod madvise_watch;
 mod maps;
 mod pagemap;
 mod probe;
@@ -23,6 +25,8 @@ mod uffd;
 pub use anchor::{Anchor, Lifeline, Pull, be_real_time};
 pub use area::Area;
 pub use arena::{Arena, Slot};
+pub use fork_mark::ForkMark;
+pub use madvise_watch::MadviseWatch;
 pub use maps::{Mapping, MappingKind, ProcessMaps};
 pub use pagemap::{Pagemap, PresentRun};
 pub use probe::{Probe, probe};
@@ -30,4 +34,4 @@ pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, shared_m
 pub use range::AddressRange;
 pub use scratch::Scratch;
 pub use shared::SharedWords;
-pub use uffd::{Event, Features, Progress, Stop, Uffd, UffdError};
+pub use uffd::{Event, Features, Look, Progress, Stop, Uffd, UffdError};

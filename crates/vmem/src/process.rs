@@ -118,7 +118,7 @@ impl ResidentMeter {
     }
 }
 
-fn decimal(digits: &[u8]) -> usize {
+pub(crate) fn decimal(digits: &[u8]) -> usize {
     digits.iter().filter(|b| b.is_ascii_digit()).fold(0usize, |value, &digit| {
         value.saturating_mul(10).saturating_add(usize::from(digit - b'0'))
     })

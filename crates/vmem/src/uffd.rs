@@ -6,10 +6,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use farmem_region::PAGE_SIZE;
 use linux_raw_sys::general as sys;
 use linux_raw_sys::ioctl;
 
-use crate::AddressRange;
+use crate::{AddressRange, ForkMark};
 
 /// `_IOWR(0xAA, 0x05, struct uffdio_move)`: this one is missing in linux-raw-sys.
 const UFFDIO_MOVE: u32 = 0xC028_AA05;
@@ -108,6 +109,19 @@ pub struct Progress {
     pub bytes: usize,
     /// Why it stopped there; `None` if all was done.
     pub stop: Option<Stop>,
+}
+
+/// What an address space says of one of its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing: a change of mappings is under way or unread.
+    Changing,
+    /// Missing pages are reported there.
+    Registered,
+    /// There is no mapping, or none that is registered.
+    Nothing,
+    /// The process has ended, or runs another image.
+    Ended,
 }
 
 /// A userfaultfd cannot be used as needed.
@@ -265,18 +279,26 @@ impl Uffd {
         unsafe { self.copy(range, source.as_ptr(), true) }
     }
 
-    /// Whether the address space that this userfaultfd belongs to still exists.
+    /// Looks at an address and changes nothing there.
     #[must_use]
-    pub fn lives(&self) -> bool {
-        // Page 0 is never mapped: a living address space answers "no mapping" (ENOENT), one that
-        // has ended "no process" (ESRCH).
-        let mut argument = sys::uffdio_zeropage {
-            range: sys::uffdio_range { start: 0, len: 4096 },
+    pub fn look(&self, address: usize, mark: &ForkMark) -> Look {
+        // The kernel looks at the state of the address space first, then at the destination, and at
+        // last at the source, where it fails.
+        let mut argument = sys::uffdio_copy {
+            dst: (address & !(PAGE_SIZE - 1)) as u64,
+            src: mark.unreadable() as u64,
+            len: PAGE_SIZE as u64,
             mode: 0,
-            zeropage: 0,
+            copy: 0,
         };
-        let result = self.call(ioctl::UFFDIO_ZEROPAGE, &mut argument);
-        result.err().and_then(|error| error.raw_os_error()) != Some(libc::ESRCH)
+        let result = self.call(ioctl::UFFDIO_COPY, &mut argument);
+        match result.err().and_then(|error| error.raw_os_error()) {
+            Some(libc::EAGAIN) => Look::Changing,
+            Some(libc::ENOENT) => Look::Nothing,
+            Some(libc::ESRCH) => Look::Ended,
+            // EFAULT; or EEXIST, a huge page.
+            _ => Look::Registered,
+        }
     }
 
     /// Maps the zero page into the missing pages of `range` and wakes who waits there.

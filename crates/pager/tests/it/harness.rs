@@ -224,6 +224,18 @@ impl Words {
             .expect("madvise works");
     }
 
+    pub(crate) fn advise(&self, page: usize, advice: Advice) {
+        let start = (self.base + page * PAGE_SIZE) as *mut core::ffi::c_void;
+        // SAFETY: the page is mapped, and the test knows what the advice does to its content.
+        unsafe { rustix::mm::madvise(start, PAGE_SIZE, advice) }.expect("madvise works");
+    }
+
+    pub(crate) fn is_here(&self, page: usize) -> bool {
+        let start = self.base + page * PAGE_SIZE;
+        let pagemap = farmem_vmem::Pagemap::open().expect("/proc is mounted");
+        pagemap.first_present(AddressRange::new(start, start + PAGE_SIZE)).is_some()
+    }
+
     pub(crate) fn remap(self) -> Self {
         let bytes = self.pages * PAGE_SIZE;
         let target = map(bytes);
@@ -272,6 +284,18 @@ fn reader_fd(reader: &std::io::PipeReader) -> BorrowedFd<'_> {
 
 /// A forked child.
 pub(crate) struct Child(i32);
+
+/// Forks a child that shares all pages until the pipe is closed.
+pub(crate) fn fork_idle() -> (Child, std::io::PipeWriter) {
+    use std::os::fd::AsRawFd;
+    let (reader, writer) = std::io::pipe().expect("pipes work");
+    let child = fork(|| {
+        // SAFETY: the child's copy; whoever else has one is the parent.
+        unsafe { libc::close(writer.as_raw_fd()) };
+        rustix::io::read(reader_fd(&reader), &mut [0_u8; 1]) == Ok(0)
+    });
+    (child, writer)
+}
 
 /// Forks; the child runs `check` and ends at once.
 pub(crate) fn fork(check: impl FnOnce() -> bool) -> Child {

@@ -1,7 +1,7 @@
 //! A program that locks its memory locks the pager's scratch area with it.
 
 use crate::MIB;
-use crate::harness::{Harness, Words, check_or_skip};
+use crate::harness::{Harness, Words, check_or_skip, fork_idle};
 
 /// Traps U22, U35: mlockall touches every hole of the scratch area, and locked memory is not given
 /// back by MADV_DONTNEED. What such a frame held must not come back as another page.
@@ -25,12 +25,49 @@ fn u22_u35_what_was_stored_comes_back_under_mlockall() {
                 words.store(page, page as u64 + 2 + round);
             }
         }
-        let mut local = 0;
-        let pagemap = farmem_vmem::Pagemap::open().expect("/proc is mounted");
-        pagemap.present(harness.range(), &mut |run| local += run.range.pages());
+        let local = pages_here(&harness);
+        assert!(local << 12 <= 12 * MIB, "{local} pages are held locally");
         // SAFETY: as above.
         unsafe { libc::munlockall() };
-        assert!(local << 12 <= 12 * MIB, "{local} pages are held locally");
+        for page in 0..words.pages() {
+            assert_eq!(words.load(page), page as u64 + 5, "page {page}");
+            words.store(page, page as u64 + 6);
+        }
+        let local = pages_here(&harness);
+        assert!(local << 12 <= 12 * MIB, "{local} pages are held after munlockall");
         assert!(harness.finish().evicted_pages > 10_000);
+    });
+}
+
+fn pages_here(harness: &Harness) -> usize {
+    let mut pages = 0;
+    let pagemap = farmem_vmem::Pagemap::open().expect("/proc is mounted");
+    pagemap.present(harness.range(), &mut |run| pages += run.range.pages());
+    pages
+}
+
+/// Trap U37: a page that the kernel may take back, that could not be moved out as a child shared it,
+/// and that the kernel then takes back, reads as zero.
+#[test]
+fn u37_a_freed_page_that_was_busy_reads_as_zero() {
+    check_or_skip(|| {
+        let harness = Harness::new(16 * MIB, 4 * MIB);
+        let words = Words::new(harness.range());
+        words.store(0, 7);
+        words.advise(0, rustix::mm::Advice::LinuxFree);
+        let (child, writer) = fork_idle();
+        // Until the removal is over, and the pager has found the page busy.
+        for round in 1..40 {
+            (1..words.pages()).for_each(|page| words.store(page, round));
+        }
+        drop(writer);
+        assert!(child.succeeded());
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while words.is_here(0) {
+            words.advise(0, rustix::mm::Advice::LinuxPageOut);
+            assert!(std::time::Instant::now() < until, "the page stays");
+        }
+        assert_eq!(words.load(0), 0);
+        assert!(harness.finish().busy_pages > 0);
     });
 }

@@ -6,12 +6,13 @@
 
 #![expect(unsafe_code, reason = "the tests map and touch raw memory as a program does")]
 
+mod forks;
 mod harness;
 mod locked;
 
 use harness::{Harness, Words, check_or_skip};
 
-const MIB: usize = 1 << 20;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// R1: random reads and writes of four times the limit return what was stored last.
 #[test]

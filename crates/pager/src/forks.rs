@@ -1,0 +1,300 @@
+//! Forks: a child has the memory of the instant of its fork.
+//!
+//! A page that is there at that instant is there in the child as well and never faults. What is out
+//! the child shares by reference: its table begins as the parent's. But the parent's other threads
+//! go on changing mappings, and their reports come before the fork's or after it, whatever was
+//! first. So a child is served only when all that was under way is reported. What was changed in
+//! the table meanwhile is remembered ([`Past`]), and taken back for the child where the change came
+//! after the fork. The child itself tells which did:
+//!
+//! * The kernel makes munmap, mremap and fork one after the other. So the child has either the
+//!   mapping of before or that of after, and [`Memory::look`](crate::Memory::look) shows it.
+//! * madvise leaves no trace there. But a page of the program's memory holds the number of times
+//!   that reports were read, and the child has a copy of it as it was at the fork. A removal that
+//!   was read later had not been made. The page is read when a thread of the child faults, for only
+//!   then is a thread known: until then what is in [`Doubt`] has no place.
+
+use farmem_vmem::{AddressRange, Look, Uffd};
+
+use crate::changes::Change;
+use crate::engine::{Engine, Io, Space};
+use crate::memory::SpaceId;
+use crate::ranges::RangeSet;
+use crate::streams::Streams;
+use crate::table::{Entry, PageTable, Place};
+
+/// A fork that was reported.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pub(crate) parent: SpaceId,
+    child: SpaceId,
+    /// The reading that had the report.
+    reading: u64,
+}
+
+/// A change that was made in the table. Forks whose reports are still to come may be older.
+#[derive(Debug)]
+pub(crate) struct Past {
+    pub(crate) space: SpaceId,
+    change: Change,
+    reading: u64,
+    /// What the table had of pages that are gone; it holds their slots.
+    lost: Vec<(usize, Entry)>,
+}
+
+/// A page that the child has if it was forked before the removal was read.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    address: usize,
+    entry: Entry,
+    /// The reading that had the removal.
+    reading: u64,
+    /// The fork was in the same one.
+    together: bool,
+}
+
+/// What a child begins with.
+struct Inheritance {
+    table: PageTable,
+    ranges: RangeSet,
+    doubts: Vec<Doubt>,
+    /// Where the child has moved memory to: what was there before had gone before.
+    moved_to: RangeSet,
+}
+
+impl Engine {
+    /// The process of a space has forked.
+    pub fn on_fork(&mut self, io: &mut Io<'_>, parent: SpaceId, uffd: Uffd) {
+        self.counts.events += 1;
+        self.counts.forks += 1;
+        let child = SpaceId(self.next_space);
+        self.next_space += 1;
+        io.memory.add_space(child, uffd);
+        let reading = io.memory.readings();
+        self.changes.forks.push(Fork { parent, child, reading });
+    }
+
+    /// Keeps a change that was made, for forks that may be older.
+    pub(crate) fn remember(
+        &mut self,
+        io: &Io<'_>,
+        space: SpaceId,
+        change: Change,
+        mut lost: Vec<(usize, Entry)>,
+    ) {
+        lost.retain_mut(|(_, entry)| entry.copy().is_some());
+        if lost.is_empty() && matches!(change, Change::Remove(_)) {
+            return;
+        }
+        let reading = io.memory.readings();
+        self.changes.past.push(Past { space, change, reading, lost });
+    }
+
+    /// All that was under way is reported: forks to come are newer than all changes made.
+    pub(crate) fn forget_past(&mut self, space: SpaceId) {
+        let gone = self.changes.past.extract_if(.., |past| past.space == space);
+        let gone: Vec<Past> = gone.collect();
+        gone.into_iter().for_each(|past| self.release_all(past.lost));
+    }
+
+    /// Gives the children of a space, all of whose changes are reported, what they inherit.
+    pub(crate) fn make_forks(&mut self, io: &mut Io<'_>, parent: SpaceId) {
+        let forks = self.changes.forks.extract_if(.., |fork| fork.parent == parent);
+        let forks: Vec<Fork> = forks.collect();
+        for fork in forks {
+            self.settle_doubts(io, parent, None);
+            let Inheritance { table, ranges, doubts, .. } = self.inherit(io, &fork);
+            let streams = Streams::new(self.readahead_pages_max);
+            let (id, parent) = (fork.child, Some(parent));
+            self.spaces.push(Space { id, parent, table, streams, ranges, doubts });
+        }
+    }
+
+    fn inherit(&mut self, io: &mut Io<'_>, fork: &Fork) -> Inheritance {
+        let table = self.table_mut(fork.parent).map(|table| table.clone()).unwrap_or_default();
+        let mut inherited = Inheritance {
+            table,
+            ranges: self.ranges(fork.parent).cloned().unwrap_or_default(),
+            doubts: Vec::new(),
+            moved_to: RangeSet::default(),
+        };
+        let slots = &mut self.slots;
+        inherited.table.retain(&mut |_, entry| inherit_entry(slots, entry));
+        let past = std::mem::take(&mut self.changes.past);
+        for (at, newest) in past.iter().enumerate().rev() {
+            if newest.space == fork.parent {
+                self.take_back(io, fork, newest, &past[..at], &mut inherited);
+            }
+        }
+        self.changes.past = past;
+        inherited
+    }
+
+    /// Takes a change back for a child, unless it had been made at the fork.
+    fn take_back(
+        &mut self,
+        io: &mut Io<'_>,
+        fork: &Fork,
+        past: &Past,
+        earlier: &[Past],
+        child: &mut Inheritance,
+    ) {
+        let reused = |range| !child.moved_to.overlapping(range).is_empty();
+        match past.change {
+            Change::Remove(_) => self.doubt(fork, past, child),
+            Change::Unmap(range) => {
+                if !reused(range) && io.memory.look(fork.child, range.start()) != Look::Nothing {
+                    child.ranges.insert(range);
+                    self.give_back(past, child);
+                }
+            }
+            Change::Remap { from, to } => {
+                let mut look = |range: AddressRange| io.memory.look(fork.child, range.start());
+                match (look(from), look(to)) {
+                    // The child is changing its own mappings already. It has one of the two.
+                    (Look::Changing, _) | (_, Look::Changing) => self.give_both(from, to, child),
+                    (before, after) => {
+                        // MREMAP_DONTUNMAP leaves a mapping at the old place.
+                        let freed = earlier.iter().any(|past| past.has_unmapped(fork.parent, to));
+                        let both = after == Look::Registered && !freed;
+                        if reused(from) || before == Look::Nothing || both {
+                            child.moved_to.insert(to);
+                            return;
+                        }
+                        child.move_back(from, to);
+                    }
+                }
+                self.give_back(past, child);
+            }
+        }
+    }
+
+    /// The pages of a removal are the child's if it was forked before.
+    fn doubt(&mut self, fork: &Fork, past: &Past, child: &mut Inheritance) {
+        for &(address, mut entry) in &past.lost {
+            let unknown = child.table.get(address).is_none();
+            if unknown && inherit_entry(&mut self.slots, &mut entry) {
+                let (reading, together) = (past.reading, past.reading == fork.reading);
+                child.doubts.push(Doubt { address, entry, reading, together });
+            }
+        }
+    }
+
+    /// Puts what was moved at its old place too.
+    fn give_both(&mut self, from: AddressRange, to: AddressRange, child: &mut Inheritance) {
+        let mut moved = Vec::new();
+        child.table.take_range(to, &mut |address, entry| moved.push((address, entry)));
+        for (address, mut entry) in moved {
+            child.table.put(address, entry);
+            if inherit_entry(&mut self.slots, &mut entry) {
+                child.table.put(from.start() + (address - to.start()), entry);
+            }
+        }
+        child.ranges.insert(from);
+    }
+
+    /// Gives a child what the parent had lost by a change.
+    fn give_back(&mut self, past: &Past, child: &mut Inheritance) {
+        for &(address, mut entry) in &past.lost {
+            if child.table.get(address).is_none() && inherit_entry(&mut self.slots, &mut entry) {
+                child.table.put(address, entry);
+            }
+        }
+    }
+
+    /// Decides of pages whose removal may be older or newer than the fork; `thread` is one of the
+    /// child's, if one is known.
+    pub(crate) fn settle_doubts(&mut self, io: &mut Io<'_>, child: SpaceId, thread: Option<u32>) {
+        let Some(space) = self.space_mut(child).filter(|space| !space.doubts.is_empty()) else {
+            return;
+        };
+        let doubts = std::mem::take(&mut space.doubts);
+        let own = space.parent == Some(SpaceId::OWN);
+        let forked = thread.filter(|_| own).and_then(|t| io.memory.readings_at_fork(child, t));
+        let mut lost = Vec::new();
+        for Doubt { address, entry, reading, together } in doubts {
+            // Where it is not known: what came together was most likely done at the same time.
+            let has = forked.map_or(together, |forked| forked < reading);
+            match self.table_mut(child) {
+                Some(table) if has && table.get(address).is_none() => {
+                    table.put(address, entry);
+                }
+                _ => lost.push((address, entry)),
+            }
+        }
+        self.release_all(lost);
+    }
+
+    /// The child itself has dropped or replaced pages of a range.
+    pub(crate) fn forget_doubts(&mut self, child: SpaceId, range: AddressRange) {
+        let Some(space) = self.space_mut(child).filter(|space| !space.doubts.is_empty()) else {
+            return;
+        };
+        let gone = space.doubts.extract_if(.., |doubt| range.contains(doubt.address));
+        let gone = gone.map(|doubt| (doubt.address, doubt.entry)).collect();
+        self.release_all(gone);
+    }
+
+    /// The child itself has moved pages.
+    pub(crate) fn move_doubts(&mut self, child: SpaceId, from: AddressRange, to: AddressRange) {
+        let doubts = self.space_mut(child).map(|space| &mut space.doubts);
+        for doubt in doubts.into_iter().flatten().filter(|doubt| from.contains(doubt.address)) {
+            doubt.address = to.start() + (doubt.address - from.start());
+        }
+    }
+
+    /// The ranges of a space whose missing pages are reported, as far as is known.
+    pub(crate) fn ranges(&self, space: SpaceId) -> Option<&RangeSet> {
+        if space == SpaceId::OWN {
+            return Some(&self.adopted);
+        }
+        self.spaces.iter().find(|other| other.id == space).map(|space| &space.ranges)
+    }
+
+    /// As [`Self::ranges`], to change.
+    pub(crate) fn ranges_mut(&mut self, space: SpaceId) -> Option<&mut RangeSet> {
+        if space == SpaceId::OWN {
+            return Some(&mut self.adopted);
+        }
+        self.space_mut(space).map(|space| &mut space.ranges)
+    }
+}
+
+impl Past {
+    fn has_unmapped(&self, space: SpaceId, range: AddressRange) -> bool {
+        let unmapped = matches!(self.change, Change::Unmap(unmapped) if unmapped.overlaps(range));
+        self.space == space && unmapped
+    }
+}
+
+impl Inheritance {
+    fn move_back(&mut self, from: AddressRange, to: AddressRange) {
+        let back = |address: usize| from.start() + (address - to.start());
+        let mut moved = Vec::new();
+        self.table.take_range(to, &mut |address, entry| moved.push((back(address), entry)));
+        for (address, entry) in moved {
+            self.table.put(address, entry);
+        }
+        for doubt in self.doubts.iter_mut().filter(|doubt| to.contains(doubt.address)) {
+            doubt.address = back(doubt.address);
+        }
+        self.ranges.remove(to);
+        self.ranges.insert(from);
+    }
+}
+
+/// Makes of a parent's entry what a child has, as one more holder of its slot; false if that is
+/// nothing.
+fn inherit_entry(slots: &mut crate::slots::Slots, entry: &mut Entry) -> bool {
+    match entry.place() {
+        Place::Resident => false,
+        Place::Zero => true,
+        Place::Out | Place::Fetching | Place::Victim(_) => {
+            entry.set_place(Place::Out);
+            entry.copy().is_some_and(|(slot, _)| {
+                slots.share(slot);
+                true
+            })
+        }
+    }
+}

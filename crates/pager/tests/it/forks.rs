@@ -1,0 +1,58 @@
+//! A fork beside other threads that change mappings.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::MIB;
+use crate::harness::{Harness, Words, check_or_skip, fork};
+
+/// What the other thread is about, in memory that is not paged: all pages hold their stamps, are
+/// being dropped, or are gone. Odd rounds drop, even ones move.
+static PHASE: AtomicU64 = AtomicU64::new(0);
+const STAMPED: u64 = 1;
+const CHANGING: u64 = 2;
+const GONE: u64 = 3;
+
+/// Traps U3, U32: a child has the memory of the instant of its fork, whatever another thread drops
+/// or moves while the fork is reported.
+#[test]
+fn u32_a_fork_beside_changes_is_one_instant() {
+    check_or_skip(|| {
+        let harness = Harness::new(8 * MIB, 2 * MIB);
+        let mut words = Words::new(harness.range());
+        let mut checked = 0;
+        for round in 0..24 {
+            for page in 0..words.pages() {
+                words.store(page, page as u64 + 1);
+            }
+            PHASE.store(STAMPED, Ordering::SeqCst);
+            let old = words;
+            let mover = std::thread::spawn(move || change(old, round));
+            // Neither before nor after, but about the same time.
+            for _ in 0..round * 100 {
+                std::hint::spin_loop();
+            }
+            let child = fork(|| match PHASE.load(Ordering::SeqCst) {
+                STAMPED => (0..old.pages()).rev().all(|page| old.load(page) == page as u64 + 1),
+                GONE if round % 2 == 1 => (0..old.pages()).all(|page| old.load(page) == 0),
+                _ => true,
+            });
+            assert!(child.succeeded(), "round {round}");
+            words = mover.join().expect("memory changes");
+            checked += 1;
+        }
+        let counts = harness.finish();
+        assert!(counts.forks == checked && counts.evicted_pages > 5_000, "{counts:?}");
+    });
+}
+
+fn change(words: Words, round: u64) -> Words {
+    PHASE.store(CHANGING, Ordering::SeqCst);
+    let words = if round % 2 == 1 {
+        words.drop_pages(0, words.pages());
+        words
+    } else {
+        words.remap()
+    };
+    PHASE.store(GONE, Ordering::SeqCst);
+    words
+}
