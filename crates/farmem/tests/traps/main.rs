@@ -9,6 +9,7 @@
 
 mod cores;
 mod deaths;
+mod groups;
 mod oracles;
 mod programs;
 mod rig;
