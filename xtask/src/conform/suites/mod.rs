@@ -2,6 +2,9 @@
 
 mod programs;
 mod python;
+mod redis;
+mod sources;
+mod sqlite;
 mod stress;
 
 use std::fmt;
@@ -20,8 +23,14 @@ use crate::build::workspace;
 pub(crate) enum Name {
     /// CPython's own tests.
     Python,
+    /// SQLite's own tests.
+    Sqlite,
+    /// Redis's own tests.
+    Redis,
     /// stress-ng's stressors of memory.
     Stress,
+    /// gcc compiling C++.
+    Gcc,
     /// A numpy and pandas job.
     Numpy,
     /// A Go program.
@@ -50,6 +59,9 @@ impl Name {
     pub(crate) fn prepare(self, cache: &Cache, short: bool) -> anyhow::Result<Suite> {
         let (source, cases) = match self {
             Self::Python => python::prepare(cache, short),
+            Self::Sqlite => sqlite::prepare(cache),
+            Self::Redis => redis::prepare(cache),
+            Self::Gcc => programs::gcc(cache),
             Self::Stress => stress::prepare(cache, short),
             Self::Numpy => programs::numpy(cache),
             Self::Go => programs::go(cache),

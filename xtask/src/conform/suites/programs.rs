@@ -67,6 +67,22 @@ pub(super) fn luajit(cache: &Cache) -> anyhow::Result<Prepared> {
     Ok((format!("a program of our own, LuaJIT {}", version_of("luajit")?), cases))
 }
 
+/// A file full of templates, compiled to objects that must be the same byte by byte.
+pub(super) fn gcc(cache: &Cache) -> anyhow::Result<Prepared> {
+    cache.packages(&["g++", "libc6-dev"])?;
+    let case = |name: &str, options: &[&str]| {
+        let source = own("large.cc");
+        let script = "g++ -std=c++17 \"$@\" -c -o large.o && sha256sum large.o | \
+                      awk '{ print \"object\\t\" $1 }'";
+        let command =
+            ["sh", "-ec", script, "sh", &source].into_iter().chain(options.iter().copied());
+        Case::new(format!("g++ {name}"), command, PATIENCE, printed)
+    };
+    let cases =
+        vec![case("-O0 -g", &["-O0", "-g", "-DSTORES=16"]), case("-O2", &["-O2", "-DSTORES=6"])];
+    Ok((format!("a file of templates, g++ {}", version_of("g++")?), cases))
+}
+
 pub(super) fn numpy(cache: &Cache) -> anyhow::Result<Prepared> {
     cache.packages(&["python3", "python3-numpy", "python3-pandas"])?;
     let command = ["/usr/bin/python3".to_owned(), own("frames.py")];
