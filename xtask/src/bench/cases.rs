@@ -249,7 +249,10 @@ impl Prepared {
         Ok(runs)
     }
 
-    fn run_of(&self, reading: &Reading, outcome: Outcome) -> anyhow::Result<Run> {
+    fn run_of(&self, reading: &Reading, mut outcome: Outcome) -> anyhow::Result<Run> {
+        if matches!(reading, Reading::Array) {
+            add_seen(&mut outcome)?;
+        }
         let what = self.case.figures()[0];
         let (value, cpu_us) = match reading {
             Reading::Wall => (outcome.wall_seconds, outcome.cpu_seconds * 1e6),
@@ -273,6 +276,19 @@ impl Prepared {
             stats: outcome.stats,
         })
     }
+}
+
+/// Puts the fault times that the program itself has seen beside those of its pager.
+fn add_seen(outcome: &mut Outcome) -> anyhow::Result<()> {
+    let report = outcome.report()?;
+    if let Some(serde_json::Value::Object(stats)) = &mut outcome.stats {
+        for name in ["seen_p50_us", "seen_p99_us", "seen_p999_us"] {
+            if let Some(time) = report.get(name).filter(|time| time.is_number()) {
+                stats.insert(name.to_owned(), time.clone());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How many pages were paged out, by what `farmem run --stats` wrote.

@@ -137,8 +137,9 @@ impl Figures {
 
     /// How long faults took under farmem and where the time went: medians over the runs.
     pub(crate) fn latencies(&self) -> String {
-        const PARTS: [(&str, &str); 4] = [
-            ("fault", "whole"),
+        const PARTS: [(&str, &str); 5] = [
+            ("seen", "seen by the program"),
+            ("fault", "in the pager"),
             ("fault_network", "network"),
             ("fault_server", "server"),
             ("fault_install", "install"),
@@ -153,6 +154,14 @@ impl Figures {
                     found.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}"))
                 });
                 let _ = write!(table, "  {name} {}", quantiles.join("/"));
+            }
+            // What the pager cannot see: the fault, the switch to the pager, and the way back. While
+            // it yields, the thread goes on before the pager's clock stops, which contains all that.
+            let p50 = |stat| self.stat(*what, *variant, stat);
+            if let (Some(seen), Some(pager)) = (p50("seen_p50_us"), p50("fault_p50_us"))
+                && seen > pager
+            {
+                let _ = write!(table, "  wake-up {:.1} (p50)", seen - pager);
             }
             table.push('\n');
         }

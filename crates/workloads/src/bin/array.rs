@@ -83,8 +83,29 @@ struct Report {
     ns_per_access: f64,
     /// Of the bytes that the pattern passes over; none where it picks single words.
     gigabytes_per_second: Option<f64>,
+    /// How long reads took that met a page fault; only of random reads, and of one in sixteen.
+    #[serde(flatten)]
+    faults: Option<FaultTimes>,
     #[serde(flatten)]
     cost: Cost,
+}
+
+/// Times of reads that took longer than memory does, in microseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct FaultTimes {
+    seen_p50_us: f64,
+    seen_p99_us: f64,
+    seen_p999_us: f64,
+}
+
+impl FaultTimes {
+    /// `None` without any.
+    fn of(mut nanos: Vec<u64>) -> Option<Self> {
+        nanos.sort_unstable();
+        let last = nanos.len().checked_sub(1)?;
+        let at = |share: f64| nanos[(last as f64 * share) as usize] as f64 / 1e3;
+        Some(Self { seen_p50_us: at(0.5), seen_p99_us: at(0.99), seen_p999_us: at(0.999) })
+    }
 }
 
 fn main() -> ExitCode {
@@ -119,6 +140,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     let watch = || Stopwatch::start(cpu_file).context("start the clock");
     let timed = time_case(case, seed, &mut words, &watch)?;
     let Timed { accesses, cost, .. } = timed;
+    let faults = FaultTimes::of(timed.fault_nanos);
     let bytes = timed.passes.map(|passes| (passes * array_bytes as u64) as f64);
     Ok(Report {
         case: case.name(),
@@ -126,6 +148,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         accesses,
         ns_per_access: cost.wall_seconds * 1e9 / accesses.max(1) as f64,
         gigabytes_per_second: bytes.map(|bytes| bytes / 1e9 / cost.wall_seconds),
+        faults,
         cost,
     })
 }
@@ -135,6 +158,8 @@ struct Timed {
     accesses: u64,
     /// Over the whole array, if the case passes over it.
     passes: Option<u64>,
+    /// Of single reads that met a fault.
+    fault_nanos: Vec<u64>,
     cost: Cost,
 }
 
@@ -149,14 +174,16 @@ fn time_case(
     let in_passes = |passes, cost, words: &[u64]| Timed {
         accesses: passes * (words.len() / PAGE_WORDS) as u64,
         passes: Some(passes),
+        fault_nanos: Vec::new(),
         cost,
     };
     Ok(match case {
         Case::Random { seconds, threads } => {
             ensure!(threads > 0, "--threads must be at least 1");
             let watch = watch()?;
-            let accesses = random(content, words, Duration::from_secs_f64(seconds), threads)?;
-            Timed { accesses, passes: None, cost: watch.stop()? }
+            let reads = random(content, words, Duration::from_secs_f64(seconds), threads)?;
+            let Reads { count, fault_nanos } = reads;
+            Timed { accesses: count, passes: None, fault_nanos, cost: watch.stop()? }
         }
         Case::Sequential { passes } => {
             let expected = content.sum_of_pages(words.len() as u64);
@@ -182,7 +209,7 @@ fn time_case(
             let watch = watch()?;
             let accesses: u64 =
                 (0..passes).map(|_| stride(content, words, pages)).sum::<Result<_, _>>()?;
-            Timed { accesses, passes: None, cost: watch.stop()? }
+            Timed { accesses, passes: None, fault_nanos: Vec::new(), cost: watch.stop()? }
         }
         Case::Fill => {
             let watch = watch()?;
@@ -196,19 +223,32 @@ fn check_all(content: Content, words: &[u64]) -> Result<(), Mismatch> {
     (0..).zip(words).try_for_each(|(index, word)| content.check(index, *word))
 }
 
-/// Reads random words on `threads` threads for `duration`; returns how many.
+/// What random readers did.
+#[derive(Debug, Default)]
+struct Reads {
+    count: u64,
+    fault_nanos: Vec<u64>,
+}
+
+/// Reads random words on `threads` threads for `duration`.
 fn random(
     content: Content,
     words: &[u64],
     duration: Duration,
     threads: u64,
-) -> Result<u64, Mismatch> {
+) -> Result<Reads, Mismatch> {
     let until = Instant::now() + duration;
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..threads)
             .map(|thread| scope.spawn(move || random_reader(content, words, thread, until)))
             .collect();
-        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).sum()
+        let mut all = Reads::default();
+        for reader in readers {
+            let reads = reader.join().expect("a reader does not panic")?;
+            all.count += reads.count;
+            all.fault_nanos.extend(reads.fault_nanos);
+        }
+        Ok(all)
     })
 }
 
@@ -217,17 +257,31 @@ fn random_reader(
     words: &[u64],
     thread: u64,
     until: Instant,
-) -> Result<u64, Mismatch> {
+) -> Result<Reads, Mismatch> {
     /// Reads between two looks at the clock: some 100 us of page faults, 1 us without.
     const READS_PER_LOOK: u64 = 16;
+    /// No read of memory that is there takes as long, with the look at the clock.
+    const FAULT_NANOS_MIN: u64 = 1_500;
+    /// Some seconds of faults.
+    const FAULTS_KEPT: usize = 1 << 17;
     let mut dice = Dice::new(thread);
-    let mut reads = 0;
-    while Instant::now() < until {
-        for _ in 0..READS_PER_LOOK {
+    // Before the clock: its pages are touched here.
+    let mut reads = Reads { count: 0, fault_nanos: vec![0; FAULTS_KEPT] };
+    reads.fault_nanos.clear();
+    let mut before = Instant::now();
+    while before < until {
+        let index = dice.below(words.len() as u64);
+        content.check(index, words[index as usize])?;
+        let nanos = u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if nanos >= FAULT_NANOS_MIN && reads.fault_nanos.len() < FAULTS_KEPT {
+            reads.fault_nanos.push(nanos);
+        }
+        for _ in 1..READS_PER_LOOK {
             let index = dice.below(words.len() as u64);
             content.check(index, words[index as usize])?;
         }
-        reads += READS_PER_LOOK;
+        reads.count += READS_PER_LOOK;
+        before = Instant::now();
     }
     Ok(reads)
 }
