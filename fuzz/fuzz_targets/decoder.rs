@@ -7,7 +7,8 @@
 
 use farmem_wire::{
     Attach, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply, Malloc, MallocReply,
-    PageEntry, Payload, RangeEntry, ServerStat, Setup, crc32c, verify_body,
+    PageEntry, Payload, RangeEntry, STAT_COUNTS_MAX, ServerStat, Setup, StatCount, crc32c,
+    verify_body,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -51,4 +52,10 @@ fn decode_body(body: &[u8]) {
     round_trip!(
         Hello, HelloReply, Setup, GrantedSetup, Attach, Malloc, MallocReply, FullBody, ServerStat
     );
+    let counts: Vec<_> = StatCount::decode_all(body).take(STAT_COUNTS_MAX).collect();
+    again.clear();
+    // Behind no fields.
+    again.extend_from_slice(&0u32.to_le_bytes());
+    StatCount::encode_all(counts.iter().copied(), &mut again);
+    assert!(StatCount::decode_all(&again).eq(counts));
 }
