@@ -88,7 +88,9 @@ impl Record {
 
     pub(crate) fn put(&mut self, suite: &Suite, share: u64, mut row: Row) {
         row.date = said_by("date", &["--utc", "+%Y-%m-%d"]).unwrap_or_default();
-        row.commit = said_by("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
+        row.commit =
+            said_by("git", &["describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"])
+                .unwrap_or_default();
         let found = self.suites.entry(suite.name.to_string()).or_default();
         if found.source != suite.source {
             // Results of another version of the suite stand for nothing beside these.
@@ -183,7 +185,12 @@ where two shares come to the same limit, one run stands for both.
 A result *counts* only if pages were evicted while its case ran. A test that had not ended when the
 time was over, which is the same natively and under farmem, has *timed out*. Where a test ends
 otherwise, both are run once more; what ends this way or that natively is *unsteady* and says
-nothing.
+nothing. A suite whose row says fewer cases than it has was not run to its end. Shares and suites
+without a row have not been measured: `cargo xtask conform` measures them, `--short` is the part that
+every change must pass.
+
+Seconds are of a machine that did other work meanwhile: they say how long it takes to repeat this, not
+how fast farmem is.
 
 ";
 
@@ -191,4 +198,17 @@ fn said_by(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program).args(arguments).output().context("run it")?;
     ensure!(output.status.success(), "{program} failed");
     Ok(String::from_utf8(output.stdout).context("its output")?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::workspace;
+
+    #[test]
+    fn the_page_is_that_of_the_record() {
+        let page = fs::read_to_string(workspace().join(PAGE)).unwrap();
+        let record = Record::read(workspace()).unwrap();
+        assert_eq!(page, record.page(), "`cargo xtask conform --page` makes it anew");
+    }
 }

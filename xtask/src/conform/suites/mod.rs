@@ -1,5 +1,6 @@
 //! The suites: where each comes from, its cases, and how their verdicts are read.
 
+mod memcached;
 mod programs;
 mod python;
 mod redis;
@@ -27,6 +28,8 @@ pub(crate) enum Name {
     Sqlite,
     /// Redis's own tests.
     Redis,
+    /// memcached's own tests.
+    Memcached,
     /// stress-ng's stressors of memory.
     Stress,
     /// gcc compiling C++.
@@ -61,6 +64,7 @@ impl Name {
             Self::Python => python::prepare(cache, short),
             Self::Sqlite => sqlite::prepare(cache),
             Self::Redis => redis::prepare(cache),
+            Self::Memcached => memcached::prepare(cache),
             Self::Gcc => programs::gcc(cache),
             Self::Stress => stress::prepare(cache, short),
             Self::Numpy => programs::numpy(cache),

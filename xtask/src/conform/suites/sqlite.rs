@@ -12,36 +12,37 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const BUILD: &str =
     "./configure --enable-all >configure.out 2>&1 && make testfixture >make.out 2>&1";
 
-/// Files of tests that run in one process each; the groups are of some minutes at most. attach.test
-/// is in none: it ends the run if it is root's.
+/// The beginnings of the names of files of tests that run in one process; it takes a minute or two.
+/// attach.test is in none: it ends the run if it is root's.
 const GROUPS: [(&str, &[&str]); 16] = [
-    ("select and where", &["select*.test", "where*.test"]),
-    ("joins and sorting", &["join*.test", "sort*.test", "orderby*.test", "distinct*.test"]),
-    ("indexes", &["index*.test", "unique*.test", "skipscan*.test", "autoindex*.test"]),
-    ("windows and common tables", &["window*.test", "with*.test", "agg*.test"]),
-    ("triggers and views", &["trigger*.test", "view*.test", "upsert*.test", "returning*.test"]),
-    ("changes", &["insert*.test", "update*.test", "delete*.test", "alter*.test"]),
-    ("b-trees and pages", &["btree*.test", "pager*.test", "cache*.test", "incrvacuum*.test"]),
-    ("memory", &["mem*.test", "malloc*.test", "softheap*.test", "hardheap*.test"]),
-    ("large values", &["blob*.test", "incrblob*.test", "big*.test", "zeroblob*.test"]),
-    ("text search", &["fts1*.test", "fts2*.test", "fts4*.test"]),
-    ("text search 3", &["fts3*.test"]),
-    ("journals and vacuum", &["journal*.test", "vacuum*.test", "savepoint*.test"]),
-    ("write-ahead log", &["wal*.test"]),
-    ("expressions", &["expr*.test", "func*.test", "json*.test", "date*.test", "like*.test"]),
-    ("schemas", &["schema*.test", "table*.test", "type*.test", "collate*.test", "check*.test"]),
-    ("reported defects", &["tkt*.test", "fuzz*.test"]),
+    ("select and where", &["select", "where"]),
+    ("joins and sorting", &["join", "sort", "orderby", "distinct"]),
+    ("indexes", &["index", "unique", "skipscan", "autoindex"]),
+    ("windows and common tables", &["window", "with", "agg"]),
+    ("triggers and views", &["trigger", "view", "upsert", "returning"]),
+    ("changes", &["insert", "update", "delete", "alter"]),
+    ("b-trees and pages", &["btree", "pager", "cache", "incrvacuum"]),
+    ("memory", &["mem", "softheap", "hardheap", "lookaside"]),
+    ("large values", &["blob", "incrblob", "zeroblob", "substr"]),
+    ("text search", &["fts1", "fts2", "fts4"]),
+    ("text search 3", &["fts3"]),
+    ("journals and vacuum", &["journal", "vacuum", "savepoint"]),
+    ("write-ahead log", &["wal"]),
+    ("expressions", &["expr", "func", "json", "date", "like"]),
+    ("schemas", &["schema", "table", "type", "collate", "check"]),
+    ("reported defects", &["tkt", "fuzz"]),
 ];
 
 pub(super) fn prepare(cache: &Cache) -> anyhow::Result<Prepared> {
     cache.packages(&["tcl-dev", "zlib1g-dev", "libreadline-dev"])?;
     let tree = cache.source("sqlite3", BUILD)?;
-    let cases = GROUPS.iter().map(|(name, patterns)| {
+    let cases = GROUPS.iter().map(|(name, starts)| {
+        // Of all, only those.
+        let omit = format!("QUICKTEST_OMIT=^(?!{})", starts.join("|"));
         let fixture = tree.join("testfixture").display().to_string();
-        let suite = tree.join("test/permutations.test").display().to_string();
-        let command = [fixture, suite, "veryquick".to_owned()];
-        let patterns = patterns.iter().map(|pattern| (*pattern).to_owned());
-        Case::new(format!("sqlite: {name}"), command.into_iter().chain(patterns), PATIENCE, read)
+        let suite = tree.join("test/veryquick.test").display().to_string();
+        let command = ["env".to_owned(), omit, fixture, suite];
+        Case::new(format!("sqlite: {name}"), command, PATIENCE, read)
     });
     let name = tree.file_name().unwrap_or_default().display();
     Ok((format!("`veryquick` of Debian's source {name}, {} groups", GROUPS.len()), cases.collect()))
@@ -57,9 +58,10 @@ fn read(ended: &Ended) -> anyhow::Result<Verdicts> {
         } else if let Some(rest) = line.strip_prefix("! ") {
             let name = rest.split_whitespace().next().unwrap_or_default();
             verdicts.insert(name.to_owned(), "FAIL".to_owned());
-        } else if line.contains(" errors out of ") {
-            verdicts
-                .insert("errors".to_owned(), line.split(" on ").next().unwrap_or(line).to_owned());
+        } else if let Some((errors, _)) = line.split_once(" errors out of ") {
+            // How many tests there are differs from run to run: some go on until no allocation is
+            // left to fail.
+            verdicts.insert("errors".to_owned(), errors.to_owned());
         }
     }
     Ok(verdicts)
