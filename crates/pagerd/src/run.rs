@@ -197,7 +197,6 @@ impl<'a> Service<'a> {
         let mut memory = OwnMemory::new(arguments.program, windows, owned_ranges)
             .map_err(|error| NotStarted::Unpaged(error.to_string()))?;
         memory.pull_threads();
-        warden::watch(&mut memory);
         let (store, session) = open_store(welcome)?;
         link.send_armed(memory.uffd().as_fd())
             .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
@@ -220,6 +219,7 @@ impl<'a> Service<'a> {
             .and_then(|()| waiter.watch(arguments.program_pidfd, Source::Program))
             .and_then(|()| waiter.watch(arguments.supervisor_pidfd, Source::Supervisor))
             .map_err(|error| format!("epoll fails: {error}"))?;
+        warden::watch(&mut memory, waiter.epoll.as_raw_fd());
         Ok((Pager::new(&config, memory, store), waiter))
     }
 

@@ -2,13 +2,16 @@
 //!
 //! A pager that serves threads that fault fast lets every other task run before it (`Anchor` of
 //! farmem-vmem says why). It has a turn every few microseconds then. When it had only a few in a
-//! whole period, it starves behind somebody who computes, or there is not much to do: either way it
+//! whole period, there is not much to do, or it starves behind somebody who computes: either way it
 //! gets its priority back.
 
+use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
 use farmem_pager::OwnMemory;
 use farmem_vmem::{Lifeline, be_real_time};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 
 use crate::runtime;
 
@@ -22,17 +25,18 @@ const STACK_BYTES: usize = 64 << 10;
 
 /// Lets the pager, which is the calling thread, yield. Without real-time priority, or without a
 /// thread to watch it, it does not.
-pub(crate) fn watch(memory: &mut OwnMemory) {
+/// `epoll` is what it waits for when there is nothing to do.
+pub(crate) fn watch(memory: &mut OwnMemory, epoll: RawFd) {
     let Some(lifeline) = memory.yield_from_now_on() else { return };
     // The pager yields only once the lifeline has its holder.
     let _ = runtime::spawn("farmem-warden", STACK_BYTES, move || {
         be_real_time();
         lifeline.hold();
-        guard(&lifeline)
+        guard(&lifeline, epoll)
     });
 }
 
-fn guard(lifeline: &Lifeline) -> ! {
+fn guard(lifeline: &Lifeline, epoll: RawFd) -> ! {
     loop {
         let mut turns = lifeline.turns();
         let mut quiet = 0;
@@ -45,9 +49,17 @@ fn guard(lifeline: &Lifeline) -> ! {
             }
             quiet = 0;
             if turns - before < TURNS_MIN {
-                lifeline.rescue();
+                lifeline.rescue(lifeline.owes() || is_ready(epoll));
             }
         }
         std::thread::park();
     }
+}
+
+/// Whether there is something to do that the pager waits for.
+fn is_ready(epoll: RawFd) -> bool {
+    // SAFETY: the pager keeps it open as long as this process lives.
+    let epoll = unsafe { BorrowedFd::borrow_raw(epoll) };
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&epoll, PollFlags::IN)], Some(&at_once)).is_ok_and(|ready| ready > 0)
 }

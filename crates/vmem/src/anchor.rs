@@ -13,9 +13,10 @@
 //!   real-time scheduling, 5 of 12 us a fault on a virtual machine. But any other task that wants the
 //!   processor starves the pager: so somebody watches it, see [`Lifeline`].
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use rustix::thread::CpuSet;
@@ -48,24 +49,43 @@ pub struct Anchor {
 const PULLS_PER_LOOK: u32 = 64;
 /// Threads brought in a row before the pager yields.
 const BROUGHT_MIN: u32 = 16;
-/// The same, at most, after it was starved again and again.
-const BROUGHT_MAX: u32 = 1 << 16;
-/// A pager that was rescued before it had pulled so many threads has yielded too early.
-const PULLS_MIN: u32 = 1024;
+/// How long the pager does not yield after it was starved: others want the processor, and each
+/// time costs the program some milliseconds.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The same, at most, when it is starved again soon after each pause.
+const PAUSE_MAX: Duration = Duration::from_secs(64);
 /// Threads woken in a row that need not be pulled, after which the pager yields no longer.
 const LEFT_ALONE_MAX: u32 = 16;
 
 #[derive(Debug)]
 struct Yielding {
     lifeline: Arc<Lifeline>,
-    now: bool,
+    /// Since when it yields.
+    since: Option<Instant>,
     rescues: u32,
+    starvations: u32,
     /// Threads brought since the last rescue.
     brought: u32,
-    brought_needed: u32,
-    /// Threads pulled since it yields.
-    pulled: u32,
+    pause: Duration,
+    pause_until: Option<Instant>,
     left_alone: u32,
+}
+
+impl Yielding {
+    /// Somebody has given the pager its priority back.
+    fn rescued(&mut self) {
+        self.rescues = self.lifeline.rescues.load(Ordering::Acquire);
+        self.brought = 0;
+        let since = self.since.take();
+        let starvations = self.lifeline.starvations.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.starvations, starvations) == starvations {
+            return;
+        }
+        let now = Instant::now();
+        let soon = since.is_some_and(|since| now.duration_since(since) < self.pause);
+        self.pause_until = Some(now + self.pause);
+        self.pause = if soon { (self.pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
+    }
 }
 
 /// Between a pager that yields its processor and somebody with real-time priority who rescues it
@@ -76,7 +96,11 @@ pub struct Lifeline {
     /// Who rescues; woken whenever the pager begins to yield.
     holder: OnceLock<Thread>,
     turns: AtomicU64,
+    /// A thread waits for what the pager is about to do.
+    owes: AtomicBool,
     rescues: AtomicU32,
+    /// How many of them were from starvation.
+    starvations: AtomicU32,
 }
 
 impl Lifeline {
@@ -91,6 +115,12 @@ impl Lifeline {
         self.turns.load(Ordering::Relaxed)
     }
 
+    /// Whether a thread waits that the pager knows of.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.owes.load(Ordering::Relaxed)
+    }
+
     /// Whether the pager yields to everybody now.
     #[must_use]
     pub fn yields(&self) -> bool {
@@ -99,10 +129,12 @@ impl Lifeline {
         policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_IDLE
     }
 
-    /// Gives the pager real-time priority again.
-    pub fn rescue(&self) {
+    /// Gives the pager real-time priority again, because it has nothing to do or, if `starved`, has
+    /// not been let do it.
+    pub fn rescue(&self, starved: bool) {
         set_policy(Some(self.pager), libc::SCHED_FIFO, 1);
-        self.rescues.fetch_add(1, Ordering::Relaxed);
+        self.starvations.fetch_add(u32::from(starved), Ordering::Relaxed);
+        self.rescues.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -154,15 +186,18 @@ impl Anchor {
             pager: rustix::thread::gettid(),
             holder: OnceLock::new(),
             turns: AtomicU64::new(0),
+            owes: AtomicBool::new(false),
             rescues: AtomicU32::new(0),
+            starvations: AtomicU32::new(0),
         });
         self.yielding = Some(Yielding {
             lifeline: Arc::clone(&lifeline),
-            now: false,
+            since: None,
             rescues: 0,
+            starvations: 0,
             brought: 0,
-            brought_needed: BROUGHT_MIN,
-            pulled: 0,
+            pause: PAUSE_MIN,
+            pause_until: None,
             left_alone: 0,
         });
         Some(lifeline)
@@ -172,36 +207,37 @@ impl Anchor {
     pub fn turned(&mut self) {
         let Some(yielding) = &mut self.yielding else { return };
         yielding.lifeline.turns.fetch_add(1, Ordering::Relaxed);
-        let rescues = yielding.lifeline.rescues.load(Ordering::Relaxed);
-        if rescues != yielding.rescues {
-            yielding.rescues = rescues;
-            yielding.now = false;
-            yielding.brought = 0;
-            yielding.brought_needed = if yielding.pulled < PULLS_MIN {
-                (yielding.brought_needed * 2).min(BROUGHT_MAX)
-            } else {
-                BROUGHT_MIN
-            };
+        if yielding.lifeline.rescues.load(Ordering::Acquire) != yielding.rescues {
+            yielding.rescued();
+        }
+    }
+
+    /// To be called when the pager has learnt of faults.
+    pub fn owe(&self) {
+        if let Some(yielding) = &self.yielding {
+            yielding.lifeline.owes.store(true, Ordering::Relaxed);
         }
     }
 
     /// Whether the pager yields now: what it wakes may run before it.
     #[must_use]
     pub fn yields(&self) -> bool {
-        self.yielding.as_ref().is_some_and(|yielding| yielding.now)
+        self.yielding.as_ref().is_some_and(|yielding| yielding.since.is_some())
     }
 
     /// Runs `wake`, which wakes the waiting thread, such that the thread continues on the calling
     /// thread's processor; with `None` it just runs it.
     pub fn pull<R>(&mut self, pull: Option<Pull>, wake: impl FnOnce() -> R) -> R {
+        if let Some(yielding) = &self.yielding {
+            yielding.lifeline.owes.store(false, Ordering::Relaxed);
+        }
         let Some(pull) = pull.filter(|_| self.real_time) else {
             self.leave_alone();
             return wake();
         };
         self.pulls += 1;
-        if let Some(yielding) = self.yielding.as_mut().filter(|yielding| yielding.now) {
+        if let Some(yielding) = self.yielding.as_mut().filter(|one| one.since.is_some()) {
             yielding.left_alone = 0;
-            yielding.pulled = yielding.pulled.saturating_add(1);
             if !pull.strayed {
                 return wake();
             }
@@ -233,7 +269,7 @@ impl Anchor {
     }
 
     fn leave_alone(&mut self) {
-        let Some(yielding) = self.yielding.as_mut().filter(|yielding| yielding.now) else {
+        let Some(yielding) = self.yielding.as_mut().filter(|one| one.since.is_some()) else {
             return;
         };
         yielding.left_alone += 1;
@@ -245,21 +281,28 @@ impl Anchor {
     fn begin_yielding(&mut self) {
         let Some(yielding) = &mut self.yielding else { return };
         yielding.brought += 1;
-        if yielding.brought < yielding.brought_needed {
+        if yielding.brought < BROUGHT_MIN {
+            return;
+        }
+        let now = Instant::now();
+        if yielding.pause_until.is_some_and(|end| now < end) {
             return;
         }
         let Some(holder) = yielding.lifeline.holder.get() else { return };
         holder.unpark();
         // The thread that was brought goes on at this moment.
-        yielding.now = set_policy(None, libc::SCHED_IDLE, 0);
+        yielding.since = Some(now);
         yielding.left_alone = 0;
+        if !set_policy(None, libc::SCHED_IDLE, 0) {
+            yielding.since = None;
+        }
     }
 
     fn stop_yielding(&mut self) {
-        let Some(yielding) = self.yielding.as_mut().filter(|yielding| yielding.now) else {
+        let Some(yielding) = self.yielding.as_mut().filter(|one| one.since.is_some()) else {
             return;
         };
-        yielding.now = false;
+        yielding.since = None;
         set_policy(None, libc::SCHED_FIFO, 1);
     }
 
