@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::size::Size;
+pub(crate) use crate::region::cli::RegionCommand;
+use crate::size::{Ratio, Size, Tier};
 
 /// Lends the memory of other processes and machines to programs that need more than they have.
 #[derive(Debug, Parser)]
@@ -31,6 +32,9 @@ pub(crate) enum Command {
     /// Look at memory servers
     #[command(subcommand)]
     Server(ServerCommand),
+    /// Make, copy and look after named regions of a memory server
+    #[command(subcommand)]
+    Region(RegionCommand),
     /// Check whether this machine can run programs under farmem, and say what to change
     Doctor(DoctorOptions),
     /// Print a script that completes farmem's commands and flags in a shell
@@ -85,6 +89,16 @@ pub(crate) struct ServeOptions {
     /// Form of the log, which goes to standard error
     #[arg(long, value_name = "FORM", default_value = "text", env = "FARMEM_LOG_FORM")]
     pub(crate) log_form: LogForm,
+    /// A tier below memory for cold pages: compressed=SIZE keeps pages of up to SIZE compressed in
+    /// that memory, file=DIR:SIZE puts up to SIZE in a nameless file in DIR. May be given for each
+    #[arg(long, value_name = "TIER", env = "FARMEM_TIER", value_delimiter = ',')]
+    pub(crate) tier: Vec<Tier>,
+    /// Promise clients so many times what memory and tiers hold
+    #[arg(long, value_name = "N", default_value = "1", env = "FARMEM_PROMISE_RATIO")]
+    pub(crate) promise_ratio: Ratio,
+    /// Let regions be made from files in DIR, and write them back. May be given more than once
+    #[arg(long, value_name = "DIR", env = "FARMEM_ALLOW_DIR", value_delimiter = ',')]
+    pub(crate) allow_dir: Vec<PathBuf>,
     /// Listen on an address that other machines reach, although nothing is encrypted and nobody is
     /// asked who they are
     #[arg(long, env = "FARMEM_INSECURE", value_parser = FalseyValueParser::new())]

@@ -12,6 +12,7 @@ mod doctor;
 mod elf;
 mod log;
 mod machine;
+mod region;
 mod run;
 mod serve;
 mod server;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Serve(options) => ending(serve::serve(&options)),
         Command::Server(ServerCommand::Show(options)) => ending(server::show(&options)),
+        Command::Region(command) => ending(region::run(&command)),
         Command::Doctor(options) => ending(doctor::doctor(&options)),
         Command::Completion(options) => {
             let name = "farmem";

@@ -2,25 +2,36 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context, bail};
-use farmem_memserver::{LogLevel, LogLine, LogSink, MemServer, ServerConfig, StopHandle};
+use farmem_memserver::{
+    FileTierConfig, LogLevel, LogLine, LogSink, MemServer, ServerConfig, StopHandle,
+};
 use farmem_region::ByteCount;
 use farmem_supervise::SignalQueue;
 use farmem_transport::{Endpoint, ServerAddress};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::cli::ServeOptions;
 use crate::log;
 use crate::machine;
 use crate::run::READY;
-use crate::size::Size;
+use crate::size::{Size, Tier};
 
 /// What stops a server in order.
 const STOPPING: [Signal; 2] = [Signal::TERM, Signal::INT];
+
+/// Where a private server has its file tier: what is on a disk there may be large.
+const PRIVATE_DIRECTORY: &str = "/var/tmp";
+/// A private server keeps pages of so many times its memory compressed: more hardly ever fit.
+const PRIVATE_COMPRESSED: u64 = 8;
+/// What statfs calls a file system in memory (linux/magic.h).
+const TMPFS: i32 = 0x0102_1994;
 
 /// Beyond this many workers one more gains nothing: a worker carries several GB/s.
 const WORKERS_MAX: usize = 4;
@@ -34,11 +45,12 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     let signals = SignalQueue::block(&STOPPING).context("cannot queue signals")?;
     let config = config(options)?;
     let (memory, log) = (config.memory.get(), config.log.clone());
+    let lent = Size(config.promise().get());
     let server = MemServer::bind(config).context("cannot serve")?;
     if options.private.is_some() {
         std::io::stdout().write_all(READY.as_bytes()).context("farmem run has gone")?;
     } else {
-        log.line(&announcement(&server, memory));
+        log.line(&announcement(&server, memory, lent));
     }
     stop_on_signal(signals, server.stop_handle());
     server.run().context("the memory server failed")?;
@@ -68,6 +80,21 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         // a server that polls takes the processor from the program it serves.
         config.spin = std::time::Duration::ZERO;
     }
+    config.promise_percent = options.promise_ratio.0;
+    config.directories =
+        options.allow_dir.iter().map(|directory| allowed(directory)).collect::<Result<_, _>>()?;
+    for tier in &options.tier {
+        match tier {
+            Tier::Compressed(Size(bytes)) => config.tiers.compressed = ByteCount::new(*bytes),
+            Tier::File(directory, Size(bytes)) => {
+                let (directory, size) = (directory.clone(), ByteCount::new(*bytes));
+                config.tiers.file = Some(FileTierConfig { directory, size });
+            }
+        }
+    }
+    if private {
+        private_tiers(&mut config);
+    }
     config.workers = if private { 1 } else { workers() };
     config.metrics = metrics;
     let form = options.log_form;
@@ -76,6 +103,36 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         let _ = writeln!(std::io::stderr(), "{}", log::written(line, form));
     });
     Ok(config)
+}
+
+/// A directory by its one absolute name: what a client asks for is compared with that.
+fn allowed(directory: &Path) -> anyhow::Result<PathBuf> {
+    let real = directory.canonicalize();
+    real.with_context(|| format!("--allow-dir {}: it cannot be used", directory.display()))
+}
+
+/// The tiers of a private server: what gets cold is compressed, and what memory has no room for
+/// goes to a file. No more is promised than memory and file hold, however well pages compress.
+fn private_tiers(config: &mut ServerConfig) {
+    let memory = config.memory.get();
+    config.tiers.compressed = ByteCount::new(memory.saturating_mul(PRIVATE_COMPRESSED));
+    let file = Path::new(PRIVATE_DIRECTORY);
+    config.tiers.file = file_tier(file).filter(|tier| tier.size.get() > 0);
+    let file = config.tiers.file.as_ref().map_or(0, |tier| tier.size.get());
+    config.promise_max = Some(ByteCount::new(memory.saturating_add(file)));
+}
+
+/// Half of what is free in a directory on a disk, if a file without a name can be made there.
+fn file_tier(directory: &Path) -> Option<FileTierConfig> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).ok()?;
+    let kind = rustix::fs::fstatfs(&file).ok()?.f_type;
+    if kind == rustix::fs::FsWord::from(TMPFS) {
+        return None;
+    }
+    let space = rustix::fs::fstatvfs(&file).ok()?;
+    let size = ByteCount::new(space.f_bavail.saturating_mul(space.f_frsize) / 2);
+    Some(FileTierConfig { directory: directory.to_owned(), size })
 }
 
 /// What is sent is not encrypted and whoever connects is served, so only this machine may.
@@ -102,13 +159,12 @@ fn workers() -> usize {
     thread::available_parallelism().map_or(1, |count| count.get().min(WORKERS_MAX))
 }
 
-fn announcement(server: &MemServer, memory: u64) -> LogLine {
+fn announcement(server: &MemServer, memory: u64, lent: Size) -> LogLine {
     let endpoints: Vec<String> = server.endpoints().map(Endpoint::to_string).collect();
     let (endpoints, incarnation) = (endpoints.join(", "), server.incarnation().get());
     let incarnation = format!("{incarnation:016x}");
     let metrics = server.metrics_address().map(|address| address.to_string());
     let also = metrics.as_ref().map_or_else(String::new, |at| format!(", metrics at http://{at}"));
-    let lent = Size(memory);
     let message = format_args!("lending {lent} at {endpoints} (incarnation {incarnation}){also}");
     let line = LogLine::new(LogLevel::Info, "started", message)
         .with("memory_bytes", memory)

@@ -3,6 +3,7 @@
 //! `16G`, `16GiB` and `16g` are 16 x 2^30 bytes; `16GB` is 16 x 10^9; a bare number is bytes.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A number of bytes that a person wrote or will read.
@@ -86,6 +87,51 @@ impl fmt::Display for Size {
     }
 }
 
+/// How much more is promised than there is, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ratio(pub u64);
+
+impl FromStr for Ratio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // As a size: 2.5 has that many hundredths of one.
+        let hundredths = text.parse::<f64>().ok().map(|ratio| (ratio * 100.0).round());
+        match hundredths {
+            // Exact in a float and far below what a number of bytes could be multiplied by.
+            Some(percent) if (1.0..1e12).contains(&percent) => Ok(Self(percent as u64)),
+            _ => Err("a ratio is a number such as 1, 2.5 or 1000".to_owned()),
+        }
+    }
+}
+
+/// A tier below memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// Pages of so many bytes are kept compressed.
+    Compressed(Size),
+    /// Pages of so many bytes go to a file in a directory.
+    File(PathBuf, Size),
+}
+
+impl FromStr for Tier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size = |text: &str| text.parse::<Size>().map_err(|error| error.to_string());
+        match text.split_once('=') {
+            Some(("compressed", amount)) => size(amount).map(Self::Compressed),
+            Some(("file", place)) => match place.rsplit_once(':') {
+                Some((directory, amount)) if !directory.is_empty() => {
+                    size(amount).map(|amount| Self::File(directory.into(), amount))
+                }
+                _ => Err("write file=DIR:SIZE".to_owned()),
+            },
+            _ => Err("a tier is compressed=SIZE or file=DIR:SIZE".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +184,21 @@ mod tests {
             (u64::MAX, "15 EiB"),
         ] {
             assert_eq!(Size(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn tiers_and_ratios() {
+        assert_eq!("compressed=4G".parse(), Ok(Tier::Compressed(Size(4 << 30))));
+        let file = Tier::File("/var/a:b".into(), Size(1 << 20));
+        assert_eq!("file=/var/a:b:1M".parse(), Ok(file));
+        for text in ["", "compressed", "compressed=x", "file=1G", "file=:1G", "tape=1G"] {
+            assert!(text.parse::<Tier>().is_err(), "{text}");
+        }
+        assert_eq!("1".parse(), Ok(Ratio(100)));
+        assert_eq!("2.5".parse(), Ok(Ratio(250)));
+        for text in ["", "0", "-1", "x", "nan", "inf", "1e300"] {
+            assert!(text.parse::<Ratio>().is_err(), "{text}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a memory server is told when it starts.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use farmem_region::{AddressWidths, ByteCount, ServerId};
@@ -13,8 +14,17 @@ use crate::LogSink;
 pub struct ServerConfig {
     /// Where to listen.
     pub listen: Vec<Endpoint>,
-    /// Bytes to lend. Every byte granted is covered: nothing is promised twice.
+    /// Bytes of memory for pages.
     pub memory: ByteCount,
+    /// See [`TierConfig`].
+    pub tiers: TierConfig,
+    /// How much more than there is may be promised to clients, in percent of what there is. 100:
+    /// nothing is promised twice.
+    pub promise_percent: u64,
+    /// Bytes to promise at most, if it is to be less than the tiers hold.
+    pub promise_max: Option<ByteCount>,
+    /// Directories whose files regions may be made from.
+    pub directories: Vec<PathBuf>,
     /// The server's part in external addresses.
     pub server: ServerId,
     /// How external addresses are divided.
@@ -42,6 +52,10 @@ impl ServerConfig {
         Self {
             listen,
             memory,
+            tiers: TierConfig::default(),
+            promise_percent: 100,
+            promise_max: None,
+            directories: Vec::new(),
             server: ServerId::new(0),
             widths: AddressWidths::DEFAULT,
             workers: 1,
@@ -51,6 +65,39 @@ impl ServerConfig {
             limits: Limits::default(),
             log: LogSink::silent(),
         }
+    }
+}
+
+/// Where pages go that are cold when memory gets short.
+#[derive(Debug, Clone, Default)]
+pub struct TierConfig {
+    /// Bytes of pages that may be kept compressed, as they were before. They take the room that
+    /// they need in the server's memory.
+    pub compressed: ByteCount,
+    /// A file.
+    pub file: Option<FileTierConfig>,
+}
+
+/// A file on disk for cold pages.
+#[derive(Debug, Clone)]
+pub struct FileTierConfig {
+    /// Where the file, which has no name, is made.
+    pub directory: PathBuf,
+    /// How long it may become.
+    pub size: ByteCount,
+}
+
+impl ServerConfig {
+    /// Bytes that the server lends at most: what its tiers hold, times what may be promised beyond
+    /// that. Compressed pages count as the room that they may fill, as they save memory only if
+    /// they can be compressed: who promises that takes the risk.
+    #[must_use]
+    pub fn promise(&self) -> ByteCount {
+        let file = self.tiers.file.as_ref().map_or(0, |file| file.size.get());
+        let all = self.memory.get().max(self.tiers.compressed.get()).saturating_add(file);
+        let promise = u128::from(all) * u128::from(self.promise_percent) / 100;
+        let promise = ByteCount::new(u64::try_from(promise).unwrap_or(u64::MAX));
+        self.promise_max.map_or(promise, |most| most.min(promise))
     }
 }
 

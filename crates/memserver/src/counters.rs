@@ -45,6 +45,9 @@ counters! {
     silent_peers,
     stalled_peers,
     slow_readers,
+    demoted_pages,
+    promoted_pages,
+    tier_failures,
 }
 
 /// Adds to a counter.

@@ -3,9 +3,9 @@
 //! ```text
 //! Listener -> Worker (threads, epoll) -> Peer (one connection: bytes to requests and back)
 //!                                          |
-//!                                        Engine (sessions, reservation) -> Table (pages to slots)
+//!                                        Engine (sessions, regions) -> Table (pages to places)
 //!                                          |
-//!                                        Arena (memory in slots; farmem-vmem)
+//!                                        Tiers (dram, compressed, file) -> Arena (farmem-vmem)
 //! ```
 //!
 //! A write is received into fresh slots, its checksums recomputed from the stored bytes, and only
@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backing;
 mod config;
 mod counters;
 mod engine;
@@ -23,11 +24,13 @@ mod log;
 mod metrics;
 mod output;
 mod peer;
+mod region;
 mod server;
 mod session;
 mod table;
+mod tiers;
 mod worker;
 
-pub use config::{Limits, ServerConfig};
+pub use config::{FileTierConfig, Limits, ServerConfig, TierConfig};
 pub use log::{LogLevel, LogLine, LogSink, LogValue};
 pub use server::{MemServer, ServerError, StopHandle};

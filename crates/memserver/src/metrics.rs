@@ -44,7 +44,7 @@ const DROPPED: [&str; 8] = [
 ];
 
 /// Fields of a stat that only grow. All others go up and down.
-const COUNTERS: [&str; 10] = [
+const COUNTERS: [&str; 13] = [
     "reads",
     "writes",
     "pages_read",
@@ -55,6 +55,9 @@ const COUNTERS: [&str; 10] = [
     "connections_accepted",
     "connections_refused",
     "sessions_timed_out",
+    "demoted_pages",
+    "promoted_pages",
+    "tier_failures",
 ];
 
 /// All figures.
@@ -68,7 +71,7 @@ pub(crate) fn render(snapshot: &Snapshot<'_>) -> String {
     text.head("uptime_seconds", "gauge", "Seconds since the server's start.");
     text.sample("uptime_seconds", "", uptime.as_secs_f64());
     text.head("free_bytes", "gauge", "Bytes that are not promised to anybody.");
-    text.sample("free_bytes", "", stat.memory_bytes.saturating_sub(stat.reserved_bytes));
+    text.sample("free_bytes", "", stat.promise_bytes.saturating_sub(stat.reserved_bytes));
     fields(&mut text, stat);
     requests(&mut text, &counters.served);
     durations(&mut text, &counters.served);
@@ -169,7 +172,12 @@ mod tests {
         counters.served.granted(Action::Read, 300);
         counters.served.granted(Action::Read, 900);
         counters.served.refused(Action::Setup, RefusalCode::Full, 100);
-        let mut stat = ServerStat { memory_bytes: 100, reserved_bytes: 40, ..Default::default() };
+        let mut stat = ServerStat {
+            memory_bytes: 100,
+            promise_bytes: 100,
+            reserved_bytes: 40,
+            ..Default::default()
+        };
         counters.fill(&mut stat);
         let uptime = Duration::from_millis(1500);
         let text = render(&Snapshot { stat, counters: &counters, incarnation: 7, uptime });

@@ -23,13 +23,13 @@ use farmem_region::{Nanos, PAGE_SIZE};
 use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Action, Attach, BODY_BYTES_MAX, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello,
-    Malloc, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, Setup, Slots, StatCount, seal,
-    verify_body,
+    Action, Attach, BODY_BYTES_MAX, Copy, Create, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES,
+    Header, Hello, List, Malloc, Open, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, Setup,
+    Slots, StatCount, seal, verify_body,
 };
 
 use crate::counters::{DropReason, count};
-use crate::engine::{Caller, Detail, Engine, Refusal};
+use crate::engine::{Bring, Caller, Detail, Engine, Refusal};
 use crate::output::Output;
 
 /// Room for one head with its body.
@@ -411,6 +411,19 @@ impl Peer {
                 let entries = PageEntry::decode_all(entries);
                 engine.commit_slots(caller, header, entries, unused, list)
             })?,
+            Action::Create
+            | Action::Open
+            | Action::List
+            | Action::Show
+            | Action::Delete
+            | Action::Clone
+            | Action::Snapshot => serve_named(engine, caller, output, header, body)?,
+            Action::Initialise
+            | Action::Prefetch
+            | Action::Pin
+            | Action::Unpin
+            | Action::Invalidate
+            | Action::Flush => serve_ranges(engine, caller, output, header, entries, unused)?,
             Action::Disconnect => {
                 engine.disconnect(header)?;
                 push(output, granted, |_| ());
@@ -571,6 +584,63 @@ fn read(
 /// Nanoseconds; saturates after four seconds.
 fn nanos_since(time: Instant) -> u32 {
     u32::try_from(time.elapsed().as_nanos()).unwrap_or(u32::MAX)
+}
+
+/// Serves a request about a named region as a whole.
+fn serve_named(
+    engine: &Engine,
+    caller: &mut Caller,
+    output: &mut Output,
+    header: &Header,
+    body: &[u8],
+) -> Result<(), Refusal> {
+    let info = match header.action {
+        Action::Open => {
+            let (session, granted) = engine.open(caller, &Open::decode(body)?)?;
+            push(output, answer(header, session), |bytes| granted.encode(bytes));
+            return Ok(());
+        }
+        Action::List => {
+            let infos = engine.list(&List::decode(body)?);
+            push(output, header.granted(), |bytes| {
+                infos.iter().for_each(|info| info.encode(bytes));
+            });
+            return Ok(());
+        }
+        Action::Delete => {
+            engine.delete(caller, header)?;
+            push(output, header.granted(), |_| ());
+            return Ok(());
+        }
+        Action::Create => engine.create(&Create::decode(body)?)?,
+        Action::Clone => engine.copy_region(caller, header, &Copy::decode(body)?, false)?,
+        Action::Snapshot => engine.copy_region(caller, header, &Copy::decode(body)?, true)?,
+        _ => engine.show(caller, header)?,
+    };
+    push(output, header.granted(), |bytes| info.encode(bytes));
+    Ok(())
+}
+
+/// Serves a request about ranges of a region.
+fn serve_ranges(
+    engine: &Engine,
+    caller: &Caller,
+    output: &mut Output,
+    header: &Header,
+    entries: &[u8],
+    unused: &mut Vec<Slot>,
+) -> Result<(), Refusal> {
+    let ranges = RangeEntry::decode_all(entries);
+    let progress = match header.action {
+        Action::Initialise => engine.bring(caller, header, ranges, Bring::Initialise)?,
+        Action::Prefetch => engine.bring(caller, header, ranges, Bring::Prefetch)?,
+        Action::Pin => engine.bring(caller, header, ranges, Bring::Pin)?,
+        Action::Unpin => engine.unpin(caller, header, ranges)?,
+        Action::Invalidate => engine.free(caller, header, ranges, unused)?,
+        _ => engine.flush(caller, header, ranges)?,
+    };
+    push(output, header.granted(), |bytes| progress.encode(bytes));
+    Ok(())
 }
 
 /// Queues a reply whose body is the list of slots that `serve` makes, unless it refuses.

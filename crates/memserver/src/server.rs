@@ -156,8 +156,11 @@ impl MemServer {
                     scope.spawn(move || worker.and_then(Worker::run))
                 })
                 .collect();
+            let keeper = scope.spawn(|| shared.engine.keep_room());
             let result = Worker::new(&shared, 0, listeners).and_then(Worker::run);
+            shared.engine.stop_keeping();
             StopHandle { shared: Arc::clone(&shared) }.stop();
+            keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let results = others.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             });

@@ -1,18 +1,14 @@
-//! Sessions: who has reserved how much, and the region that belongs to it.
+//! Sessions: who has reserved how much.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use farmem_region::{
-    BlockId, ByteCount, Epoch, ExternalAddress, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange,
-    RegionId, SessionId,
-};
+use farmem_region::{ByteCount, Nanos, PAGE_SIZE, SessionId};
 use farmem_vmem::Slot;
-use farmem_wire::{FullBody, Header, RefusalCode};
+use farmem_wire::{FullBody, Header, RangeEntry, RefusalCode};
 
-use crate::config::ServerConfig;
 use crate::engine::Refusal;
-use crate::table::Table;
+use crate::region::Region;
 
 /// Names a connection, for the server's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,11 +19,13 @@ pub(crate) struct ConnectionId(pub(crate) u64);
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) token: u64,
-    /// What the client calls itself.
+    /// What the client calls itself, or the region's name.
     pub(crate) name: String,
     pub(crate) granted: ByteCount,
     pub(crate) dynamic: bool,
     pub(crate) region: Region,
+    /// Whether it is a named region's: then it lives until that is deleted.
+    pub(crate) is_resident: bool,
     /// Connections that may use the session.
     pub(crate) attached: Vec<ConnectionId>,
     /// Since when no connection is attached.
@@ -37,18 +35,6 @@ pub(crate) struct Session {
     pub(crate) assigned: HashMap<u32, Slot>,
     /// Everything is freed; what still arrives is refused.
     pub(crate) ended: bool,
-}
-
-/// The region of a session.
-#[derive(Debug)]
-pub(crate) struct Region {
-    pub(crate) id: RegionId,
-    pub(crate) epoch: Epoch,
-    /// Pages that may be used.
-    pub(crate) pages: PageCount,
-    /// One for each run of pages that an address's offset can reach.
-    pub(crate) blocks: Vec<BlockId>,
-    pub(crate) table: Table,
 }
 
 impl Session {
@@ -82,39 +68,35 @@ impl Session {
         Ok(())
     }
 
+    /// As [`Session::check_region`], for a request that changes the region.
+    pub(crate) fn check_change(&self, header: &Header) -> Result<(), RefusalCode> {
+        self.check_region(header)?;
+        if self.region.is_frozen {
+            return Err(RefusalCode::Frozen);
+        }
+        Ok(())
+    }
+
+    /// Whether ranges lie in the region and consist of whole pages of its page size.
+    pub(crate) fn check_ranges(
+        &self,
+        mut ranges: impl Iterator<Item = RangeEntry> + Clone,
+    ) -> Result<(), RefusalCode> {
+        if ranges.clone().any(|range| !self.region.contains_range(range.0)) {
+            return Err(RefusalCode::OutOfBounds);
+        }
+        if !ranges.all(|range| self.region.is_aligned(range.0)) {
+            return Err(RefusalCode::Malformed);
+        }
+        Ok(())
+    }
+
     pub(crate) fn detach(&mut self, connection: ConnectionId, now: Nanos) {
         self.attached.retain(|attached| *attached != connection);
-        if self.attached.is_empty() && self.orphaned_since.is_none() {
+        if self.attached.is_empty() && self.orphaned_since.is_none() && !self.is_resident {
             self.orphaned_since = Some(now);
         }
     }
-}
-
-impl Region {
-    pub(crate) const fn contains(&self, page: PageIndex) -> bool {
-        page.get() < self.pages.get()
-    }
-
-    pub(crate) fn contains_range(&self, range: PageRange) -> bool {
-        range.end().is_some_and(|end| end.get() <= self.pages.get())
-    }
-
-    /// Where a page of the region is, for a client that keeps addresses.
-    pub(crate) fn address(&self, page: PageIndex, config: &ServerConfig) -> ExternalAddress {
-        let per_block = block_pages(config);
-        let block = usize::try_from(page.get() / per_block).unwrap_or(usize::MAX);
-        let offset = page.get() % per_block * PAGE_SIZE as u64;
-        let block = self.blocks.get(block).copied().unwrap_or_default();
-        config
-            .widths
-            .join(config.server, block, offset)
-            .expect("server and block ids were checked when they were given")
-    }
-}
-
-/// Pages of the largest block: as many as an address's offset reaches.
-pub(crate) const fn block_pages(config: &ServerConfig) -> u64 {
-    config.widths.block_bytes() / PAGE_SIZE as u64
 }
 
 /// How much is promised. Nothing is promised twice.

@@ -1,37 +1,66 @@
-//! From a region's pages to slots of the arena.
+//! From a region's pages to where they lie: a tree that copies share until one of them changes.
 //!
 //! ```text
-//! leaves:   [ leaf 0 | none | leaf 2 | ... ]    one pointer for 2 MiB of region
-//!              |
-//!              +-> 512 portions of 24 bytes, made when the first of them is written
+//! table -> root -> branch (1 GiB of region) -> leaf (2 MiB of region) -> 512 portions of 32 bytes
+//!
+//! table of a copy ---> root        the first change in a copy makes root, branch and leaf its own;
+//!                                  the places in that leaf are then held by two
 //! ```
+//!
+//! To copy a table is to take its root once more. Whoever changes what a table *says* (a page is
+//! written, or forgotten) first makes the leaf its own. Whoever changes only where a page *lies*
+//! (another tier) does so in place, under the leaf's lock, for all tables that share the leaf.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use farmem_region::{Checksum, PageCount, PageIndex, PageRange, Version};
 use farmem_vmem::Slot;
 
-const LEAF_PAGES: usize = 512;
+use crate::tiers::{Place, Tiers};
+
+/// Pages of a leaf: 2 MiB of region.
+pub(crate) const LEAF_PAGES: usize = 512;
+/// Leaves of a branch: with it a branch is 1 GiB of region, and the root of 1 TiB is 8 KiB.
+const BRANCH_LEAVES: usize = 512;
 
 /// What a region costs the server for each page that is stored, pages themselves apart.
-const _: () = assert!(size_of::<Portion>() <= 32);
+const _: () = assert!(size_of::<Option<Portion>>() <= 32);
 
 /// A page as the server keeps it.
 #[derive(Debug)]
 pub(crate) struct Portion {
-    pub(crate) slot: Slot,
+    pub(crate) place: Place,
+    /// The eighths of the page that differ from the backing file.
+    pub(crate) dirty: u8,
+    /// How often it was asked for lately; halved each time the hand passes.
+    pub(crate) heat: u8,
+    /// The region's generation when it was last written.
+    pub(crate) generation: u16,
+    /// 0: never written, made from the region's source.
     pub(crate) version: Version,
+    /// As the writing client's, but bound to no region: copies share it. See `Region::bind`.
     pub(crate) checksum: Checksum,
 }
 
+/// 512 pages side by side.
 #[derive(Debug)]
-struct Leaf {
-    portions: [Option<Portion>; LEAF_PAGES],
-    stored: usize,
+pub(crate) struct Leaf {
+    pub(crate) portions: [Option<Portion>; LEAF_PAGES],
+    stored: u64,
 }
 
-/// The pages of one region that are stored.
+type SharedLeaf = Arc<Mutex<Leaf>>;
+
+#[derive(Debug, Clone)]
+struct Branch {
+    leaves: [Option<SharedLeaf>; BRANCH_LEAVES],
+}
+
+/// The pages of one region that are stored. Goes by [`Table::clear`]: a table that is dropped
+/// would keep its pages' memory for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    leaves: Vec<Option<Box<Leaf>>>,
+    root: Arc<Vec<Option<Arc<Branch>>>>,
     stored: u64,
 }
 
@@ -41,130 +70,342 @@ impl Table {
         PageCount::new(self.stored)
     }
 
-    /// The page, if it is stored.
-    pub(crate) fn get(&self, page: PageIndex) -> Option<&Portion> {
-        let (leaf, at) = place(page);
-        self.leaves.get(leaf)?.as_ref()?.portions[at].as_ref()
+    /// The same pages once more, in constant time.
+    pub(crate) fn copy(&self) -> Self {
+        Self { root: Arc::clone(&self.root), stored: self.stored }
     }
 
-    /// Stores a page; returns the slot that held it before. The caller has checked that the page
-    /// lies in the region: the table grows to hold it.
-    pub(crate) fn put(&mut self, page: PageIndex, portion: Portion) -> Option<Slot> {
-        let (leaf, at) = place(page);
-        if leaf >= self.leaves.len() {
-            self.leaves.resize_with(leaf + 1, || None);
+    /// Looks at a page, if it is stored. Only its place and its heat may be changed here.
+    pub(crate) fn with<T>(
+        &self,
+        page: PageIndex,
+        look: impl FnOnce(&mut Portion) -> T,
+    ) -> Option<T> {
+        let (branch, leaf, at) = split(page);
+        let leaf = self.root.get(branch)?.as_ref()?.leaves[leaf].as_ref()?;
+        lock(leaf).portions[at].as_mut().map(look)
+    }
+
+    /// Whether another table holds the same leaf.
+    pub(crate) fn is_shared(&self, page: PageIndex) -> bool {
+        let (branch, leaf, _) = split(page);
+        let Some(branch) = self.root.get(branch).and_then(Option::as_ref) else {
+            return false;
+        };
+        let leaf = branch.leaves[leaf].as_ref().map_or(1, Arc::strong_count);
+        Arc::strong_count(&self.root) > 1 || Arc::strong_count(branch) > 1 || leaf > 1
+    }
+
+    /// The first leaf that holds the page or a later one, with its first page.
+    pub(crate) fn leaf_from(&self, page: PageIndex) -> Option<(PageIndex, &Mutex<Leaf>)> {
+        let (first, mut at, _) = split(page);
+        for (number, branch) in self.root.iter().enumerate().skip(first) {
+            let leaves = branch.iter().flat_map(|branch| branch.leaves.iter().enumerate());
+            for (leaf, shared) in leaves.skip(at) {
+                if let Some(shared) = shared {
+                    let page = (number * BRANCH_LEAVES + leaf) * LEAF_PAGES;
+                    return Some((PageIndex::new(page as u64), shared));
+                }
+            }
+            at = 0;
         }
-        let leaf = self.leaves[leaf].get_or_insert_with(Leaf::empty);
+        None
+    }
+
+    /// Changes what is said of a page; the leaf becomes the table's own. Nothing happens if the
+    /// page is not stored.
+    pub(crate) fn change(
+        &mut self,
+        tiers: &Tiers,
+        page: PageIndex,
+        change: impl FnOnce(&mut Portion),
+    ) {
+        if self.with(page, |_| ()).is_some() {
+            let at = split(page).2;
+            if let Some(portion) = &mut lock(self.own(tiers, page)).portions[at] {
+                change(portion);
+            }
+        }
+    }
+
+    /// Stores a page; returns where it lay before. The caller has checked that the page lies in
+    /// the region: the table grows to hold it.
+    pub(crate) fn put(
+        &mut self,
+        tiers: &Tiers,
+        page: PageIndex,
+        portion: Portion,
+    ) -> Option<Place> {
+        let at = split(page).2;
+        let leaf = self.own(tiers, page);
+        let mut leaf = lock(leaf);
         let before = leaf.portions[at].replace(portion);
-        if before.is_none() {
-            leaf.stored += 1;
-            self.stored += 1;
+        let added = u64::from(before.is_none());
+        leaf.stored += added;
+        drop(leaf);
+        self.stored += added;
+        before.map(|portion| portion.place)
+    }
+
+    /// Makes the leaves of a range the table's own, so that nobody else moves its pages.
+    pub(crate) fn unshare(&mut self, tiers: &Tiers, range: PageRange) {
+        let end = range.start.get().saturating_add(range.count.get());
+        let mut page = range.start;
+        while let Some((first, _)) = self.leaf_from(page).filter(|(first, _)| first.get() < end) {
+            self.own(tiers, first);
+            page = PageIndex::new(first.get() + LEAF_PAGES as u64);
         }
-        before.map(|portion| portion.slot)
     }
 
     /// Forgets the pages of a range and appends their slots to `slots`. Costs time for what is
     /// stored, not for the length of the range.
-    pub(crate) fn remove(&mut self, range: PageRange, slots: &mut Vec<Slot>) {
+    pub(crate) fn remove(&mut self, tiers: &Tiers, range: PageRange, slots: &mut Vec<Slot>) {
         let end = range.start.get().saturating_add(range.count.get());
-        let mut page = range.start.get();
-        while page < end {
-            let (leaf, at) = place(PageIndex::new(page));
-            let Some(entry) = self.leaves.get_mut(leaf) else {
-                return;
-            };
-            let in_leaf = (LEAF_PAGES - at).min(usize::try_from(end - page).unwrap_or(usize::MAX));
-            if let Some(leaf) = entry {
-                let before = slots.len();
-                let portions = leaf.portions[at..at + in_leaf].iter_mut();
-                slots.extend(portions.filter_map(Option::take).map(|portion| portion.slot));
-                leaf.stored -= slots.len() - before;
-                self.stored -= (slots.len() - before) as u64;
-                if leaf.stored == 0 {
-                    *entry = None;
-                }
-            }
-            page += in_leaf as u64;
+        let mut from = range.start;
+        while let Some((first, _)) = self.leaf_from(from).filter(|(first, _)| first.get() < end) {
+            let start = range.start.get().saturating_sub(first.get());
+            let stop = (end - first.get()).min(LEAF_PAGES as u64);
+            self.remove_in_leaf(tiers, first, start as usize..stop as usize, slots);
+            from = PageIndex::new(first.get() + LEAF_PAGES as u64);
         }
     }
 
-    /// Forgets everything, a leaf at a time, handing each leaf's slots to `release`.
-    pub(crate) fn clear(&mut self, mut release: impl FnMut(&mut Vec<Slot>)) {
-        let mut slots = Vec::with_capacity(LEAF_PAGES);
-        for leaf in std::mem::take(&mut self.leaves).into_iter().flatten() {
-            slots.extend(leaf.portions.into_iter().flatten().map(|portion| portion.slot));
-            release(&mut slots);
-            slots.clear();
+    fn remove_in_leaf(
+        &mut self,
+        tiers: &Tiers,
+        first: PageIndex,
+        within: std::ops::Range<usize>,
+        slots: &mut Vec<Slot>,
+    ) {
+        if within == (0..LEAF_PAGES) {
+            if let Some(leaf) = self.take_leaf(first) {
+                self.stored -= lock(&leaf).stored;
+                end_leaf(leaf, tiers, slots);
+            }
+            return;
         }
+        let mut leaf = lock(self.own(tiers, first));
+        let mut removed = 0;
+        for portion in leaf.portions[within].iter_mut().filter_map(Option::take) {
+            tiers.give_up(portion.place, slots);
+            removed += 1;
+        }
+        leaf.stored -= removed;
+        let is_empty = leaf.stored == 0;
+        drop(leaf);
+        self.stored -= removed;
+        if is_empty {
+            self.take_leaf(first);
+        }
+    }
+
+    fn take_leaf(&mut self, page: PageIndex) -> Option<SharedLeaf> {
+        let (branch, leaf, _) = split(page);
+        let branch = Arc::make_mut(&mut self.root).get_mut(branch)?.as_mut()?;
+        Arc::make_mut(branch).leaves[leaf].take()
+    }
+
+    /// Forgets everything, a leaf at a time, handing each leaf's slots to `release`. What copies
+    /// still hold stays.
+    pub(crate) fn clear(&mut self, tiers: &Tiers, mut release: impl FnMut(&mut Vec<Slot>)) {
+        let mut slots = Vec::with_capacity(LEAF_PAGES);
         self.stored = 0;
+        // Of all who let go of a node at the same time exactly one gets it and goes on below.
+        let Some(root) = Arc::into_inner(std::mem::take(&mut self.root)) else {
+            return;
+        };
+        for branch in root.into_iter().flatten().filter_map(Arc::into_inner) {
+            for leaf in branch.leaves.into_iter().flatten() {
+                end_leaf(leaf, tiers, &mut slots);
+                release(&mut slots);
+                slots.clear();
+            }
+        }
+    }
+
+    /// The leaf of a page, which no other table holds. Made if there is none.
+    fn own(&mut self, tiers: &Tiers, page: PageIndex) -> &Mutex<Leaf> {
+        let (branch, leaf, _) = split(page);
+        let root = Arc::make_mut(&mut self.root);
+        if branch >= root.len() {
+            root.resize_with(branch + 1, || None);
+        }
+        let branch = Arc::make_mut(root[branch].get_or_insert_with(Branch::empty));
+        let shared = branch.leaves[leaf].get_or_insert_with(Leaf::empty);
+        if Arc::get_mut(shared).is_none() {
+            let own = lock(shared).copy(tiers);
+            let former = std::mem::replace(shared, Arc::new(Mutex::new(own)));
+            // The other holders may have let go meanwhile.
+            let mut slots = Vec::new();
+            end_leaf(former, tiers, &mut slots);
+            tiers.arena.release(slots);
+        }
+        shared
+    }
+}
+
+impl Branch {
+    fn empty() -> Arc<Self> {
+        Arc::new(Self { leaves: [const { None }; BRANCH_LEAVES] })
     }
 }
 
 impl Leaf {
-    fn empty() -> Box<Self> {
-        Box::new(Self { portions: [const { None }; LEAF_PAGES], stored: 0 })
+    fn empty() -> SharedLeaf {
+        Arc::new(Mutex::new(Self { portions: [const { None }; LEAF_PAGES], stored: 0 }))
+    }
+
+    /// The same portions, each place held once more.
+    fn copy(&self, tiers: &Tiers) -> Self {
+        let portions = std::array::from_fn(|at| {
+            let portion = self.portions[at].as_ref()?;
+            Some(Portion { place: tiers.share(&portion.place), ..*portion })
+        });
+        Self { portions, stored: self.stored }
     }
 }
 
-/// Which leaf, and where in it. A page past what can be addressed falls past every leaf.
-fn place(page: PageIndex) -> (usize, usize) {
+pub(crate) fn lock(leaf: &Mutex<Leaf>) -> MutexGuard<'_, Leaf> {
+    leaf.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets go of a leaf; if nobody else holds it, of its places too.
+fn end_leaf(leaf: SharedLeaf, tiers: &Tiers, slots: &mut Vec<Slot>) {
+    if let Some(leaf) = Arc::into_inner(leaf) {
+        let leaf = leaf.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for portion in leaf.portions.into_iter().flatten() {
+            tiers.give_up(portion.place, slots);
+        }
+    }
+}
+
+/// Which branch, which leaf of it, and where in that. A page past what can be addressed falls past
+/// every branch.
+fn split(page: PageIndex) -> (usize, usize, usize) {
     let page = usize::try_from(page.get()).unwrap_or(usize::MAX);
-    (page / LEAF_PAGES, page % LEAF_PAGES)
+    let leaf = page / LEAF_PAGES;
+    (leaf / BRANCH_LEAVES, leaf % BRANCH_LEAVES, page % LEAF_PAGES)
 }
 
 #[cfg(test)]
 mod tests {
-    use farmem_vmem::Arena;
-
     use super::*;
 
-    fn portion(arena: &Arena, version: u64) -> Portion {
+    fn portion(tiers: &Tiers, version: u64) -> Portion {
         let mut slots = Vec::new();
-        assert!(arena.take(1, &mut slots));
-        let slot = slots.pop().unwrap();
-        Portion { slot, version: Version::new(version), checksum: Checksum::new(version) }
+        assert!(tiers.arena.take(1, &mut slots));
+        let place = Place::Dram(slots.pop().unwrap());
+        let (version, checksum) = (Version::new(version), Checksum::new(version));
+        Portion { place, dirty: 0, heat: 0, generation: 0, version, checksum }
     }
 
     fn range(start: u64, count: u64) -> PageRange {
         PageRange { start: PageIndex::new(start), count: PageCount::new(count) }
     }
 
-    #[test]
-    fn put_get_remove() {
-        let arena = Arena::new(4096).unwrap();
-        let mut table = Table::default();
-        for page in [0, 511, 512, 5_000] {
-            assert!(table.put(PageIndex::new(page), portion(&arena, page + 1)).is_none());
+    fn version(table: &Table, page: u64) -> Option<u64> {
+        table.with(PageIndex::new(page), |portion| portion.version.get())
+    }
+
+    fn put(table: &mut Table, tiers: &Tiers, page: u64, version: u64) {
+        if let Some(place) = table.put(tiers, PageIndex::new(page), portion(tiers, version)) {
+            let mut slots = Vec::new();
+            tiers.give_up(place, &mut slots);
+            tiers.arena.release(slots);
         }
-        assert_eq!(table.stored().get(), 4);
-        let old = table.put(PageIndex::new(512), portion(&arena, 9)).unwrap();
-        arena.release([old]);
-        assert_eq!(table.get(PageIndex::new(512)).unwrap().version.get(), 9);
-        assert!(table.get(PageIndex::new(513)).is_none());
-        let mut slots = Vec::new();
-        table.remove(range(511, 2), &mut slots);
-        assert_eq!((slots.len(), table.stored().get()), (2, 2));
-        table.remove(range(0, u64::MAX), &mut slots);
-        assert_eq!((slots.len(), table.stored().get()), (4, 0));
-        assert!(table.leaves.iter().all(Option::is_none));
-        arena.release(slots);
-        assert_eq!(arena.taken(), 0);
+    }
+
+    fn clear(table: &mut Table, tiers: &Tiers) {
+        table.clear(tiers, |slots| tiers.arena.release(slots.drain(..)));
     }
 
     #[test]
-    fn a_gibibyte_costs_little_before_it_is_used() {
-        let arena = Arena::new(1).unwrap();
+    fn put_look_remove() {
+        let tiers = Tiers::dram_only(4096).unwrap();
         let mut table = Table::default();
-        let _ = table.put(PageIndex::new((1 << 18) - 1), portion(&arena, 1));
-        assert!(table.leaves.len() * size_of::<Option<Box<Leaf>>>() <= 4096);
-        table.clear(|slots| arena.release(slots.drain(..)));
-        assert_eq!((table.stored().get(), arena.taken()), (0, 0));
+        for page in [0, 511, 512, 5_000, 600_000] {
+            put(&mut table, &tiers, page, page + 1);
+        }
+        assert_eq!(table.stored().get(), 5);
+        put(&mut table, &tiers, 512, 9);
+        assert_eq!((version(&table, 512), version(&table, 513)), (Some(9), None));
+        let mut slots = Vec::new();
+        table.remove(&tiers, range(511, 2), &mut slots);
+        assert_eq!((slots.len(), table.stored().get()), (2, 3));
+        table.remove(&tiers, range(0, u64::MAX), &mut slots);
+        assert_eq!((slots.len(), table.stored().get()), (5, 0));
+        assert!(table.leaf_from(PageIndex::new(0)).is_none());
+        tiers.arena.release(slots);
+        assert_eq!(tiers.arena.taken(), 0);
+    }
+
+    #[test]
+    fn cap_17_a_copy_and_its_original_change_apart() {
+        let tiers = Tiers::dram_only(4096).unwrap();
+        let mut original = Table::default();
+        (0..1500).for_each(|page| put(&mut original, &tiers, page, 1));
+        let mut copy = original.copy();
+        let mut grandchild = copy.copy();
+        assert_eq!(tiers.arena.taken(), 1500, "a copy costs no page");
+        put(&mut copy, &tiers, 3, 2);
+        put(&mut original, &tiers, 600, 3);
+        let mut slots = Vec::new();
+        original.remove(&tiers, range(1024, 100), &mut slots);
+        tiers.arena.release(slots.drain(..));
+        assert_eq!(tiers.arena.taken(), 1502);
+        let all = |table: &Table| [3, 600, 1024].map(|page| version(table, page));
+        assert_eq!(all(&original), [Some(1), Some(3), None]);
+        assert_eq!(all(&copy), [Some(2), Some(1), Some(1)]);
+        assert_eq!(all(&grandchild), [Some(1), Some(1), Some(1)]);
+        // Memory is free when the last holder goes, in whatever order.
+        clear(&mut original, &tiers);
+        assert_eq!(all(&grandchild), [Some(1), Some(1), Some(1)]);
+        clear(&mut grandchild, &tiers);
+        assert_eq!(all(&copy), [Some(2), Some(1), Some(1)]);
+        assert_eq!(tiers.arena.taken(), 1500);
+        clear(&mut copy, &tiers);
+        assert_eq!(tiers.arena.taken(), 0);
+    }
+
+    #[test]
+    fn holders_that_go_at_the_same_time_free_everything_once() {
+        let tiers = Tiers::dram_only(4096).unwrap();
+        for _ in 0..20 {
+            let mut original = Table::default();
+            (0..1500).for_each(|page| put(&mut original, &tiers, page, 1));
+            let mut copies: Vec<_> = (0..4).map(|_| original.copy()).collect();
+            std::thread::scope(|scope| {
+                for (at, copy) in copies.iter_mut().enumerate() {
+                    let tiers = &tiers;
+                    scope.spawn(move || {
+                        put(copy, tiers, at as u64 * 300, 2);
+                        clear(copy, tiers);
+                    });
+                }
+                clear(&mut original, &tiers);
+            });
+            assert_eq!(tiers.arena.taken(), 0);
+        }
+    }
+
+    #[test]
+    fn cap_5_a_tebibyte_costs_little_before_it_is_used() {
+        let tiers = Tiers::dram_only(1).unwrap();
+        let mut table = Table::default();
+        put(&mut table, &tiers, (1 << 28) - 1, 1);
+        let bytes = table.root.len() * size_of::<Option<Arc<Branch>>>()
+            + size_of::<Branch>()
+            + size_of::<Leaf>();
+        assert!(bytes <= 32 << 10, "{bytes}");
+        clear(&mut table, &tiers);
+        assert_eq!((table.stored().get(), tiers.arena.taken()), (0, 0));
     }
 
     #[test]
     fn pages_past_every_table_are_absent() {
+        let tiers = Tiers::dram_only(1).unwrap();
         let mut table = Table::default();
-        assert!(table.get(PageIndex::new(u64::MAX)).is_none());
-        table.remove(range(u64::MAX - 1, u64::MAX), &mut Vec::new());
+        assert_eq!(version(&table, u64::MAX), None);
+        table.remove(&tiers, range(u64::MAX - 1, u64::MAX), &mut Vec::new());
     }
 }

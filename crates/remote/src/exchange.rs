@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use farmem_region::StoreError;
 use farmem_transport::{Connection, Endpoint, Moved, Socket};
 use farmem_wire::{
-    Action, Attach, BODY_BYTES_MAX, DecodeError, FullBody, HEADER_BYTES, Header, Hello, HelloReply,
-    PAGE_ENTRY_BYTES, Payload, ProtocolVersion, RefusalCode, seal, verify_body,
+    Action, Attach, BODY_BYTES_MAX, DecodeError, FullBody, HEAD_BYTES_MAX, HEADER_BYTES, Header,
+    Hello, HelloReply, PAGE_ENTRY_BYTES, PAYLOAD_BYTES_MAX, Payload, ProtocolVersion, RefusalCode,
+    seal, verify_body,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -72,6 +73,8 @@ pub(crate) struct Exchange {
     sent: usize,
     input: Vec<u8>,
     received: usize,
+    /// Whether a reply may carry pages.
+    takes_pages: bool,
     /// A descriptor that came with the reply.
     pub(crate) passed: Option<OwnedFd>,
 }
@@ -80,6 +83,8 @@ pub(crate) struct Exchange {
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) header: Header,
+    pub(crate) entries: std::ops::Range<usize>,
+    /// The body, or the pages.
     pub(crate) body: std::ops::Range<usize>,
 }
 
@@ -91,6 +96,7 @@ impl Exchange {
             sent: 0,
             input: vec![0; HEADER_BYTES + PAGE_ENTRY_BYTES + BODY_BYTES_MAX],
             received: 0,
+            takes_pages: false,
             passed: None,
         })
     }
@@ -120,6 +126,17 @@ impl Exchange {
         body(&mut self.out);
         seal(header, &mut self.out);
         (self.sent, self.received) = (0, 0);
+    }
+
+    /// Makes room for replies that carry pages.
+    pub(crate) fn accept_pages(&mut self) {
+        self.takes_pages = true;
+        self.input.resize(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX, 0);
+    }
+
+    /// Appends the pages of a write to the request that was just begun.
+    pub(crate) fn append(&mut self, pages: &[u8]) {
+        self.out.extend_from_slice(pages);
     }
 
     /// Begins with hello.
@@ -169,8 +186,8 @@ impl Exchange {
         let header = Header::decode(head)?;
         let asked = self.out.first_chunk().map(Header::decode).transpose()?;
         let fits = asked.is_some_and(|asked| asked.request == header.request) && header.reply;
-        let is_small =
-            header.payload_kind() == Payload::Body && header.message_bytes() <= self.input.len();
+        let is_small = (header.payload_kind() == Payload::Body || self.takes_pages)
+            && header.message_bytes() <= self.input.len();
         if !fits || !is_small {
             let code = header.refusal.map(|code| ExchangeError::Refused(code, None));
             return Err(code.unwrap_or_else(|| {
@@ -180,11 +197,14 @@ impl Exchange {
         let Some(covered) = rest.get(..header.covered_bytes()) else {
             return Ok(Err(header.message_bytes()));
         };
-        verify_body(&header, covered)?;
         let start = HEADER_BYTES + header.entry_bytes();
         let body = start..start + header.payload_bytes();
+        if rest.len() < header.message_bytes() - HEADER_BYTES {
+            return Ok(Err(header.message_bytes()));
+        }
+        verify_body(&header, covered)?;
         match header.refusal {
-            None => Ok(Ok(Reply { header, body })),
+            None => Ok(Ok(Reply { header, entries: HEADER_BYTES..start, body })),
             Some(code) => {
                 let full = FullBody::decode(&self.input[body]).ok();
                 Err(ExchangeError::Refused(code, full.filter(|_| code == RefusalCode::Full)))

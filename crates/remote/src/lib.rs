@@ -22,6 +22,7 @@ mod config;
 mod exchange;
 mod link;
 mod messages;
+pub mod named;
 mod reconnect;
 mod shared;
 mod store;

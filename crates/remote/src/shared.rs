@@ -10,14 +10,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use farmem_region::{Checksum, FrameId, Frames, PageIndex, PageRange, RegionId};
 use farmem_transport::{ArenaFile, recycle, recycle_mut};
-use farmem_wire::{Action, HEADER_BYTES, PageEntry, page_checksum, seal};
+use farmem_wire::{Action, HEADER_BYTES, NO_SLOT, PageEntry, page_checksum, seal};
 
 use crate::messages::{Message, Wanted};
 
 /// Pages of one piece of the table, 16 MiB of region: 48 KiB.
 const PIECE_PAGES: usize = 4096;
-/// Marks a page whose place is not known.
-const NO_SLOT: u32 = u32::MAX;
 
 /// What is known of the server's arena.
 #[derive(Debug)]
@@ -35,6 +33,7 @@ pub(crate) struct SharedArena {
 /// Where a page is stored, and the checksum that it must have.
 #[derive(Debug, Clone, Copy)]
 struct Place {
+    /// [`NO_SLOT`] if it is not known, or if there is none.
     slot: u32,
     checksum: Checksum,
 }

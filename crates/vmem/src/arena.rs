@@ -155,8 +155,14 @@ impl Arena {
 
     /// Takes `count` slots, of undefined content: all of them, or none and returns false.
     pub fn take(&self, count: u32, slots: &mut Vec<Slot>) -> bool {
+        self.take_leaving(0, count, slots)
+    }
+
+    /// As [`Arena::take`], but only if `rest` slots are still free afterwards: for others, who need
+    /// them more.
+    pub fn take_leaving(&self, rest: u32, count: u32, slots: &mut Vec<Slot>) -> bool {
         let mut free = self.free();
-        if self.slots - free.taken < count {
+        if self.slots - free.taken < count.saturating_add(rest) {
             return false;
         }
         free.taken += count;
@@ -169,6 +175,14 @@ impl Arena {
         self.check(slot);
         self.sharers[slot.number as usize].fetch_add(1, Ordering::Relaxed);
         Slot { ..*slot }
+    }
+
+    /// Tokens that there are for the slot. Others may give theirs back meanwhile; who knows that
+    /// nobody else can get one from it may rely on the answer 1.
+    #[must_use]
+    pub fn tokens(&self, slot: &Slot) -> u32 {
+        self.check(slot);
+        self.sharers[slot.number as usize].load(Ordering::Acquire) + 1
     }
 
     /// Gives tokens back. A slot whose last token this is becomes free.

@@ -388,7 +388,7 @@ impl<'a> Fields<'a> {
         *field
     }
 
-    fn u16(&mut self) -> u16 {
+    pub(crate) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.take())
     }
 

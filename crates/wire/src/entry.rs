@@ -14,6 +14,9 @@ use farmem_region::{Checksum, PageCount, PageIndex, PageRange, Version};
 /// Bytes of one entry of either kind.
 pub const PAGE_ENTRY_BYTES: usize = 32;
 
+/// The slot of a page that lies in none, but in a slower tier or nowhere.
+pub const NO_SLOT: u32 = u32::MAX;
+
 /// What a message says about one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageEntry {
@@ -24,7 +27,7 @@ pub struct PageEntry {
     pub version: Version,
     /// The writing client's checksum over region, page, version and content; 0 in a read.
     pub checksum: Checksum,
-    /// Slot of the server's arena, for a client that maps the arena; 0 otherwise.
+    /// Slot of the server's arena, for a client that maps the arena, or [`NO_SLOT`]; 0 otherwise.
     pub slot: u32,
 }
 

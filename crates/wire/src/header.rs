@@ -26,7 +26,7 @@ const FLAG_REPLY: u8 = 1;
 #[repr(u16)]
 pub enum ProtocolVersion {
     /// Hello, setup, attach, malloc, read, write, free, disconnect, stat, ping; slots and commit
-    /// for a client that maps the server's arena.
+    /// for a client that maps the server's arena; named regions with virtual copies and files.
     V1 = 1,
 }
 
@@ -108,19 +108,33 @@ actions! {
     Slots = 11,
     /// Stores pages that the client has written into its slots.
     Commit = 12,
+    /// Makes a named region, which lives until it is deleted.
+    Create = 13,
+    /// Attaches the connection to a named region.
+    Open = 14,
+    /// Lists the named regions.
+    List = 15,
+    /// Tells all about the region that the connection is attached to.
+    Show = 16,
+    /// Deletes the region that the connection is attached to.
+    Delete = 17,
+    /// Fills ranges from the region's source.
+    Initialise = 18,
+    /// Lets ranges leave dram again.
+    Unpin = 19,
     /// Reserved: detach a session without ending it.
     Detach = 32,
-    /// Reserved: keep pages in the fastest tier.
+    /// Fills ranges and keeps them in dram.
     Pin = 33,
-    /// Reserved: bring pages into the fastest tier.
+    /// Fills ranges and brings them into dram.
     Prefetch = 34,
-    /// Reserved: treat pages as uninitialised.
+    /// Makes ranges absent: they hold what the region's source says.
     Invalidate = 35,
-    /// Reserved: writable virtual copy.
+    /// Makes a writable virtual copy of a region.
     Clone = 36,
-    /// Reserved: frozen copy.
+    /// Makes a frozen virtual copy of a region.
     Snapshot = 37,
-    /// Reserved: write to the backing store.
+    /// Writes what is dirty to the backing file, and waits until the disk has it.
     Flush = 38,
     /// Reserved: copy between blocks.
     Copy = 39,
@@ -136,7 +150,7 @@ impl Action {
     /// Whether version 1 answers the action with anything but "unsupported".
     #[must_use]
     pub const fn is_served(self) -> bool {
-        self.number() >= Self::Hello.number() && self.number() <= Self::Commit.number()
+        matches!(self.number(), 1..=19 | 33..=38)
     }
 }
 

@@ -19,6 +19,7 @@ mod body;
 mod checksum;
 mod entry;
 mod header;
+mod named;
 mod refusal;
 mod stat;
 
@@ -26,10 +27,13 @@ pub use body::{
     Attach, AttachMode, BodyError, FullBody, GrantedSetup, HELLO_BYTES, Hello, HelloReply, Malloc,
     MallocReply, NAME_BYTES_MAX, SETUP_BYTES_MAX, SLOTS_ASSIGNED_MAX, Setup, Slots,
 };
-pub use checksum::{crc32c, page_checksum};
-pub use entry::{PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
+pub use checksum::{Binding, crc32c, page_checksum};
+pub use entry::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
 pub use header::{
     Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
+};
+pub use named::{
+    Copy, Create, List, Open, PAGE_SIZES, PATH_BYTES_MAX, Progress, RegionInfo, Source,
 };
 pub use refusal::{Advice, RefusalCode};
 pub use stat::{CountOf, STAT_COUNTS_MAX, ServerStat, StatCount};

@@ -113,6 +113,18 @@ refusals! {
     Unauthorised = 18, GiveUp, "the credentials were not accepted";
     /// A slot that is not assigned to the session.
     NoSlot = 19, Refresh, "the slot is not assigned to the session";
+    /// A region of this name exists already.
+    NameTaken = 20, GiveUp, "a region of this name exists already";
+    /// The region is a snapshot.
+    Frozen = 21, GiveUp, "the region is a snapshot and cannot be changed";
+    /// Pages that are pinned cannot be given up.
+    Pinned = 22, GiveUp, "pages of the region are pinned: unpin them first";
+    /// The file lies outside of the directories that the server may use, or cannot be opened.
+    NoFile = 23, GiveUp, "the server may not use the file, or cannot open it";
+    /// The backing file cannot be read or written: it was truncated, or its disk failed or is full.
+    FileFailed = 24, GiveUp, "the backing file cannot be read or written where it should be";
+    /// A slower tier does not give a page back as it was put there.
+    TierFailed = 25, GiveUp, "a slower tier of the server has lost the page";
 }
 
 #[cfg(test)]

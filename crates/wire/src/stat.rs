@@ -39,7 +39,7 @@ macro_rules! counters {
 counters! {
     /// Gauges and counters of a memory server. New fields are appended, none is ever removed.
     ServerStat, STAT_FIELDS {
-        /// Bytes that the server lends at most.
+        /// Bytes of memory for pages.
         memory_bytes,
         /// Bytes promised to sessions.
         reserved_bytes,
@@ -105,6 +105,24 @@ counters! {
         write_p50_nanos,
         /// The same for 99 of 100 writes.
         write_p99_nanos,
+        /// Bytes that may be promised to sessions and named regions.
+        promise_bytes,
+        /// Named regions.
+        regions,
+        /// Pages that are pinned.
+        pinned_pages,
+        /// Pages that are kept compressed.
+        compressed_pages,
+        /// Bytes of memory that compressed pages take.
+        compressed_bytes,
+        /// Bytes of pages in the file tier.
+        file_bytes,
+        /// Pages moved to a slower tier.
+        demoted_pages,
+        /// Pages moved back because they were asked for.
+        promoted_pages,
+        /// Pages that a slower tier did not give back, or did not take.
+        tier_failures,
     }
 }
 

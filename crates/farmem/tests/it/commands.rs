@@ -142,3 +142,103 @@ fn a_server_shows_what_it_lends() {
     assert_eq!(gone.status.code(), Some(1));
     assert!(text(&gone.stderr).contains(&address), "{gone:?}");
 }
+
+/// A server with everything, on a socket of its own.
+struct Server {
+    child: std::process::Child,
+    address: String,
+    installation: Installation,
+}
+
+impl Server {
+    fn start(flags: &[&str]) -> Self {
+        let installation = Installation::new();
+        let address = format!("unix:{}", installation.folder().join("s").display());
+        let mut command = installation.farmem(["serve", "--listen", &address]);
+        let mut child = command.args(flags).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("lending"), "{line}");
+        Self { child, address, installation }
+    }
+
+    fn region(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = self.installation.farmem(["region"]);
+        command.args(arguments).args(["--server", &self.address]);
+        output(command)
+    }
+
+    /// What the command writes to standard output.
+    fn done(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.region(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        output.stdout
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.done(&["show", name, "--json"])).unwrap()
+    }
+
+    fn write(&self, arguments: &[&str], bytes: &[u8]) {
+        let mut command = self.installation.farmem(["region", "write"]);
+        command.args(arguments).args(["--server", &self.address]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        Write::write_all(&mut child.stdin.take().unwrap(), bytes).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn cap_76_regions_are_made_copied_filled_and_written_back() {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("data");
+    std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let directory = data.path().to_str().unwrap();
+    let tier = format!("file={directory}:64M");
+    let server = Server::start(&[
+        "--memory",
+        "16M",
+        "--tier",
+        "compressed=32M",
+        "--tier",
+        &tier,
+        "--promise-ratio",
+        "100000",
+        "--allow-dir",
+        directory,
+    ]);
+    server.done(&["create", "big", "--size", "1T", "--page-size", "64K", "--fill", "255"]);
+    server.write(&["big", "--offset", "4097"], b"hello");
+    server.done(&["snapshot", "big", "then"]);
+    server.done(&["clone", "big", "other"]);
+    server.write(&["other", "--offset", "4098"], b"a");
+    let at = ["--range", "4096:8"];
+    assert_eq!(server.done(&[&["read", "then"], &at[..]].concat()), b"\xffhello\xff\xff");
+    assert_eq!(server.done(&[&["read", "other"], &at[..]].concat()), b"\xffhallo\xff\xff");
+    assert_eq!(server.json("other")["stored_bytes"], 4096);
+    assert_eq!(server.json("then")["kind"], "snapshot");
+
+    server.done(&["create", "disk", "--file", file.to_str().unwrap()]);
+    server.write(&["disk", "--offset", "10000"], b"new");
+    server.done(&["pin", "disk", "--range", "0:64K"]);
+    let shown = server.json("disk");
+    assert_eq!((&shown["dirty_bytes"], &shown["pinned_bytes"]), (&4096.into(), &65536.into()));
+    server.done(&["flush", "disk"]);
+    assert_eq!(std::fs::read(&file).unwrap()[9999..10004], *b"\x07new\x07");
+    let refused = server.region(&["delete", "disk"]);
+    assert!(text(&refused.stderr).contains("unpin"), "{refused:?}");
+    server.done(&["unpin", "disk"]);
+    server.done(&["delete", "disk"]);
+    let listed = server.done(&["list"]);
+    let names: Vec<_> = text(&listed).lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["NAME", "big", "then", "other"]);
+    let outside = server.region(&["create", "x", "--file", "/etc/hostname", "--size", "4K"]);
+    assert!(text(&outside.stderr).contains("may not use the file"), "{outside:?}");
+}

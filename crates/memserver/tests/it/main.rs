@@ -3,7 +3,9 @@
 mod limits;
 mod metrics;
 mod misbehaviour;
+mod named;
 mod raw;
 mod requests;
 mod sessions;
 mod shared;
+mod tiers;

@@ -292,8 +292,19 @@ impl Raw {
         self.next
     }
 
+    /// The next reply with its first entry, if it has any, and its body or pages.
+    pub(crate) fn receive_entry(&mut self) -> (Header, PageEntry, Vec<u8>) {
+        let (header, entries, rest) = self.receive_all();
+        (header, PageEntry::decode_all(&entries).next().unwrap_or_default(), rest)
+    }
+
     /// The next reply: header, and body or pages.
     pub(crate) fn receive(&mut self) -> (Header, Vec<u8>) {
+        let (header, _, rest) = self.receive_all();
+        (header, rest)
+    }
+
+    fn receive_all(&mut self) -> (Header, Vec<u8>, Vec<u8>) {
         let mut head = [0; HEADER_BYTES];
         self.stream.read_exact(&mut head).unwrap();
         let header = Header::decode(&head).unwrap();
@@ -301,7 +312,8 @@ impl Raw {
         let mut rest = vec![0; header.message_bytes() - HEADER_BYTES];
         self.stream.read_exact(&mut rest).unwrap();
         farmem_wire::verify_body(&header, &rest[..header.covered_bytes()]).unwrap();
-        (header, rest.split_off(header.entry_bytes()))
+        let payload = rest.split_off(header.entry_bytes());
+        (header, rest, payload)
     }
 
     /// Whether the server has closed the connection; what it still says is skipped.

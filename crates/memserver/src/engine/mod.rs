@@ -1,42 +1,58 @@
 //! What the server does: sessions, reservations and pages, without any input or output. Every
 //! request is checked for session, token, epoch, incarnation and bounds before it is served.
 //!
-//! Workers share one engine. Locks are taken in the order sessions, session, arena; the lock of
-//! a session is held for table work only, never while bytes move or checksums are computed.
+//! Workers share one engine. Locks are taken in the order hand, sessions, session, leaf, shelves,
+//! arena, and never two sessions at once. The lock of a session is held while a page is brought
+//! from a slower tier or made from a file, so that it is made once, and else for table work only.
 
-use std::collections::{BTreeSet, HashMap};
+mod demote;
+mod flush;
+mod named;
+mod pages;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use farmem_region::{
-    BlockId, ByteCount, Checksum, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex,
-    RegionId, SessionId, Version,
+    BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, RegionId,
+    SessionId,
 };
-use farmem_vmem::{Arena, Slot};
+use farmem_vmem::Arena;
 use farmem_wire::{
     Action, Attach, AttachMode, BodyError, FullBody, GrantedSetup, Header, Hello, HelloReply,
-    Malloc, MallocReply, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
-    ServerStat, Setup, page_checksum,
+    Malloc, MallocReply, PageEntry, ProtocolVersion, RefusalCode, ServerStat, Setup,
 };
 
 use crate::config::ServerConfig;
 use crate::counters::{Counters, count};
-use crate::session::{ConnectionId, Region, Reservation, Session, block_pages};
-use crate::table::{Portion, Table};
+use crate::engine::demote::Keeper;
+pub(crate) use crate::engine::named::Bring;
+use crate::log::{LogLevel, LogLine, RateLimitedLog};
+use crate::region::{Region, block_pages};
+use crate::session::{ConnectionId, Reservation, Session};
+use crate::tiers::Tiers;
 
 /// State of the server, shared by its workers.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) config: ServerConfig,
-    pub(crate) arena: Arena,
+    pub(crate) arena: Arc<Arena>,
+    tiers: Tiers,
+    keeper: Keeper,
+    /// About tiers and files.
+    log: RateLimitedLog,
     pub(crate) counters: Counters,
     incarnation: Incarnation,
     reservation: Reservation,
     sessions: Mutex<Sessions>,
     /// Sessions without a connection: while there are none, nobody looks for them.
     orphans: AtomicU64,
+    /// Pages stored in all regions; one that copies share counts for each.
     pages: AtomicU64,
+    /// Pages that are pinned.
+    pinned: AtomicU64,
     /// Whether slots were freed since someone looked: there may be memory to give back.
     surplus: AtomicBool,
     next_connection: AtomicU64,
@@ -44,7 +60,9 @@ pub(crate) struct Engine {
 
 #[derive(Debug)]
 struct Sessions {
-    by_id: HashMap<SessionId, SharedSession>,
+    by_id: BTreeMap<SessionId, SharedSession>,
+    /// Of named regions.
+    names: HashMap<String, SessionId>,
     next: u64,
     blocks: BlockIds,
 }
@@ -97,15 +115,6 @@ enum Cause {
     TimedOut,
 }
 
-/// How a page that is to be written stands to what is stored.
-enum Standing {
-    New,
-    /// It is stored already: the write is repeated.
-    Stored(PageEntry),
-    /// Something newer is stored.
-    Old(PageEntry),
-}
-
 /// What a connection knows of itself.
 #[derive(Debug)]
 pub(crate) struct Caller {
@@ -122,18 +131,24 @@ impl Engine {
         let slots = u32::try_from(slots).map_err(|_| {
             io::Error::new(io::ErrorKind::InvalidInput, "a server lends at most 16 TiB")
         })?;
+        let tiers = Tiers::new(Arena::new(slots)?, &config.tiers)?;
         Ok(Self {
-            arena: Arena::new(slots)?,
+            arena: Arc::clone(&tiers.arena),
+            tiers,
+            keeper: Keeper::default(),
+            log: RateLimitedLog::new(config.log.clone()),
             counters: Counters::default(),
             incarnation: Incarnation::new(random()?),
-            reservation: Reservation::new(config.memory),
+            reservation: Reservation::new(config.promise()),
             sessions: Mutex::new(Sessions {
-                by_id: HashMap::new(),
+                by_id: BTreeMap::new(),
+                names: HashMap::new(),
                 next: 1,
                 blocks: BlockIds::default(),
             }),
             orphans: AtomicU64::new(0),
             pages: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
             surplus: AtomicBool::new(false),
             next_connection: AtomicU64::new(1),
             config,
@@ -182,37 +197,47 @@ impl Engine {
         if caller.session.is_some() {
             return Err(RefusalCode::Malformed.into());
         }
-        let token = random().map_err(|_| RefusalCode::Busy)?;
         let mut sessions = self.sessions();
+        let (id, mut session) =
+            self.session_for(&mut sessions, setup.name, setup.amount, setup.accept_partial)?;
+        session.dynamic = setup.dynamic;
+        session.attached.push(caller.connection);
+        let reply = self.describe(&session);
+        let shared = Arc::new(Mutex::new(session));
+        sessions.by_id.insert(id, Arc::clone(&shared));
+        caller.session = Some((id, shared));
+        Ok(reply)
+    }
+
+    /// A session that nobody is attached to, not yet listed, with its memory reserved.
+    fn session_for(
+        &self,
+        sessions: &mut Sessions,
+        name: &str,
+        amount: ByteCount,
+        accept_partial: bool,
+    ) -> Result<(SessionId, Session), Refusal> {
+        let token = random().map_err(|_| RefusalCode::Busy)?;
         if sessions.by_id.len() >= self.config.limits.sessions_max {
             return Err(RefusalCode::Busy.into());
         }
-        let granted = self.reservation.reserve(setup.amount, setup.accept_partial)?;
-        let id = sessions.next;
+        let granted = self.reservation.reserve(amount, accept_partial)?;
+        let id = SessionId::new(sessions.next);
         sessions.next += 1;
         let session = Session {
-            id: SessionId::new(id),
+            id,
             token,
-            name: setup.name.to_owned(),
+            name: name.to_owned(),
             granted,
-            dynamic: setup.dynamic,
-            region: Region {
-                id: RegionId::new(id),
-                epoch: Epoch::new(1),
-                pages: PageCount::new(0),
-                blocks: Vec::new(),
-                table: Table::default(),
-            },
-            attached: vec![caller.connection],
+            dynamic: false,
+            region: Region::new(RegionId::new(id.get())),
+            is_resident: false,
+            attached: Vec::new(),
             orphaned_since: None,
             assigned: HashMap::new(),
             ended: false,
         };
-        let reply = self.describe(&session);
-        let shared = Arc::new(Mutex::new(session));
-        sessions.by_id.insert(SessionId::new(id), Arc::clone(&shared));
-        caller.session = Some((SessionId::new(id), shared));
-        Ok(reply)
+        Ok((id, session))
     }
 
     /// Attaches the caller to a session that exists.
@@ -234,12 +259,21 @@ impl Engine {
         if session.token != header.token {
             return Err(RefusalCode::WrongToken.into());
         }
-        match attach.mode {
-            AttachMode::Join => session.check_epoch(header)?,
-            AttachMode::TakeOver => {
-                let epoch = session.region.epoch.get() + 1;
-                session.region.epoch = Epoch::new(epoch);
-            }
+        if attach.mode == AttachMode::Join {
+            session.check_epoch(header)?;
+        }
+        self.bind(caller, &mut session, attach)?;
+        let reply = self.describe(&session);
+        drop(session);
+        caller.session = Some((header.session, shared));
+        Ok(reply)
+    }
+
+    /// Binds the caller's connection to a session.
+    fn bind(&self, caller: &Caller, session: &mut Session, attach: &Attach) -> Result<(), Refusal> {
+        if attach.mode == AttachMode::TakeOver {
+            let epoch = session.region.epoch.get() + 1;
+            session.region.epoch = Epoch::new(epoch);
         }
         session.attached.retain(|attached| attached.0 != attach.replaces);
         if session.attached.len() >= self.config.limits.connections_per_session_max {
@@ -249,13 +283,10 @@ impl Engine {
         if session.orphaned_since.take().is_some() {
             self.orphans.fetch_sub(1, Ordering::Relaxed);
         }
-        let reply = self.describe(&session);
-        drop(session);
-        caller.session = Some((header.session, shared));
-        Ok(reply)
+        Ok(())
     }
 
-    /// What setup and attach answer.
+    /// What setup, attach and open answer.
     fn describe(&self, session: &Session) -> (Header, GrantedSetup) {
         let mut header = Header::request(Action::Setup, 0);
         header.session = session.id;
@@ -281,7 +312,11 @@ impl Engine {
         // Before the session's lock, as block ids are kept beside the sessions.
         let mut sessions = self.sessions();
         let mut session = self.enter(caller, header)?;
-        session.check_region(header)?;
+        session.check_change(header)?;
+        if session.is_resident {
+            // Its size is part of what it is.
+            return Err(RefusalCode::Malformed.into());
+        }
         let had = session.region.pages;
         let wanted = malloc.from.get().checked_add(malloc.add.get());
         let wanted = PageCount::new(wanted.ok_or(RefusalCode::Malformed)?);
@@ -290,12 +325,7 @@ impl Engine {
         }
         if wanted > had {
             self.cover(&mut session, wanted)?;
-            let per_block = block_pages(&self.config);
-            let blocks = usize::try_from(wanted.get().div_ceil(per_block)).unwrap_or(usize::MAX);
-            while session.region.blocks.len() < blocks {
-                let block = sessions.blocks.take(self.config.widths.blocks());
-                session.region.blocks.push(block.ok_or(RefusalCode::Busy)?);
-            }
+            self.add_blocks(&mut sessions, &mut session.region, wanted)?;
             session.region.pages = wanted;
         }
         Ok(MallocReply {
@@ -303,6 +333,21 @@ impl Engine {
             pages: session.region.pages,
             granted: session.granted,
         })
+    }
+
+    /// Gives a region the blocks that so many pages need.
+    fn add_blocks(
+        &self,
+        sessions: &mut Sessions,
+        region: &mut Region,
+        pages: PageCount,
+    ) -> Result<(), Refusal> {
+        let blocks = pages.get().div_ceil(block_pages(&self.config));
+        while (region.blocks.len() as u64) < blocks {
+            let block = sessions.blocks.take(self.config.widths.blocks());
+            region.blocks.push(block.ok_or(RefusalCode::Busy)?);
+        }
+        Ok(())
     }
 
     /// Makes sure that the session's grant covers `pages`.
@@ -325,286 +370,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks pages up: a token for each slot goes to `slots`, what is known of it to `found`.
-    /// After a refusal both are as before.
-    pub(crate) fn read(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        wanted: impl Iterator<Item = PageEntry>,
-        slots: &mut Vec<Slot>,
-        mut found: impl FnMut(PageEntry),
-    ) -> Result<(), Refusal> {
-        let session = self.enter(caller, header)?;
-        session.check_region(header)?;
-        for entry in wanted {
-            match find(&session.region, entry) {
-                Ok(portion) => {
-                    slots.push(self.arena.share(&portion.slot));
-                    found(self.entry(entry.page, portion));
-                }
-                Err(refusal) => {
-                    self.arena.release(slots.drain(..));
-                    return Err(refusal);
-                }
-            }
-        }
-        drop(session);
-        count(&self.counters.reads, 1);
-        count(&self.counters.pages_read, slots.len());
-        Ok(())
-    }
-
-    /// Checks a write before its pages arrive, and takes fresh slots for them.
-    pub(crate) fn begin_write(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        mut entries: impl Iterator<Item = PageEntry>,
-        slots: &mut Vec<Slot>,
-    ) -> Result<(), Refusal> {
-        let session = self.enter(caller, header)?;
-        session.check_region(header)?;
-        if let Some(outside) = entries.find(|entry| !session.region.contains(entry.page)) {
-            return Err(Refusal::page(RefusalCode::OutOfBounds, outside));
-        }
-        drop(session);
-        if !self.arena.take(header.entries, slots) {
-            return Err(RefusalCode::Busy.into());
-        }
-        Ok(())
-    }
-
-    /// Ends a write: the pages are in their slots. Either all of them match their checksums and
-    /// those that are new are stored, or nothing changes. The slots are used up; `unused` is room
-    /// for those that are not needed any more. Where the pages are now goes to `stored`.
-    pub(crate) fn commit_write(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        entries: &[PageEntry],
-        slots: &mut Vec<Slot>,
-        unused: &mut Vec<Slot>,
-        stored: impl FnMut(PageEntry),
-    ) -> Result<(), Refusal> {
-        let result = self
-            .verify(header.region, entries, slots)
-            .and_then(|()| self.flip(caller, header, entries, slots, unused, stored));
-        self.arena.release(slots.drain(..).chain(unused.drain(..)));
-        result
-    }
-
-    /// Recomputes the checksums from the stored bytes.
-    fn verify(
-        &self,
-        region: RegionId,
-        entries: &[PageEntry],
-        slots: &[Slot],
-    ) -> Result<(), Refusal> {
-        for (entry, slot) in entries.iter().zip(slots) {
-            let stored = page_checksum(region, entry.page, entry.version, self.arena.bytes(slot));
-            if stored != entry.checksum {
-                count(&self.counters.damaged_pages, 1);
-                let found = PageEntry { checksum: stored, ..*entry };
-                return Err(Refusal::page(RefusalCode::WrongChecksum, found));
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts verified pages into the table. A page whose version is stored already is left as it
-    /// is, so a repeated write is harmless; an older version is refused after all other pages
-    /// have been stored.
-    fn flip(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        entries: &[PageEntry],
-        slots: &mut Vec<Slot>,
-        unused: &mut Vec<Slot>,
-        mut stored: impl FnMut(PageEntry),
-    ) -> Result<(), Refusal> {
-        let mut session = self.enter(caller, header)?;
-        session.check_region(header)?;
-        let table = &mut session.region.table;
-        let before = table.stored().get();
-        let mut result = Ok(());
-        for (entry, slot) in entries.iter().zip(slots.drain(..)) {
-            match self.standing(table, entry) {
-                Standing::New => {
-                    let (version, checksum) = (entry.version, entry.checksum);
-                    stored(PageEntry { slot: slot.number(), ..*entry });
-                    unused.extend(table.put(entry.page, Portion { slot, version, checksum }));
-                }
-                Standing::Stored(there) => {
-                    unused.push(slot);
-                    stored(there);
-                }
-                Standing::Old(there) => {
-                    unused.push(slot);
-                    result = Err(Refusal::page(RefusalCode::OldVersion, there));
-                }
-            }
-        }
-        let added = table.stored().get() - before;
-        drop(session);
-        self.count_written(entries.len(), added);
-        result
-    }
-
-    fn count_written(&self, pages: usize, added: u64) {
-        self.pages.fetch_add(added, Ordering::Relaxed);
-        count(&self.counters.writes, 1);
-        count(&self.counters.pages_written, pages);
-    }
-
-    /// How a page that is to be written stands to what is stored.
-    fn standing(&self, table: &Table, entry: &PageEntry) -> Standing {
-        match table.get(entry.page) {
-            Some(portion) if portion.version >= entry.version => {
-                let there = self.entry(entry.page, portion);
-                let is_same = there.version == entry.version && there.checksum == entry.checksum;
-                if is_same { Standing::Stored(there) } else { Standing::Old(there) }
-            }
-            _ => Standing::New,
-        }
-    }
-
-    /// Tops the session's slots up to `wanted` and lists all of them.
-    pub(crate) fn assign_slots(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        wanted: usize,
-        slots: &mut Vec<Slot>,
-        mut list: impl FnMut(u32),
-    ) -> Result<(), Refusal> {
-        if !caller.shares_arena {
-            return Err(RefusalCode::Unsupported.into());
-        }
-        let mut session = self.enter(caller, header)?;
-        let missing = wanted.min(SLOTS_ASSIGNED_MAX).saturating_sub(session.assigned.len());
-        self.assign(&mut session, missing, slots, |_| ());
-        session.assigned.keys().for_each(|slot| list(*slot));
-        Ok(())
-    }
-
-    /// Gives the session that many fresh slots, or none if the arena has not as many.
-    fn assign(
-        &self,
-        session: &mut Session,
-        count: usize,
-        slots: &mut Vec<Slot>,
-        mut list: impl FnMut(u32),
-    ) {
-        let count = u32::try_from(count).expect("at most SLOTS_ASSIGNED_MAX");
-        if self.arena.take(count, slots) {
-            for slot in slots.drain(..) {
-                list(slot.number());
-                session.assigned.insert(slot.number(), slot);
-            }
-        }
-    }
-
-    /// Stores pages that the client has written into slots of its session: either all that are
-    /// new match their checksums and are stored, or nothing changes. The session gets as many
-    /// fresh slots for those used up, which go to `list`.
-    ///
-    /// The session stays locked throughout: it has one writer, who waits for this.
-    pub(crate) fn commit_slots(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        entries: impl ExactSizeIterator<Item = PageEntry> + Clone,
-        slots: &mut Vec<Slot>,
-        list: impl FnMut(u32),
-    ) -> Result<(), Refusal> {
-        let mut session = self.enter(caller, header)?;
-        session.check_region(header)?;
-        let session = &mut *session;
-        let mut content = [0; PAGE_SIZE];
-        for entry in entries.clone() {
-            self.check_commit(session, &entry, &mut content)?;
-        }
-        let before = session.region.table.stored().get();
-        let (mut used, mut result, pages) = (0, Ok(()), entries.len());
-        for entry in entries {
-            let table = &mut session.region.table;
-            match self.standing(table, &entry) {
-                Standing::Stored(_) => {}
-                Standing::Old(there) => {
-                    result = Err(Refusal::page(RefusalCode::OldVersion, there));
-                }
-                Standing::New => {
-                    let Some(slot) = session.assigned.remove(&entry.slot) else {
-                        // Named before for another page.
-                        result = Err(Refusal::page(RefusalCode::NoSlot, entry));
-                        continue;
-                    };
-                    let (version, checksum) = (entry.version, entry.checksum);
-                    slots.extend(table.put(entry.page, Portion { slot, version, checksum }));
-                    used += 1;
-                }
-            }
-        }
-        let added = session.region.table.stored().get() - before;
-        self.count_written(pages, added);
-        self.arena.release(slots.drain(..));
-        self.assign(session, used, slots, list);
-        result
-    }
-
-    /// Whether a page may be committed: it lies in the region and, unless it is stored already,
-    /// in a slot of the session whose bytes match the checksum. They are copied to `content` to be
-    /// looked at.
-    fn check_commit(
-        &self,
-        session: &Session,
-        entry: &PageEntry,
-        content: &mut [u8; PAGE_SIZE],
-    ) -> Result<(), Refusal> {
-        if !session.region.contains(entry.page) {
-            return Err(Refusal::page(RefusalCode::OutOfBounds, *entry));
-        }
-        if !matches!(self.standing(&session.region.table, entry), Standing::New) {
-            return Ok(());
-        }
-        let Some(slot) = session.assigned.get(&entry.slot) else {
-            return Err(Refusal::page(RefusalCode::NoSlot, *entry));
-        };
-        self.arena.copy_out(slot, content);
-        let found = page_checksum(session.region.id, entry.page, entry.version, content);
-        if found != entry.checksum {
-            count(&self.counters.damaged_pages, 1);
-            let found = PageEntry { checksum: found, ..*entry };
-            return Err(Refusal::page(RefusalCode::WrongChecksum, found));
-        }
-        Ok(())
-    }
-
-    /// Forgets pages.
-    pub(crate) fn free(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        ranges: impl Iterator<Item = RangeEntry> + Clone,
-        slots: &mut Vec<Slot>,
-    ) -> Result<(), Refusal> {
-        let mut session = self.enter(caller, header)?;
-        session.check_region(header)?;
-        if ranges.clone().any(|range| !session.region.contains_range(range.0)) {
-            return Err(RefusalCode::OutOfBounds.into());
-        }
-        for range in ranges {
-            session.region.table.remove(range.0, slots);
-        }
-        drop(session);
-        self.pages.fetch_sub(slots.len() as u64, Ordering::Relaxed);
-        self.arena.release(slots.drain(..));
-        self.surplus.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Ends a session; the caller need not be attached to it, but must know its token and epoch.
     pub(crate) fn disconnect(&self, header: &Header) -> Result<(), Refusal> {
         self.check_incarnation(header)?;
@@ -616,7 +381,8 @@ impl Engine {
             }
             session.check_epoch(header)?;
         }
-        self.end(&shared, Cause::Disconnected, |_| true);
+        // A named region stays: only who was attached leaves, with its connection.
+        self.end(&shared, Cause::Disconnected, |session| !session.is_resident);
         Ok(())
     }
 
@@ -688,6 +454,9 @@ impl Engine {
         }
         session.ended = true;
         sessions.by_id.remove(&session.id);
+        if session.is_resident {
+            sessions.names.remove(&session.name);
+        }
         for block in session.region.blocks.drain(..) {
             sessions.blocks.give_back(block);
         }
@@ -699,6 +468,7 @@ impl Engine {
         let stored = session.region.table.stored().get();
         let mut table = std::mem::take(&mut session.region.table);
         let assigned = std::mem::take(&mut session.assigned);
+        named::end_region(self, &mut session.region);
         drop(session);
         match cause {
             Cause::Disconnected => self.arena.release(assigned.into_values()),
@@ -707,22 +477,40 @@ impl Engine {
             Cause::TimedOut => drop(assigned),
         }
         self.pages.fetch_sub(stored, Ordering::Relaxed);
-        table.clear(|slots| self.arena.release(slots.drain(..)));
+        table.clear(&self.tiers, |slots| self.arena.release(slots.drain(..)));
+        self.forget_twins();
         self.surplus.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// Logs what went wrong with a tier or a file.
+    fn tell(&self, event: &'static str, message: std::fmt::Arguments<'_>) {
+        self.log.line(&LogLine::new(LogLevel::Error, event, message));
     }
 
     /// How the server is.
     pub(crate) fn stat(&self) -> ServerStat {
         let pages = self.pages.load(Ordering::Relaxed);
+        let (sessions, regions) = {
+            let sessions = self.sessions();
+            (sessions.by_id.len() as u64, sessions.names.len() as u64)
+        };
+        let usage = self.tiers.usage();
+        let page = PAGE_SIZE as u64;
         let mut stat = ServerStat {
-            memory_bytes: self.reservation.capacity().get(),
+            memory_bytes: self.config.memory.get(),
             reserved_bytes: self.reservation.reserved().get(),
             used_bytes: PageCount::new(pages).bytes().get(),
-            sessions: self.sessions().by_id.len() as u64,
+            sessions: sessions - regions,
             orphaned_sessions: self.orphans.load(Ordering::Relaxed),
             pages,
             slots: u64::from(self.arena.taken()),
+            promise_bytes: self.reservation.capacity().get(),
+            regions,
+            pinned_pages: self.pinned.load(Ordering::Relaxed),
+            compressed_pages: usage.compressed_pages,
+            compressed_bytes: usage.compressed_slots * page,
+            file_bytes: usage.file_pages * page,
             ..ServerStat::default()
         };
         self.counters.fill(&mut stat);
@@ -760,28 +548,6 @@ impl Engine {
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// What a client is told of a page.
-    fn entry(&self, page: PageIndex, portion: &Portion) -> PageEntry {
-        let slot = if self.config.share_arena { portion.slot.number() } else { 0 };
-        PageEntry { page, version: portion.version, checksum: portion.checksum, slot }
-    }
-}
-
-/// The page that a read asks for. Version 0 asks for whichever there is.
-fn find(region: &Region, wanted: PageEntry) -> Result<&Portion, Refusal> {
-    if !region.contains(wanted.page) {
-        return Err(Refusal::page(RefusalCode::OutOfBounds, wanted));
-    }
-    let Some(portion) = region.table.get(wanted.page) else {
-        return Err(Refusal::page(RefusalCode::NoPage, wanted));
-    };
-    if wanted.version != Version::new(0) && wanted.version != portion.version {
-        let (version, checksum) = (portion.version, Checksum::new(0));
-        let stored = PageEntry { version, checksum, ..wanted };
-        return Err(Refusal::page(RefusalCode::WrongVersionOfPage, stored));
-    }
-    Ok(portion)
 }
 
 /// Block ids: the smallest free one is given.

@@ -1,0 +1,225 @@
+//! `farmem region`: named regions of one memory server.
+
+pub(crate) mod cli;
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange};
+use farmem_remote::named::{self, NamedRegion, RangeAction};
+use farmem_transport::{Endpoint, ServerAddress};
+use farmem_wire::{Create, RegionInfo, Source};
+use serde_json::{Value, json};
+
+use self::cli::{
+    ByteRange, CloneOptions, CreateOptions, ListOptions, NameOptions, RangeOptions, RegionCommand,
+    ServerOption, ShowOptions, SnapshotOptions, WriteOptions,
+};
+use crate::cli::OutputForm;
+use crate::size::Size;
+use crate::table;
+
+/// The longest that one request takes: a server that reads or writes 64 MiB on a slow disk.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes that are read or written before the next ones: 4 MiB.
+const STEP: usize = 4 << 20;
+
+/// Does what the command says.
+pub(crate) fn run(command: &RegionCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        RegionCommand::Create(options) => create(options)?,
+        RegionCommand::List(options) => list(options)?,
+        RegionCommand::Show(options) => show(options)?,
+        RegionCommand::Delete(NameOptions { name, server }) => {
+            open(name, server, true)?.delete()?;
+        }
+        RegionCommand::Clone(CloneOptions { name, copy, on_access, server }) => {
+            open(name, server, false)?.copy(copy, false, *on_access)?;
+        }
+        RegionCommand::Snapshot(SnapshotOptions { name, copy, server }) => {
+            open(name, server, false)?.copy(copy, true, false)?;
+        }
+        RegionCommand::Pin(options) => over(options, RangeAction::Pin)?,
+        RegionCommand::Unpin(options) => over(options, RangeAction::Unpin)?,
+        RegionCommand::Prefetch(options) => over(options, RangeAction::Prefetch)?,
+        RegionCommand::Initialise(options) => over(options, RangeAction::Initialise)?,
+        RegionCommand::Invalidate(options) => over(options, RangeAction::Invalidate)?,
+        RegionCommand::Flush(options) => over(options, RangeAction::Flush)?,
+        RegionCommand::Read(options) => read(options)?,
+        RegionCommand::Write(options) => write(options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn endpoint(server: &ServerOption) -> anyhow::Result<Endpoint> {
+    let address: ServerAddress = server.server.parse()?;
+    address.resolve().with_context(|| format!("cannot resolve {address}"))
+}
+
+fn open(name: &str, server: &ServerOption, take_over: bool) -> anyhow::Result<NamedRegion> {
+    let endpoint = endpoint(server)?;
+    NamedRegion::open(&endpoint, name, take_over, TIMEOUT).with_context(|| format!("region {name}"))
+}
+
+fn create(options: &CreateOptions) -> anyhow::Result<()> {
+    let CreateOptions { name, size, page_size: Size(page_bytes), fill, file, offset, server } =
+        options;
+    let path = file.as_deref().map(absolute).transpose()?;
+    let size = match (size, &path) {
+        (Some(Size(size)), _) => *size,
+        (None, Some(path)) => rest_of_file(path, offset.0, *page_bytes)?,
+        (None, None) => bail!("say how large the region is to be, by --size"),
+    };
+    let source = match &path {
+        Some(path) => Source::File { path, offset: offset.0 },
+        None => Source::Fill(*fill),
+    };
+    let page_bytes = u32::try_from(*page_bytes).unwrap_or(u32::MAX);
+    let create = Create { name, size: ByteCount::new(size), page_bytes, source };
+    named::create(&endpoint(server)?, &create, TIMEOUT)?;
+    Ok(())
+}
+
+/// A path as the server finds it, wherever that was started.
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    let real = path.canonicalize().with_context(|| format!("--file {}", path.display()))?;
+    let text = real.to_str().with_context(|| format!("{} is not UTF-8", real.display()))?;
+    Ok(text.to_owned())
+}
+
+/// The whole pages between an offset and the file's end.
+fn rest_of_file(path: &str, offset: u64, page_bytes: u64) -> anyhow::Result<u64> {
+    let length = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?.len();
+    let unit = page_bytes.max(PAGE_SIZE as u64);
+    Ok(length.saturating_sub(offset) / unit * unit)
+}
+
+#[expect(clippy::print_stdout, reason = "the listing is the command's output")]
+fn list(options: &ListOptions) -> anyhow::Result<()> {
+    let regions = named::list(&endpoint(&options.server)?, TIMEOUT)?;
+    match options.output.form() {
+        OutputForm::Json => {
+            let regions: Vec<Value> = regions.iter().map(in_json).collect();
+            println!("{}", serde_json::to_string_pretty(&regions)?);
+        }
+        OutputForm::Table => {
+            let row = |info: &RegionInfo| {
+                let size = |pages: PageCount| Size(pages.bytes().get()).to_string();
+                let page = Size(u64::from(info.page_bytes)).to_string();
+                [
+                    info.name.clone(),
+                    size(info.pages),
+                    size(info.stored),
+                    page,
+                    kind(info).to_owned(),
+                ]
+            };
+            let rows: Vec<_> = regions.iter().map(row).collect();
+            print!("{}", table::lay_out(["NAME", "SIZE", "WRITTEN", "PAGE", "KIND"], &rows));
+        }
+    }
+    Ok(())
+}
+
+const fn kind(info: &RegionInfo) -> &'static str {
+    match (info.is_frozen, info.is_file) {
+        (true, _) => "snapshot",
+        (false, true) => "file",
+        (false, false) => "memory",
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the listing is the command's output")]
+fn show(options: &ShowOptions) -> anyhow::Result<()> {
+    let info = open(&options.name, &options.server, false)?.show()?;
+    match options.output.form() {
+        OutputForm::Json => println!("{}", serde_json::to_string_pretty(&in_json(&info))?),
+        OutputForm::Table => {
+            let size = |pages: PageCount| Size(pages.bytes().get()).to_string();
+            let rows = [
+                ["name", &info.name],
+                ["kind", kind(&info)],
+                ["size", &size(info.pages)],
+                ["page size", &Size(u64::from(info.page_bytes)).to_string()],
+                ["written", &size(info.stored)],
+                ["since the last copy", &size(info.changed)],
+                ["dirty", &size(info.dirty)],
+                ["pinned", &size(info.pinned)],
+                ["in dram", &size(info.dram)],
+                ["compressed", &size(info.compressed)],
+                ["in the file tier", &size(info.file)],
+            ];
+            let rows = rows.map(|row| row.map(str::to_owned));
+            print!("{}", table::lay_out(["WHAT", "VALUE"], &rows));
+        }
+    }
+    Ok(())
+}
+
+fn in_json(info: &RegionInfo) -> Value {
+    json!({
+        "name": info.name,
+        "kind": kind(info),
+        "size_bytes": info.pages.bytes().get(),
+        "page_bytes": info.page_bytes,
+        "stored_bytes": info.stored.bytes().get(),
+        "changed_bytes": info.changed.bytes().get(),
+        "dirty_bytes": info.dirty.bytes().get(),
+        "pinned_bytes": info.pinned.bytes().get(),
+        "dram_bytes": info.dram.bytes().get(),
+        "compressed_bytes": info.compressed.bytes().get(),
+        "file_bytes": info.file.bytes().get(),
+    })
+}
+
+fn over(options: &RangeOptions, action: RangeAction) -> anyhow::Result<()> {
+    let is_change = action == RangeAction::Invalidate;
+    let mut region = open(&options.name, &options.server, is_change)?;
+    let ByteRange { offset, length } = bytes_of(options, &region);
+    let page = PAGE_SIZE as u64;
+    if !offset.is_multiple_of(page) || !length.is_multiple_of(page) {
+        bail!("offset and length must be multiples of 4 KiB");
+    }
+    let range =
+        PageRange { start: PageIndex::new(offset / page), count: PageCount::new(length / page) };
+    let changed = region.over(action, range)?;
+    eprintln!("farmem region: {} changed", Size(PageCount::new(changed).bytes().get()));
+    Ok(())
+}
+
+fn bytes_of(options: &RangeOptions, region: &NamedRegion) -> ByteRange {
+    let all = ByteRange { offset: 0, length: region.size().get() };
+    options.range.unwrap_or(all)
+}
+
+fn read(options: &RangeOptions) -> anyhow::Result<()> {
+    let mut region = open(&options.name, &options.server, false)?;
+    let ByteRange { offset, length } = bytes_of(options, &region);
+    let mut output = io::stdout().lock();
+    let end = offset + length;
+    for start in (offset..end).step_by(STEP) {
+        let bytes = region.read(start..end.min(start + STEP as u64))?;
+        output.write_all(&bytes).context("cannot write to standard output")?;
+    }
+    output.flush().context("cannot write to standard output")
+}
+
+fn write(options: &WriteOptions) -> anyhow::Result<()> {
+    let mut region = open(&options.name, &options.server, true)?;
+    let mut input = io::stdin().lock();
+    let (mut at, mut bytes) = (options.offset.0, Vec::new());
+    loop {
+        bytes.clear();
+        let mut step = (&mut input).take(STEP as u64);
+        step.read_to_end(&mut bytes).context("cannot read standard input")?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        region.write(at, &bytes)?;
+        at += bytes.len() as u64;
+    }
+}

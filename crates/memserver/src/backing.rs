@@ -1,0 +1,190 @@
+//! The file that a region is made from, and written back to.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, Weak};
+
+use farmem_transport::{skip_bytes, skip_bytes_mut};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::session::Session;
+
+/// An open file, and the part of it that a region is.
+#[derive(Debug)]
+pub(crate) struct BackingFile {
+    file: OwnedFd,
+    path: PathBuf,
+    /// First byte that belongs to the region.
+    offset: u64,
+    /// Copies of the region. They hold what the file held when they were made: before a page of
+    /// the file changes, those that have not read it yet must.
+    copies: Mutex<Vec<Weak<Mutex<Session>>>>,
+}
+
+impl BackingFile {
+    /// Opens a file that lies inside one of `directories`, whatever links there are on the way.
+    ///
+    /// # Errors
+    /// If it does not, if it cannot be opened for reading and writing, if it is no regular file, or
+    /// if it ends before byte `offset + bytes`.
+    pub(crate) fn open(
+        directories: &[PathBuf],
+        path: &str,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<Self> {
+        let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+        let inside = |directory: &PathBuf| {
+            path.strip_prefix(directory).ok().map(|rest| (directory.clone(), rest.to_owned()))
+        };
+        let outside = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let (directory, rest) = directories.iter().find_map(inside).ok_or_else(outside)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&directory, flags, Mode::empty())?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = rustix::fs::openat2(&directory, &rest, flags, Mode::empty(), resolve)?;
+        let opened = Self { file, path: path.to_owned(), offset, copies: Mutex::default() };
+        let end = offset.checked_add(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        opened.check_end(end)?;
+        Ok(opened)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Remembers a copy, which needs to be told before the file changes.
+    pub(crate) fn add_copy(&self, copy: Weak<Mutex<Session>>) {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.retain(|copy| copy.strong_count() > 0);
+        copies.push(copy);
+    }
+
+    /// The copies that still are.
+    pub(crate) fn copies(&self) -> Vec<std::sync::Arc<Mutex<Session>>> {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Fills buffers from a byte of the region on.
+    ///
+    /// # Errors
+    /// If the file is shorter than that now, or the kernel does not read.
+    pub(crate) fn read(&self, at: u64, slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        let (mut rest, mut done) = (slices, 0);
+        while done < total {
+            match rustix::io::preadv(&self.file, rest, self.offset + at + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(bytes) => {
+                    done += bytes;
+                    rest = skip_bytes_mut(rest, bytes);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes bytes at a byte of the region. Never makes the file longer.
+    ///
+    /// # Errors
+    /// If the file is shorter than that now, has been removed, or the kernel does not write.
+    pub(crate) fn write(&self, at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        self.check_end(self.offset + at + total as u64)?;
+        let (mut rest, mut done) = (slices, 0);
+        while done < total {
+            match rustix::io::pwritev(&self.file, rest, self.offset + at + done as u64) {
+                Ok(bytes) => {
+                    done += bytes;
+                    rest = skip_bytes(rest, bytes);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when the disk has what was written.
+    ///
+    /// # Errors
+    /// If the disk fails, or if the file has been removed: then nobody would find it.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        if rustix::fs::fstat(&self.file)?.st_nlink == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(rustix::fs::fsync(&self.file)?)
+    }
+
+    fn check_end(&self, end: u64) -> io::Result<()> {
+        let stat = rustix::fs::fstat(&self.file)?;
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        }
+        if u64::try_from(stat.st_size).unwrap_or(0) < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn only_files_inside_the_allowed_directories_are_opened() {
+        let all = tempfile::tempdir().unwrap();
+        let allowed = all.path().join("allowed");
+        fs::create_dir_all(allowed.join("deep")).unwrap();
+        let outside = all.path().join("secret");
+        fs::write(&outside, [1; 8192]).unwrap();
+        fs::write(allowed.join("deep/file"), [2; 8192]).unwrap();
+        std::os::unix::fs::symlink(&outside, allowed.join("link")).unwrap();
+        std::os::unix::fs::symlink("deep/file", allowed.join("near")).unwrap();
+        let open = |path: &str, offset, bytes| {
+            let path = allowed.join(path);
+            let allowed = std::slice::from_ref(&allowed);
+            BackingFile::open(allowed, path.to_str().unwrap(), offset, bytes)
+        };
+        assert!(open("deep/file", 0, 8192).is_ok());
+        assert!(open("near", 4096, 4096).is_ok(), "a link that stays inside");
+        for wrong in ["link", "../secret", "deep/../../secret", "absent", "deep", ""] {
+            assert!(open(wrong, 0, 1).is_err(), "{wrong}");
+        }
+        assert!(open("deep/file", 4096, 4097).is_err(), "the file ends before");
+        assert!(open("deep/file", u64::MAX, 2).is_err());
+        let path = outside.to_str().unwrap();
+        assert!(BackingFile::open(&[], path, 0, 1).is_err());
+    }
+
+    #[test]
+    fn a_file_that_was_truncated_is_not_made_longer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::write(&path, [7; 8192]).unwrap();
+        let dirs = [directory.path().to_owned()];
+        let file = BackingFile::open(&dirs, path.to_str().unwrap(), 0, 8192).unwrap();
+        let mut page = [0; 4096];
+        file.read(4096, &mut [IoSliceMut::new(&mut page)]).unwrap();
+        assert_eq!(page, [7; 4096]);
+        fs::write(&path, [7; 4096]).unwrap();
+        assert!(file.read(4096, &mut [IoSliceMut::new(&mut page)]).is_err());
+        assert!(file.write(4096, &mut [IoSlice::new(&page)]).is_err());
+        file.write(0, &mut [IoSlice::new(&[9; 4096])]).unwrap();
+        file.sync().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [9; 4096]);
+        fs::remove_file(&path).unwrap();
+        assert!(file.sync().is_err(), "nobody would find what was written");
+    }
+}

@@ -1,0 +1,220 @@
+//! What is dirty goes to the backing file.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::Arc;
+
+use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange};
+use farmem_vmem::Slot;
+use farmem_wire::{Header, Progress, RangeEntry, RefusalCode};
+
+use super::named::{Work, fill_copy};
+use super::pages::SPARE_SLOTS;
+use super::{Caller, Engine, Refusal};
+use crate::backing::BackingFile;
+use crate::region::{Region, Source};
+use crate::table::{self, LEAF_PAGES};
+use crate::tiers::Place;
+
+/// Pages that are written before the next ones are looked at.
+const BATCH: usize = SPARE_SLOTS as usize;
+
+/// A dirty page as it was when it was looked at.
+struct Dirty {
+    page: PageIndex,
+    eighths: u8,
+    /// Where it lay: if it still does once it is written, it is clean.
+    place: Place,
+    slot: Slot,
+}
+
+impl Engine {
+    /// Writes what is dirty in ranges to the file, or a first part of it. Once nothing is left, all
+    /// of it is on the disk.
+    pub(crate) fn flush(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        ranges: impl Iterator<Item = RangeEntry> + Clone,
+    ) -> Result<Progress, Refusal> {
+        let file = {
+            let session = self.enter(caller, header)?;
+            session.check_region(header)?;
+            session.check_ranges(ranges.clone())?;
+            match &session.region.source {
+                Source::File(file) if session.region.writes_back => Arc::clone(file),
+                _ => return Err(RefusalCode::NoFile.into()),
+            }
+        };
+        let mut work = Work::of_one_request();
+        for (at, range) in (0..).zip(ranges) {
+            let end = range.0.start.get() + range.0.count.get();
+            let mut page = range.0.start;
+            while page.get() < end {
+                if work.left == 0 {
+                    return Ok(Progress {
+                        changed: PageCount::new(work.changed),
+                        next: Some((at, page)),
+                    });
+                }
+                let count = PageCount::new(end - page.get());
+                let rest = PageRange { start: page, count };
+                page = self.flush_batch(caller, header, &file, rest, &mut work)?;
+            }
+        }
+        file.sync().map_err(|error| {
+            self.file_failed("sync", &file, &error);
+            RefusalCode::FileFailed
+        })?;
+        Ok(Progress { changed: PageCount::new(work.changed), next: None })
+    }
+
+    /// Writes a first batch of what is dirty in a range; returns the page after what it looked at.
+    fn flush_batch(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        file: &BackingFile,
+        range: PageRange,
+        work: &mut Work,
+    ) -> Result<PageIndex, Refusal> {
+        let end = range.start.get() + range.count.get();
+        let (dirty, next) = loop {
+            let session = self.enter(caller, header)?;
+            let mut dirty = Vec::new();
+            let Some((first, _)) = session.region.table.leaf_from(range.start) else {
+                return Ok(PageIndex::new(end));
+            };
+            if first.get() >= end {
+                return Ok(PageIndex::new(end));
+            }
+            let from = first.get().max(range.start.get());
+            let within = from..(first.get() + LEAF_PAGES as u64).min(end);
+            let collected = self.collect_dirty(&session.region, within, &mut dirty);
+            drop(session);
+            match collected {
+                Ok(Some(next)) => break (dirty, next),
+                Ok(None) => {
+                    self.forget(dirty);
+                    // Room for those that lie in a slower tier.
+                    let mut room = Vec::new();
+                    let taken = self.take_slots(SPARE_SLOTS, &mut room);
+                    self.arena.release(room);
+                    taken?;
+                }
+                Err(code) => {
+                    self.forget(dirty);
+                    return Err(code.into());
+                }
+            }
+        };
+        let written = self.write_back(file, &dirty);
+        if written.is_ok() {
+            work.changed += dirty.len() as u64;
+            work.left = work.left.saturating_sub(dirty.len() as u64);
+            let session = self.enter(caller, header);
+            if let Ok(session) = session {
+                for page in &dirty {
+                    session.region.table.with(page.page, |portion| {
+                        if portion.place.is(&page.place) {
+                            portion.dirty = 0;
+                        }
+                    });
+                }
+            }
+        }
+        self.forget(dirty);
+        written.map(|()| next)
+    }
+
+    /// Takes a token for each dirty page, but no more than a batch; returns the page after those
+    /// that were looked at, or `None` if there is no room to look at one.
+    fn collect_dirty(
+        &self,
+        region: &Region,
+        within: Range<u64>,
+        dirty: &mut Vec<Dirty>,
+    ) -> Result<Option<PageIndex>, RefusalCode> {
+        let Some((first, leaf)) = region.table.leaf_from(PageIndex::new(within.start)) else {
+            return Ok(Some(PageIndex::new(within.end)));
+        };
+        let leaf = table::lock(leaf);
+        for at in within.clone() {
+            let page = PageIndex::new(at);
+            if dirty.len() == BATCH {
+                return Ok(Some(page));
+            }
+            let portion = leaf.portions[(at - first.get()) as usize].as_ref();
+            let Some(portion) = portion.filter(|portion| portion.dirty != 0) else {
+                continue;
+            };
+            let slot = match &portion.place {
+                Place::Dram(slot) => self.arena.share(slot),
+                Place::Compressed(_) | Place::File(_) => {
+                    let mut slots = Vec::new();
+                    if !self.take(1, &mut slots) {
+                        return Ok(None);
+                    }
+                    let mut slot = slots.pop().expect("one was taken");
+                    if let Err(code) = self.load(page, portion, &mut slot) {
+                        self.arena.release([slot]);
+                        return Err(code);
+                    }
+                    slot
+                }
+            };
+            let place = self.tiers.share(&portion.place);
+            dirty.push(Dirty { page, eighths: portion.dirty, place, slot });
+        }
+        Ok(Some(PageIndex::new(within.end)))
+    }
+
+    /// Writes pages to the file. Copies that have not read them yet do so before.
+    fn write_back(&self, file: &BackingFile, dirty: &[Dirty]) -> Result<(), Refusal> {
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        let pages: Vec<PageIndex> = dirty.iter().map(|dirty| dirty.page).collect();
+        for copy in file.copies() {
+            fill_copy(self, &copy, &pages)?;
+        }
+        let is_next = |one: &Dirty, next: &Dirty| {
+            next.page.get() == one.page.get() + 1 && (one.eighths & next.eighths) == u8::MAX
+        };
+        for run in dirty.chunk_by(is_next) {
+            let start = run[0].page.get() * PAGE_SIZE as u64;
+            let result = if run[0].eighths == u8::MAX {
+                let mut slices: Vec<_> =
+                    run.iter().map(|page| IoSlice::new(self.arena.bytes(&page.slot))).collect();
+                file.write(start, &mut slices)
+            } else {
+                self.write_eighths(file, start, &run[0])
+            };
+            result.map_err(|error| {
+                self.file_failed("write", file, &error);
+                RefusalCode::FileFailed
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes those eighths of a page that are dirty.
+    fn write_eighths(&self, file: &BackingFile, start: u64, page: &Dirty) -> std::io::Result<()> {
+        const EIGHTH: usize = PAGE_SIZE / 8;
+        let content = self.arena.bytes(&page.slot);
+        for at in (0..8).filter(|at| page.eighths & 1 << at != 0) {
+            let bytes = &content[at * EIGHTH..(at + 1) * EIGHTH];
+            file.write(start + (at * EIGHTH) as u64, &mut [IoSlice::new(bytes)])?;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, dirty: Vec<Dirty>) {
+        let mut slots = Vec::new();
+        for Dirty { place, slot, .. } in dirty {
+            slots.push(slot);
+            self.tiers.give_up(place, &mut slots);
+        }
+        self.arena.release(slots);
+    }
+}

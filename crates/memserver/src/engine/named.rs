@@ -1,0 +1,569 @@
+//! Named regions: made, opened, listed, copied, deleted; and what is done to ranges of them.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, SessionId, Version};
+use farmem_vmem::Slot;
+use farmem_wire::{
+    Attach, AttachMode, BODY_BYTES_MAX, Copy, Create, FullBody, GrantedSetup, Header, List,
+    NAME_BYTES_MAX, Open, PAGE_SIZES, Progress, RangeEntry, RefusalCode, RegionInfo,
+    Source as WireSource,
+};
+
+use super::pages::SPARE_SLOTS;
+use super::{Caller, Cause, Engine, Refusal, Sessions, SharedSession, lock};
+use crate::backing::BackingFile;
+use crate::region::{Region, Source};
+use crate::session::Session;
+use crate::table::{LEAF_PAGES, Portion};
+use crate::tiers::Place;
+
+/// Pages that one request brings into dram, or writes back: 64 MiB, some tens of milliseconds.
+const PAGES_PER_REQUEST_MAX: u64 = 16 << 10;
+/// Of the memory, pinned pages take at most this share, in 32nds: the rest of what is lent has to
+/// fit beside them.
+const PINNED_32NDS: u64 = 24;
+
+/// What is done to the pages of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bring {
+    /// They are made as the region's source has them, if they were never written.
+    Initialise,
+    /// And brought into dram.
+    Prefetch,
+    /// And kept there.
+    Pin,
+}
+
+impl Engine {
+    /// Makes a named region.
+    pub(crate) fn create(&self, create: &Create<'_>) -> Result<RegionInfo, Refusal> {
+        let unit = u64::from(create.page_bytes).max(PAGE_SIZE as u64);
+        let size = create.size.get();
+        if !PAGE_SIZES.contains(&create.page_bytes) || size == 0 || !size.is_multiple_of(unit) {
+            return Err(RefusalCode::Malformed.into());
+        }
+        let source = match create.source {
+            WireSource::Nothing => Source::Nothing,
+            WireSource::Fill(byte) => Source::Fill(byte),
+            WireSource::File { path, offset } => {
+                if !offset.is_multiple_of(u64::from(create.page_bytes)) {
+                    return Err(RefusalCode::Malformed.into());
+                }
+                let opened = BackingFile::open(&self.config.directories, path, offset, size);
+                Source::File(Arc::new(opened.map_err(|error| {
+                    self.tell("file_refused", format_args!("refused to open {path}: {error}"));
+                    RefusalCode::NoFile
+                })?))
+            }
+        };
+        let mut sessions = self.sessions();
+        let (id, mut session) =
+            self.resident(&mut sessions, create.name, create.size.pages_rounded_up())?;
+        session.region.writes_back = matches!(source, Source::File(_));
+        session.region.source = source;
+        session.region.page_bytes = create.page_bytes;
+        let info = info(&session, None);
+        sessions.by_id.insert(id, Arc::new(Mutex::new(session)));
+        Ok(info)
+    }
+
+    /// A resident session with an empty region, not yet listed. Reserves what it may hold.
+    fn resident(
+        &self,
+        sessions: &mut Sessions,
+        name: &str,
+        pages: PageCount,
+    ) -> Result<(SessionId, Session), Refusal> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(RefusalCode::Malformed.into());
+        }
+        if sessions.names.contains_key(name) {
+            return Err(RefusalCode::NameTaken.into());
+        }
+        let (id, mut session) = self.session_for(sessions, name, pages.bytes(), false)?;
+        let added = self.add_blocks(sessions, &mut session.region, pages);
+        if let Err(refusal) = added {
+            self.reservation.release(session.granted);
+            session.region.blocks.drain(..).for_each(|block| sessions.blocks.give_back(block));
+            return Err(refusal);
+        }
+        session.region.pages = pages;
+        session.is_resident = true;
+        sessions.names.insert(name.to_owned(), id);
+        Ok((id, session))
+    }
+
+    /// Attaches the caller to a named region.
+    pub(crate) fn open(
+        &self,
+        caller: &mut Caller,
+        open: &Open<'_>,
+    ) -> Result<(Header, GrantedSetup), Refusal> {
+        if caller.session.is_some() {
+            return Err(RefusalCode::Malformed.into());
+        }
+        let (id, shared) = {
+            let sessions = self.sessions();
+            let id = *sessions.names.get(open.name).ok_or(RefusalCode::NoRegion)?;
+            (id, sessions.by_id.get(&id).cloned().ok_or(RefusalCode::NoRegion)?)
+        };
+        let mode = if open.take_over { AttachMode::TakeOver } else { AttachMode::Join };
+        let mut session = lock(&shared);
+        if session.ended {
+            return Err(RefusalCode::NoRegion.into());
+        }
+        self.bind(caller, &mut session, &Attach { mode, replaces: 0 })?;
+        let reply = self.describe(&session);
+        drop(session);
+        caller.session = Some((id, shared));
+        Ok(reply)
+    }
+
+    /// The named regions after one, as many as fit in a body. Only what is known without looking
+    /// at every page is told.
+    pub(crate) fn list(&self, list: &List) -> Vec<RegionInfo> {
+        let sessions = self.sessions();
+        let after = SessionId::new(list.after.get().saturating_add(1));
+        let (mut infos, mut bytes) = (Vec::new(), 0);
+        for shared in sessions.by_id.range(after..).map(|(_, shared)| shared) {
+            let session = lock(shared);
+            if !session.is_resident {
+                continue;
+            }
+            let info = info(&session, None);
+            bytes += info.encoded_bytes();
+            if bytes > BODY_BYTES_MAX {
+                break;
+            }
+            infos.push(info);
+        }
+        infos
+    }
+
+    /// All about the caller's region.
+    pub(crate) fn show(&self, caller: &Caller, header: &Header) -> Result<RegionInfo, Refusal> {
+        let session = self.enter(caller, header)?;
+        session.check_region(header)?;
+        Ok(info(&session, Some(places(&session.region))))
+    }
+
+    /// Deletes the caller's region, with all that it holds.
+    pub(crate) fn delete(&self, caller: &Caller, header: &Header) -> Result<(), Refusal> {
+        {
+            let session = self.enter(caller, header)?;
+            session.check_region(header)?;
+            if !session.is_resident {
+                // It goes with its session.
+                return Err(RefusalCode::Malformed.into());
+            }
+            if session.region.pins.pages().get() > 0 {
+                return Err(RefusalCode::Pinned.into());
+            }
+        }
+        let Some((_, shared)) = &caller.session else {
+            return Err(RefusalCode::NotAttached.into());
+        };
+        self.end(shared, Cause::Disconnected, |_| true);
+        Ok(())
+    }
+
+    /// Makes a virtual copy of the caller's region: neither time nor memory depend on its size.
+    pub(crate) fn copy_region(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        copy: &Copy<'_>,
+        is_frozen: bool,
+    ) -> Result<RegionInfo, Refusal> {
+        let mut sessions = self.sessions();
+        let mut original = self.enter(caller, header)?;
+        original.check_region(header)?;
+        let pages = original.region.pages;
+        let (id, mut session) = self.resident(&mut sessions, copy.name, pages)?;
+        let from = &mut original.region;
+        session.region.begin_as_copy(from);
+        let (stored, source) = (from.table.stored().get(), from.source.clone());
+        session.region.is_frozen = is_frozen;
+        session.region.copies_on_access = copy.on_access && !is_frozen;
+        let info = info(&session, None);
+        let shared = Arc::new(Mutex::new(session));
+        if let Source::File(file) = source {
+            // Before the original can be written back again.
+            file.add_copy(Arc::downgrade(&shared));
+        }
+        sessions.by_id.insert(id, shared);
+        drop(original);
+        self.pages.fetch_add(stored, Ordering::Relaxed);
+        Ok(info)
+    }
+
+    /// Brings ranges into dram, or a first part of them.
+    pub(crate) fn bring(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        ranges: impl Iterator<Item = RangeEntry> + Clone,
+        how: Bring,
+    ) -> Result<Progress, Refusal> {
+        {
+            let session = self.enter(caller, header)?;
+            session.check_region(header)?;
+            session.check_ranges(ranges.clone())?;
+        }
+        let mut spare = Vec::new();
+        let mut work = Work { changed: 0, left: PAGES_PER_REQUEST_MAX };
+        let mut next = None;
+        for (at, range) in (0..).zip(ranges) {
+            match self.bring_range(caller, header, range.0, how, &mut work, &mut spare) {
+                Ok(None) => {}
+                Ok(Some(page)) => {
+                    next = Some((at, page));
+                    break;
+                }
+                Err(refusal) => {
+                    self.arena.release(spare);
+                    return Err(refusal);
+                }
+            }
+        }
+        self.arena.release(spare);
+        Ok(Progress { changed: PageCount::new(work.changed), next })
+    }
+
+    /// Brings a range in; returns the page from which on it is still to be done.
+    fn bring_range(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        range: PageRange,
+        how: Bring,
+        work: &mut Work,
+        spare: &mut Vec<Slot>,
+    ) -> Result<Option<PageIndex>, Refusal> {
+        let end = range.start.get() + range.count.get();
+        let mut page = range.start.get();
+        while page < end {
+            if work.left == 0 {
+                return Ok(Some(PageIndex::new(page)));
+            }
+            let mut session = self.enter(caller, header)?;
+            // Where nothing is and nothing can be made there is nothing to look at.
+            if matches!(session.region.source, Source::Nothing) && how != Bring::Pin {
+                let stored = session.region.table.leaf_from(PageIndex::new(page));
+                page = page.max(stored.map_or(end, |(first, _)| first.get()));
+            }
+            let stop = end.min((page / LEAF_PAGES as u64 + 1) * LEAF_PAGES as u64);
+            if page >= stop {
+                break;
+            }
+            let piece =
+                PageRange { start: PageIndex::new(page), count: PageCount::new(stop - page) };
+            if how == Bring::Pin {
+                self.pin(&mut session.region, piece)?;
+            }
+            match self.bring_piece(&mut session.region, piece, how, work, spare) {
+                Ok(true) => {
+                    work.left = work.left.saturating_sub(piece.count.get());
+                    page = stop;
+                }
+                Ok(false) => {
+                    // To make room needs the locks of other sessions.
+                    drop(session);
+                    self.take_slots(SPARE_SLOTS, spare)?;
+                }
+                Err(refusal) => {
+                    if how == Bring::Pin {
+                        self.unpin_range(&mut session.region, piece);
+                    }
+                    return Err(refusal);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Brings the pages of one leaf in; false if spare slots ran out.
+    fn bring_piece(
+        &self,
+        region: &mut Region,
+        piece: PageRange,
+        how: Bring,
+        work: &mut Work,
+        spare: &mut Vec<Slot>,
+    ) -> Result<bool, Refusal> {
+        let end = piece.start.get() + piece.count.get();
+        for page in (piece.start.get()..end).map(PageIndex::new) {
+            let is_there = region.table.with(page, |portion| {
+                how == Bring::Initialise || matches!(portion.place, Place::Dram(_))
+            });
+            let is_done = match is_there {
+                Some(true) => continue,
+                Some(false) => self.promote(region, page, spare)?,
+                None => match &region.source {
+                    Source::Nothing => continue,
+                    Source::Fill(byte) => {
+                        let byte = *byte;
+                        self.initialise_with(region, page, byte, spare)
+                    }
+                    Source::File(_) => {
+                        let left = end - page.get();
+                        let unit = region.unit_pages();
+                        let start = page.get() / unit * unit;
+                        let count = left.max(unit).min(region.pages.get() - start);
+                        let (start, count) = (PageIndex::new(start), PageCount::new(count));
+                        self.initialise_from_file(region, PageRange { start, count }, spare)?
+                    }
+                },
+            };
+            if !is_done {
+                return Ok(false);
+            }
+            work.changed += 1;
+        }
+        Ok(true)
+    }
+
+    /// Brings a stored page back to dram; false if no spare slot is left.
+    fn promote(
+        &self,
+        region: &mut Region,
+        page: PageIndex,
+        spare: &mut Vec<Slot>,
+    ) -> Result<bool, Refusal> {
+        let Some(mut slot) = spare.pop() else {
+            return Ok(false);
+        };
+        let loaded = region.table.with(page, |portion| self.load(page, portion, &mut slot));
+        if let Some(Err(code)) = loaded {
+            self.arena.release([slot]);
+            return Err(code.into());
+        }
+        let mut slot = Some(slot);
+        let former = region.table.with(page, |portion| {
+            let place = Place::Dram(slot.take()?);
+            portion.heat = portion.heat.max(1);
+            Some(std::mem::replace(&mut portion.place, place))
+        });
+        spare.extend(slot);
+        former.flatten().into_iter().for_each(|place| self.tiers.give_up(place, spare));
+        Ok(true)
+    }
+
+    fn initialise_with(
+        &self,
+        region: &mut Region,
+        page: PageIndex,
+        byte: u8,
+        spare: &mut Vec<Slot>,
+    ) -> bool {
+        let Some(mut slot) = spare.pop() else {
+            return false;
+        };
+        self.arena.bytes_mut(&mut slot).fill(byte);
+        self.put_made(region, page, slot);
+        true
+    }
+
+    /// Reads those pages of a range that are absent from the region's file. False if there are not
+    /// enough spare slots; then nothing has happened.
+    pub(super) fn initialise_from_file(
+        &self,
+        region: &mut Region,
+        range: PageRange,
+        spare: &mut Vec<Slot>,
+    ) -> Result<bool, Refusal> {
+        let Source::File(file) = &region.source else {
+            return Ok(true);
+        };
+        let end = range.start.get() + range.count.get();
+        let absent: Vec<u64> = (range.start.get()..end)
+            .filter(|page| region.table.with(PageIndex::new(*page), |_| ()).is_none())
+            .collect();
+        let missing = absent.len().saturating_sub(spare.len());
+        // Fewer than a leaf's pages, or a unit's.
+        if missing > 0 && !self.take(missing as u32, spare) {
+            return Ok(false);
+        }
+        let mut slots = spare.split_off(spare.len() - absent.len());
+        let mut result = Ok(());
+        let mut at = 0;
+        for run in absent.chunk_by(|page, next| *next == page + 1) {
+            let mut slices = Vec::new();
+            self.arena.gather_mut(&mut slots[at..at + run.len()], &mut slices);
+            result = file.read(run[0] * PAGE_SIZE as u64, &mut slices);
+            if result.is_err() {
+                break;
+            }
+            at += run.len();
+        }
+        if let Err(error) = result {
+            self.file_failed("read", file, &error);
+            spare.append(&mut slots);
+            return Err(RefusalCode::FileFailed.into());
+        }
+        for (page, slot) in absent.into_iter().zip(slots) {
+            self.put_made(region, PageIndex::new(page), slot);
+        }
+        Ok(true)
+    }
+
+    pub(super) fn file_failed(&self, what: &str, file: &BackingFile, error: &std::io::Error) {
+        let path = file.path().display();
+        let message = format_args!("cannot {what} the backing file {path}: {error}");
+        self.tell("file_failed", message);
+    }
+
+    /// Puts a page that was made from the source into the table.
+    fn put_made(&self, region: &mut Region, page: PageIndex, slot: Slot) {
+        let version = Version::new(0);
+        let checksum = Region::neutral(page, version, self.arena.bytes(&slot));
+        let (generation, place) = (region.generation, Place::Dram(slot));
+        let portion = Portion { place, dirty: 0, heat: 1, generation, version, checksum };
+        let former = region.table.put(&self.tiers, page, portion);
+        assert!(former.is_none(), "only an absent page is made from the source");
+        self.pages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn pin(&self, region: &mut Region, range: PageRange) -> Result<(), Refusal> {
+        let before = region.pins.pages().get();
+        region.pins.pin(range);
+        let added = region.pins.pages().get() - before;
+        let limit = self.config.memory.get() / PAGE_SIZE as u64 * PINNED_32NDS / 32;
+        let pinned = self.pinned.fetch_add(added, Ordering::Relaxed) + added;
+        if pinned > limit {
+            self.unpin_range(region, range);
+            let asked = range.count.bytes();
+            let free = PageCount::new((limit + added).saturating_sub(pinned)).bytes();
+            return Err(Refusal::full(FullBody { asked, free }));
+        }
+        // In a leaf of their own, or a copy's use of them would decide.
+        region.table.unshare(&self.tiers, range);
+        Ok(())
+    }
+
+    fn unpin_range(&self, region: &mut Region, range: PageRange) {
+        let before = region.pins.pages().get();
+        region.pins.unpin(range);
+        let removed = before - region.pins.pages().get();
+        self.pinned.fetch_sub(removed, Ordering::Relaxed);
+    }
+
+    /// Lets ranges leave dram again.
+    pub(crate) fn unpin(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        ranges: impl Iterator<Item = RangeEntry> + Clone,
+    ) -> Result<Progress, Refusal> {
+        let mut session = self.enter(caller, header)?;
+        session.check_region(header)?;
+        session.check_ranges(ranges.clone())?;
+        let before = session.region.pins.pages().get();
+        ranges.for_each(|range| self.unpin_range(&mut session.region, range.0));
+        let changed = PageCount::new(before - session.region.pins.pages().get());
+        Ok(Progress { changed, next: None })
+    }
+}
+
+/// What one request has done and may still do, in pages.
+pub(super) struct Work {
+    pub(super) changed: u64,
+    pub(super) left: u64,
+}
+
+impl Work {
+    pub(super) const fn of_one_request() -> Self {
+        Self { changed: 0, left: PAGES_PER_REQUEST_MAX }
+    }
+}
+
+/// How many pages of a region lie where, differ from the backing file, and were made or written
+/// since the last copy.
+#[derive(Debug, Default)]
+struct Places {
+    dram: u64,
+    compressed: u64,
+    file: u64,
+    dirty: u64,
+    changed: u64,
+}
+
+fn places(region: &Region) -> Places {
+    let mut places = Places::default();
+    let mut from = PageIndex::new(0);
+    while let Some((first, leaf)) = region.table.leaf_from(from) {
+        for portion in crate::table::lock(leaf).portions.iter().flatten() {
+            match &portion.place {
+                Place::Dram(_) => places.dram += 1,
+                Place::Compressed(_) => places.compressed += 1,
+                Place::File(_) => places.file += 1,
+            }
+            places.dirty += u64::from(region.writes_back && portion.dirty != 0);
+            places.changed += u64::from(portion.generation == region.generation);
+        }
+        from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+    }
+    places
+}
+
+fn info(session: &Session, places: Option<Places>) -> RegionInfo {
+    let Session { name, region, .. } = session;
+    let places = places.unwrap_or_default();
+    RegionInfo {
+        // A region has the number of its session.
+        region: RegionId::new(session.id.get()),
+        pages: region.pages,
+        page_bytes: region.page_bytes,
+        is_frozen: region.is_frozen,
+        is_file: matches!(region.source, Source::File(_)),
+        stored: region.table.stored(),
+        dirty: PageCount::new(places.dirty),
+        changed: PageCount::new(places.changed),
+        pinned: region.pins.pages(),
+        dram: PageCount::new(places.dram),
+        compressed: PageCount::new(places.compressed),
+        file: PageCount::new(places.file),
+        name: name.clone(),
+    }
+}
+
+/// Ends what a region holds beside its table.
+pub(super) fn end_region(engine: &Engine, region: &mut Region) {
+    engine.pinned.fetch_sub(region.pins.pages().get(), Ordering::Relaxed);
+    region.pins = crate::region::Pins::default();
+    engine.arena.release(region.fill_page.take());
+}
+
+/// Keeps a copy's pages as the file has them now, before the file changes.
+pub(super) fn fill_copy(
+    engine: &Engine,
+    copy: &SharedSession,
+    pages: &[PageIndex],
+) -> Result<(), Refusal> {
+    let mut spare = Vec::new();
+    let mut result = Ok(());
+    'pages: for page in pages {
+        loop {
+            let mut session = lock(copy);
+            if session.ended {
+                break 'pages;
+            }
+            let range = PageRange { start: *page, count: PageCount::new(1) };
+            match engine.initialise_from_file(&mut session.region, range, &mut spare) {
+                Ok(true) => break,
+                Ok(false) => {
+                    drop(session);
+                    result = engine.take_slots(1, &mut spare);
+                }
+                Err(refusal) => result = Err(refusal),
+            }
+            if result.is_err() {
+                break 'pages;
+            }
+        }
+    }
+    engine.arena.release(spare);
+    result
+}

@@ -1,0 +1,634 @@
+//! Requests about pages: read, write, the slots of clients that share the arena, free.
+
+use std::iter::Peekable;
+use std::sync::atomic::Ordering;
+
+use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
+use farmem_vmem::Slot;
+use farmem_wire::{
+    FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
+    page_checksum,
+};
+
+use super::{Caller, Engine, Refusal};
+use crate::counters::count;
+use crate::region::{Region, Source};
+use crate::session::Session;
+use crate::table::Portion;
+use crate::tiers::{LoadError, Place};
+
+/// A page in a slower tier that was asked for so often since the hand passed goes back to dram;
+/// before, a copy of it is sent. Most pages that a pager fetches it then has itself.
+const PROMOTE_HEAT: u8 = 2;
+/// The most that accesses can heat a page: it cools down in four passes of the hand.
+pub(super) const HEAT_MAX: u8 = 15;
+/// A page that was just written survives one pass.
+const WRITTEN_HEAT: u8 = 1;
+/// Slots that are taken at once for pages that come from elsewhere: those of a usual message.
+pub(super) const SPARE_SLOTS: u32 = 64;
+
+/// How a page that is to be written stands to what is stored.
+enum Standing {
+    New,
+    /// It is stored already: the write is repeated.
+    Stored(PageEntry),
+    /// Something newer is stored.
+    Old(PageEntry),
+}
+
+/// A page that was found, or why it was not.
+pub(super) enum Found {
+    /// A token for a slot that holds the page.
+    Here(PageEntry, Slot),
+    /// It must be brought into a slot, and no spare one is left.
+    NeedsSlot,
+}
+
+impl Engine {
+    /// Looks pages up: a token for each slot goes to `slots`, what is known of it to `found`.
+    /// After a refusal both are as before.
+    pub(crate) fn read(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        wanted: impl Iterator<Item = PageEntry>,
+        slots: &mut Vec<Slot>,
+        found: impl FnMut(PageEntry),
+    ) -> Result<(), Refusal> {
+        let mut spare = Vec::new();
+        let result =
+            self.read_with(caller, header, &mut wanted.peekable(), slots, &mut spare, found);
+        if !spare.is_empty() {
+            self.arena.release(spare);
+        }
+        if result.is_err() {
+            self.arena.release(slots.drain(..));
+            return result;
+        }
+        count(&self.counters.reads, 1);
+        count(&self.counters.pages_read, slots.len());
+        Ok(())
+    }
+
+    fn read_with(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        wanted: &mut Peekable<impl Iterator<Item = PageEntry>>,
+        slots: &mut Vec<Slot>,
+        spare: &mut Vec<Slot>,
+        mut found: impl FnMut(PageEntry),
+    ) -> Result<(), Refusal> {
+        loop {
+            let mut session = self.enter(caller, header)?;
+            session.check_region(header)?;
+            while let Some(entry) = wanted.peek() {
+                match self.find(&mut session.region, *entry, spare)? {
+                    Found::Here(entry, slot) => {
+                        slots.push(slot);
+                        found(entry);
+                        wanted.next();
+                    }
+                    Found::NeedsSlot => break,
+                }
+            }
+            if wanted.peek().is_none() {
+                return Ok(());
+            }
+            // To make room needs the locks of other sessions.
+            drop(session);
+            self.take_slots(SPARE_SLOTS, spare)?;
+        }
+    }
+
+    /// The page that a read asks for. Version 0 asks for whichever there is.
+    fn find(
+        &self,
+        region: &mut Region,
+        wanted: PageEntry,
+        spare: &mut Vec<Slot>,
+    ) -> Result<Found, Refusal> {
+        if !region.contains(wanted.page) {
+            return Err(Refusal::page(RefusalCode::OutOfBounds, wanted));
+        }
+        let looked = region.table.with(wanted.page, |portion| {
+            let entry = self.entry(region, wanted.page, portion);
+            let is_wanted = [Version::new(0), portion.version].contains(&wanted.version);
+            let slot = match &portion.place {
+                Place::Dram(slot) if is_wanted => {
+                    warm(&mut portion.heat);
+                    Some(self.arena.share(slot))
+                }
+                Place::Dram(_) | Place::Compressed(_) | Place::File(_) => None,
+            };
+            (entry, is_wanted, slot)
+        });
+        match looked {
+            Some((entry, false, _)) => {
+                let stored = PageEntry { checksum: wanted.checksum, slot: wanted.slot, ..entry };
+                Err(Refusal::page(RefusalCode::WrongVersionOfPage, stored))
+            }
+            Some((entry, true, Some(slot))) if !region.copies_on_access => {
+                Ok(Found::Here(entry, slot))
+            }
+            Some((_, true, slot)) => {
+                self.arena.release(slot);
+                self.fetch(region, wanted.page, spare)
+            }
+            None if wanted.version != Version::new(0) => {
+                Err(Refusal::page(RefusalCode::NoPage, wanted))
+            }
+            None => self.make(region, wanted, spare),
+        }
+    }
+
+    /// A stored page that is not in dram, or that is to become the region's own.
+    fn fetch(
+        &self,
+        region: &mut Region,
+        page: PageIndex,
+        spare: &mut Vec<Slot>,
+    ) -> Result<Found, Refusal> {
+        if region.copies_on_access {
+            return self.copy_own(region, page, spare);
+        }
+        let Some(mut slot) = spare.pop() else {
+            return Ok(Found::NeedsSlot);
+        };
+        let loaded = region.table.with(page, |portion| {
+            self.load(page, portion, &mut slot)?;
+            warm(&mut portion.heat);
+            let mut entry = self.entry(region, page, portion);
+            let mut former = None;
+            if portion.heat >= PROMOTE_HEAT {
+                let place = Place::Dram(self.arena.share(&slot));
+                former = Some(std::mem::replace(&mut portion.place, place));
+                entry = self.entry(region, page, portion);
+                count(&self.counters.promoted_pages, 1);
+            }
+            Ok((entry, former))
+        });
+        match loaded.unwrap_or(Err(RefusalCode::NoPage)) {
+            Ok((entry, former)) => {
+                former.into_iter().for_each(|place| self.tiers.give_up(place, spare));
+                Ok(Found::Here(entry, slot))
+            }
+            Err(code) => {
+                self.arena.release([slot]);
+                Err(Refusal::page(code, PageEntry { page, ..PageEntry::default() }))
+            }
+        }
+    }
+
+    /// A stored page, which becomes the region's own if it is shared with a copy or the original.
+    fn copy_own(
+        &self,
+        region: &mut Region,
+        page: PageIndex,
+        spare: &mut Vec<Slot>,
+    ) -> Result<Found, Refusal> {
+        let own = |portion: &mut Portion| match &portion.place {
+            Place::Dram(slot) if self.arena.tokens(slot) == 1 => Some(self.arena.share(slot)),
+            Place::Dram(_) | Place::Compressed(_) | Place::File(_) => None,
+        };
+        let is_shared = region.table.is_shared(page);
+        let own = if is_shared { None } else { region.table.with(page, own).flatten() };
+        let slot = match own {
+            Some(slot) => slot,
+            None => {
+                let Some(mut slot) = spare.pop() else {
+                    return Ok(Found::NeedsSlot);
+                };
+                let loaded = region.table.with(page, |portion| self.load(page, portion, &mut slot));
+                if let Some(Err(code)) = loaded {
+                    self.arena.release([slot]);
+                    let entry = PageEntry { page, ..PageEntry::default() };
+                    return Err(Refusal::page(code, entry));
+                }
+                let token = self.arena.share(&slot);
+                let mut former = None;
+                region.table.change(&self.tiers, page, |portion| {
+                    former = Some(std::mem::replace(&mut portion.place, Place::Dram(token)));
+                });
+                former.into_iter().for_each(|place| self.tiers.give_up(place, spare));
+                slot
+            }
+        };
+        let entry = region.table.with(page, |portion| self.entry(region, page, portion));
+        Ok(Found::Here(entry.unwrap_or_default(), slot))
+    }
+
+    /// Copies a page to a slot, wherever it lies, and finds out whether it is what was stored.
+    pub(super) fn load(
+        &self,
+        page: PageIndex,
+        portion: &Portion,
+        into: &mut Slot,
+    ) -> Result<(), RefusalCode> {
+        match &portion.place {
+            Place::Dram(slot) => {
+                self.arena.copy_out(slot, self.arena.bytes_mut(into));
+                return Ok(());
+            }
+            place @ (Place::Compressed(_) | Place::File(_)) => {
+                self.tiers.load(place, into).map_err(|error| self.tier_failed(&error))?;
+            }
+        }
+        let found = Region::neutral(page, portion.version, self.arena.bytes(into));
+        if found != portion.checksum {
+            return Err(self.tier_failed(&LoadError::Damaged));
+        }
+        Ok(())
+    }
+
+    fn tier_failed(&self, error: &LoadError) -> RefusalCode {
+        count(&self.counters.tier_failures, 1);
+        self.tell("page_lost", format_args!("lost a page in a slower tier: {error}"));
+        RefusalCode::TierFailed
+    }
+
+    /// A page that was never written, as the region's source has it.
+    fn make(
+        &self,
+        region: &mut Region,
+        wanted: PageEntry,
+        spare: &mut Vec<Slot>,
+    ) -> Result<Found, Refusal> {
+        let page = wanted.page;
+        match &region.source {
+            Source::Nothing => Err(Refusal::page(RefusalCode::NoPage, wanted)),
+            Source::Fill(byte) => {
+                let byte = *byte;
+                let Some(slot) = self.fill_page(region, byte, spare) else {
+                    return Ok(Found::NeedsSlot);
+                };
+                let content = self.arena.bytes(&slot);
+                let checksum = Region::neutral(page, Version::new(0), content);
+                let checksum = region.bind(checksum);
+                let entry =
+                    PageEntry { page, version: Version::new(0), checksum, slot: self.no_slot() };
+                Ok(Found::Here(entry, slot))
+            }
+            Source::File(_) => {
+                let unit = region.unit_pages();
+                let start = page.get() / unit * unit;
+                let count = unit.min(region.pages.get() - start);
+                let range =
+                    PageRange { start: PageIndex::new(start), count: PageCount::new(count) };
+                if !self.initialise_from_file(region, range, spare)? {
+                    return Ok(Found::NeedsSlot);
+                }
+                self.find(region, wanted, spare)
+            }
+        }
+    }
+
+    /// A token for the page that all absent pages of a fill region look like.
+    fn fill_page(&self, region: &mut Region, byte: u8, spare: &mut Vec<Slot>) -> Option<Slot> {
+        if region.fill_page.is_none() {
+            let mut slot = spare.pop()?;
+            self.arena.bytes_mut(&mut slot).fill(byte);
+            region.fill_page = Some(slot);
+        }
+        region.fill_page.as_ref().map(|slot| self.arena.share(slot))
+    }
+
+    /// Checks a write before its pages arrive, and takes fresh slots for them.
+    pub(crate) fn begin_write(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        mut entries: impl Iterator<Item = PageEntry>,
+        slots: &mut Vec<Slot>,
+    ) -> Result<(), Refusal> {
+        let session = self.enter(caller, header)?;
+        session.check_change(header)?;
+        if let Some(outside) = entries.find(|entry| !session.region.contains(entry.page)) {
+            return Err(Refusal::page(RefusalCode::OutOfBounds, outside));
+        }
+        drop(session);
+        self.take_slots(header.entries, slots)
+    }
+
+    /// Takes slots; if there are not enough, cold pages leave dram first.
+    pub(super) fn take_slots(&self, count: u32, slots: &mut Vec<Slot>) -> Result<(), Refusal> {
+        loop {
+            if self.take(count, slots) {
+                self.note_pressure();
+                return Ok(());
+            }
+            // What the keeper moves meanwhile counts too.
+            let moved = || self.counters.demoted_pages.load(Ordering::Relaxed);
+            let before = moved();
+            if !self.tiers.has_slower() || (self.demote(count as usize) == 0 && moved() == before) {
+                break;
+            }
+        }
+        if self.config.promise() > self.config.memory {
+            // More is promised than there is memory for, and nothing of it can leave.
+            let asked = PageCount::new(count.into()).bytes();
+            let free = PageCount::new((self.arena.slots() - self.arena.taken()).into()).bytes();
+            return Err(Refusal::full(FullBody { asked, free }));
+        }
+        Err(RefusalCode::Busy.into())
+    }
+
+    /// Takes slots, unless that would leave none for pages to be compressed into.
+    pub(super) fn take(&self, count: u32, slots: &mut Vec<Slot>) -> bool {
+        self.arena.take_leaving(self.demotion_slots(), count, slots)
+    }
+
+    /// Ends a write: the pages are in their slots. Either all of them match their checksums and
+    /// those that are new are stored, or nothing changes. The slots are used up; `unused` is room
+    /// for those that are not needed any more. Where the pages are now goes to `stored`.
+    pub(crate) fn commit_write(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        entries: &[PageEntry],
+        slots: &mut Vec<Slot>,
+        unused: &mut Vec<Slot>,
+        stored: impl FnMut(PageEntry),
+    ) -> Result<(), Refusal> {
+        let result = self
+            .verify(header.region, entries, slots)
+            .and_then(|()| self.flip(caller, header, entries, slots, unused, stored));
+        self.arena.release(slots.drain(..).chain(unused.drain(..)));
+        result
+    }
+
+    /// Recomputes the checksums from the stored bytes.
+    fn verify(
+        &self,
+        region: RegionId,
+        entries: &[PageEntry],
+        slots: &[Slot],
+    ) -> Result<(), Refusal> {
+        for (entry, slot) in entries.iter().zip(slots) {
+            let stored = page_checksum(region, entry.page, entry.version, self.arena.bytes(slot));
+            if stored != entry.checksum {
+                count(&self.counters.damaged_pages, 1);
+                let found = PageEntry { checksum: stored, ..*entry };
+                return Err(Refusal::page(RefusalCode::WrongChecksum, found));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts verified pages into the table. A page whose version is stored already is left as it
+    /// is, so a repeated write is harmless; an older version is refused after all other pages
+    /// have been stored.
+    fn flip(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        entries: &[PageEntry],
+        slots: &mut Vec<Slot>,
+        unused: &mut Vec<Slot>,
+        mut stored: impl FnMut(PageEntry),
+    ) -> Result<(), Refusal> {
+        let mut session = self.enter(caller, header)?;
+        session.check_change(header)?;
+        let region = &mut session.region;
+        let before = region.table.stored().get();
+        let mut result = Ok(());
+        for (entry, slot) in entries.iter().zip(slots.drain(..)) {
+            match self.standing(region, entry) {
+                Standing::New => {
+                    stored(PageEntry { slot: slot.number(), ..*entry });
+                    self.store(region, entry, slot, unused);
+                }
+                Standing::Stored(there) => {
+                    unused.push(slot);
+                    stored(there);
+                }
+                Standing::Old(there) => {
+                    unused.push(slot);
+                    result = Err(Refusal::page(RefusalCode::OldVersion, there));
+                }
+            }
+        }
+        let added = region.table.stored().get() - before;
+        drop(session);
+        self.count_written(entries.len(), added);
+        result
+    }
+
+    /// Puts a page that was written into the table.
+    fn store(&self, region: &mut Region, entry: &PageEntry, slot: Slot, unused: &mut Vec<Slot>) {
+        let portion = Portion {
+            dirty: self.dirty(region, entry.page, &slot),
+            place: Place::Dram(slot),
+            heat: WRITTEN_HEAT,
+            generation: region.generation,
+            version: entry.version,
+            checksum: region.bind(entry.checksum),
+        };
+        if let Some(former) = region.table.put(&self.tiers, entry.page, portion) {
+            self.tiers.give_up(former, unused);
+        }
+    }
+
+    /// Which eighths of a page will differ from the backing file once `slot` holds it.
+    fn dirty(&self, region: &Region, page: PageIndex, slot: &Slot) -> u8 {
+        if !region.writes_back {
+            return 0;
+        }
+        if region.page_bytes as usize >= PAGE_SIZE {
+            return u8::MAX;
+        }
+        let unit = region.page_bytes as usize;
+        let changed = |old: &[u8; PAGE_SIZE], new: &[u8; PAGE_SIZE]| {
+            let units = old.chunks(unit).zip(new.chunks(unit)).enumerate();
+            let eighths = unit / (PAGE_SIZE / 8);
+            let mask = |at: usize| (u8::MAX >> (8 - eighths)) << (at * eighths);
+            units.filter(|(_, (old, new))| old != new).fold(0, |all, (at, _)| all | mask(at))
+        };
+        let former = region.table.with(page, |portion| match &portion.place {
+            Place::Dram(old) => {
+                portion.dirty | changed(self.arena.bytes(old), self.arena.bytes(slot))
+            }
+            Place::Compressed(_) | Place::File(_) => u8::MAX,
+        });
+        former.unwrap_or(u8::MAX)
+    }
+
+    fn count_written(&self, pages: usize, added: u64) {
+        self.pages.fetch_add(added, Ordering::Relaxed);
+        count(&self.counters.writes, 1);
+        count(&self.counters.pages_written, pages);
+    }
+
+    /// How a page that is to be written stands to what is stored.
+    fn standing(&self, region: &Region, entry: &PageEntry) -> Standing {
+        let there = region.table.with(entry.page, |portion| {
+            (portion.version >= entry.version).then(|| self.entry(region, entry.page, portion))
+        });
+        match there.flatten() {
+            Some(there) if there.version == entry.version && there.checksum == entry.checksum => {
+                Standing::Stored(there)
+            }
+            Some(there) => Standing::Old(there),
+            None => Standing::New,
+        }
+    }
+
+    /// Tops the session's slots up to `wanted` and lists all of them.
+    pub(crate) fn assign_slots(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        wanted: usize,
+        slots: &mut Vec<Slot>,
+        mut list: impl FnMut(u32),
+    ) -> Result<(), Refusal> {
+        if !caller.shares_arena {
+            return Err(RefusalCode::Unsupported.into());
+        }
+        let mut session = self.enter(caller, header)?;
+        let missing = wanted.min(SLOTS_ASSIGNED_MAX).saturating_sub(session.assigned.len());
+        self.assign(&mut session, missing, slots, |_| ());
+        session.assigned.keys().for_each(|slot| list(*slot));
+        drop(session);
+        self.note_pressure();
+        Ok(())
+    }
+
+    /// Gives the session that many fresh slots, or none if the arena has not as many.
+    fn assign(
+        &self,
+        session: &mut Session,
+        count: usize,
+        slots: &mut Vec<Slot>,
+        mut list: impl FnMut(u32),
+    ) {
+        let count = u32::try_from(count).expect("at most SLOTS_ASSIGNED_MAX");
+        if self.take(count, slots) {
+            for slot in slots.drain(..) {
+                list(slot.number());
+                session.assigned.insert(slot.number(), slot);
+            }
+        }
+    }
+
+    /// Stores pages that the client has written into slots of its session: either all that are
+    /// new match their checksums and are stored, or nothing changes. The session gets as many
+    /// fresh slots for those used up, which go to `list`.
+    ///
+    /// The session stays locked throughout: it has one writer, who waits for this.
+    pub(crate) fn commit_slots(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        entries: impl ExactSizeIterator<Item = PageEntry> + Clone,
+        slots: &mut Vec<Slot>,
+        list: impl FnMut(u32),
+    ) -> Result<(), Refusal> {
+        let mut session = self.enter(caller, header)?;
+        session.check_change(header)?;
+        let session = &mut *session;
+        let mut content = [0; PAGE_SIZE];
+        for entry in entries.clone() {
+            self.check_commit(session, &entry, &mut content)?;
+        }
+        let before = session.region.table.stored().get();
+        let (mut used, mut result, pages) = (0, Ok(()), entries.len());
+        for entry in entries {
+            match self.standing(&session.region, &entry) {
+                Standing::Stored(_) => {}
+                Standing::Old(there) => {
+                    result = Err(Refusal::page(RefusalCode::OldVersion, there));
+                }
+                Standing::New => {
+                    let Some(slot) = session.assigned.remove(&entry.slot) else {
+                        // Named before for another page.
+                        result = Err(Refusal::page(RefusalCode::NoSlot, entry));
+                        continue;
+                    };
+                    self.store(&mut session.region, &entry, slot, slots);
+                    used += 1;
+                }
+            }
+        }
+        let added = session.region.table.stored().get() - before;
+        self.count_written(pages, added);
+        self.arena.release(slots.drain(..));
+        self.assign(session, used, slots, list);
+        self.note_pressure();
+        result
+    }
+
+    /// Whether a page may be committed: it lies in the region and, unless it is stored already,
+    /// in a slot of the session whose bytes match the checksum. They are copied to `content` to be
+    /// looked at.
+    fn check_commit(
+        &self,
+        session: &Session,
+        entry: &PageEntry,
+        content: &mut [u8; PAGE_SIZE],
+    ) -> Result<(), Refusal> {
+        if !session.region.contains(entry.page) {
+            return Err(Refusal::page(RefusalCode::OutOfBounds, *entry));
+        }
+        if !matches!(self.standing(&session.region, entry), Standing::New) {
+            return Ok(());
+        }
+        let Some(slot) = session.assigned.get(&entry.slot) else {
+            return Err(Refusal::page(RefusalCode::NoSlot, *entry));
+        };
+        self.arena.copy_out(slot, content);
+        let found = page_checksum(session.region.id, entry.page, entry.version, content);
+        if found != entry.checksum {
+            count(&self.counters.damaged_pages, 1);
+            let found = PageEntry { checksum: found, ..*entry };
+            return Err(Refusal::page(RefusalCode::WrongChecksum, found));
+        }
+        Ok(())
+    }
+
+    /// Forgets pages: they hold what the region's source says.
+    pub(crate) fn free(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        ranges: impl Iterator<Item = RangeEntry> + Clone,
+        slots: &mut Vec<Slot>,
+    ) -> Result<Progress, Refusal> {
+        let mut session = self.enter(caller, header)?;
+        session.check_change(header)?;
+        session.check_ranges(ranges.clone())?;
+        if ranges.clone().any(|range| session.region.pins.overlaps(range.0)) {
+            return Err(RefusalCode::Pinned.into());
+        }
+        let before = session.region.table.stored().get();
+        for range in ranges {
+            session.region.table.remove(&self.tiers, range.0, slots);
+        }
+        let removed = before - session.region.table.stored().get();
+        drop(session);
+        self.pages.fetch_sub(removed, Ordering::Relaxed);
+        self.arena.release(slots.drain(..));
+        self.surplus.store(true, Ordering::Relaxed);
+        Ok(Progress { changed: PageCount::new(removed), next: None })
+    }
+
+    /// What a client is told of a page.
+    fn entry(&self, region: &Region, page: PageIndex, portion: &Portion) -> PageEntry {
+        let slot = match &portion.place {
+            Place::Dram(slot) if self.config.share_arena => slot.number(),
+            Place::Dram(_) | Place::Compressed(_) | Place::File(_) => self.no_slot(),
+        };
+        let checksum = region.bind(portion.checksum);
+        PageEntry { page, version: portion.version, checksum, slot }
+    }
+
+    /// The slot of a page that has none that stays.
+    const fn no_slot(&self) -> u32 {
+        if self.config.share_arena { NO_SLOT } else { 0 }
+    }
+}
+
+/// A page was asked for.
+fn warm(heat: &mut u8) {
+    *heat = heat.saturating_add(1).min(HEAT_MAX);
+}

@@ -1,0 +1,214 @@
+//! Pages in a file: the slowest tier.
+//!
+//! The file has no name, so that nothing of it stays behind. It is written and read past the page
+//! cache where the file system can do that: a page that is cold here must not take memory there.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use farmem_region::PAGE_SIZE;
+use farmem_transport::skip_bytes;
+use farmem_vmem::{Arena, Slot};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::config::FileTierConfig;
+
+/// Where in the file a page lies, as a token.
+#[derive(Debug)]
+#[must_use = "a place that is dropped is never free again"]
+pub(crate) struct FilePlace {
+    number: u32,
+}
+
+impl FilePlace {
+    pub(crate) const fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+/// The file, and which of its places are taken.
+#[derive(Debug)]
+pub(crate) struct FileTier {
+    file: OwnedFd,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug)]
+struct Places {
+    /// Places that were never used begin here.
+    next: u32,
+    limit: u32,
+    free: Vec<u32>,
+    /// Tokens beyond the first one, for places that have any.
+    sharers: HashMap<u32, u32>,
+}
+
+impl FileTier {
+    pub(crate) fn create(config: &FileTierConfig) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let direct = rustix::fs::open(&config.directory, flags | OFlags::DIRECT, mode);
+        let file = match direct {
+            // Not every file system can go past its cache.
+            Err(Errno::INVAL) => rustix::fs::open(&config.directory, flags, mode)?,
+            other => other?,
+        };
+        let limit = config.size.get() / PAGE_SIZE as u64;
+        let places = Places {
+            next: 0,
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+            free: Vec::new(),
+            sharers: HashMap::new(),
+        };
+        Ok(Self { file, places: Mutex::new(places) })
+    }
+
+    /// Pages that lie here.
+    pub(crate) fn pages(&self) -> u64 {
+        let places = self.places();
+        u64::from(places.next) - places.free.len() as u64
+    }
+
+    /// Writes as many of the first pages as there is room for.
+    ///
+    /// # Errors
+    /// If the kernel does not write, for example because the disk is full; nothing is taken.
+    pub(crate) fn write(&self, arena: &Arena, slots: &[Slot]) -> io::Result<Vec<FilePlace>> {
+        let numbers = self.places().take(slots.len());
+        let mut written = Ok(());
+        let mut at = 0;
+        for run in numbers.chunk_by(|number, next| *next == number + 1) {
+            written = written.and_then(|()| {
+                let mut slices = Vec::new();
+                arena.gather(&slots[at..at + run.len()], &mut slices);
+                write_all(&self.file, slices, offset(run[0]))
+            });
+            at += run.len();
+        }
+        if let Err(error) = written {
+            self.places().free.extend(numbers);
+            return Err(error);
+        }
+        Ok(numbers.into_iter().map(|number| FilePlace { number }).collect())
+    }
+
+    pub(crate) fn read(&self, place: &FilePlace, page: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        let mut done = 0;
+        while done < PAGE_SIZE {
+            let at = offset(place.number) + done as u64;
+            match rustix::io::pread(&self.file, &mut page[done..], at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(bytes) => done += bytes,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn share(&self, place: &FilePlace) -> FilePlace {
+        *self.places().sharers.entry(place.number).or_default() += 1;
+        FilePlace { number: place.number }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "a token is used up")]
+    pub(crate) fn give_up(&self, place: FilePlace) {
+        let mut places = self.places();
+        if let Some(sharers) = places.sharers.get_mut(&place.number) {
+            *sharers -= 1;
+            if *sharers == 0 {
+                places.sharers.remove(&place.number);
+            }
+            return;
+        }
+        places.free.push(place.number);
+        if places.free.len() == places.next as usize {
+            places.free.clear();
+            places.next = 0;
+            // Fails only if the disk does; then its room stays taken until the end.
+            let _ = rustix::fs::ftruncate(&self.file, 0);
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    /// Up to `count` free places, neighbours if possible.
+    fn take(&mut self, count: usize) -> Vec<u32> {
+        let fresh = (self.limit - self.next).min(u32::try_from(count).unwrap_or(u32::MAX));
+        let mut numbers: Vec<u32> = (self.next..self.next + fresh).collect();
+        self.next += fresh;
+        let missing = (count - numbers.len()).min(self.free.len());
+        numbers.extend(self.free.drain(self.free.len() - missing..));
+        numbers
+    }
+}
+
+fn write_all(file: &OwnedFd, mut slices: Vec<IoSlice<'_>>, start: u64) -> io::Result<()> {
+    let total: usize = slices.iter().map(|slice| slice.len()).sum();
+    let mut done = 0;
+    let mut rest = &mut slices[..];
+    while done < total {
+        match rustix::io::pwritev(file, rest, start + done as u64) {
+            Ok(bytes) => {
+                done += bytes;
+                rest = skip_bytes(rest, bytes);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn offset(number: u32) -> u64 {
+    u64::from(number) * PAGE_SIZE as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::ByteCount;
+
+    use super::*;
+
+    fn tier(pages: u64) -> (FileTier, Arena, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let size = ByteCount::new(pages * PAGE_SIZE as u64);
+        let config = FileTierConfig { directory: directory.path().to_owned(), size };
+        (FileTier::create(&config).unwrap(), Arena::new(512).unwrap(), directory)
+    }
+
+    #[test]
+    fn cap_14_pages_go_to_the_file_and_back() {
+        let (tier, arena, _directory) = tier(20);
+        let mut slots = Vec::new();
+        assert!(arena.take(30, &mut slots));
+        for (byte, slot) in (0..).zip(&mut slots) {
+            arena.bytes_mut(slot).fill(byte);
+        }
+        let places = tier.write(&arena, &slots).unwrap();
+        assert_eq!((places.len(), tier.pages()), (20, 20), "there is no room for more");
+        assert!(tier.write(&arena, &slots).unwrap().is_empty());
+        let twice = tier.share(&places[7]);
+        // Direct I/O wants memory that begins with a page, as that of slots does.
+        let mut into = slots.pop().unwrap();
+        for (byte, place) in (0..).zip(places) {
+            tier.read(&place, arena.bytes_mut(&mut into)).unwrap();
+            assert_eq!(*arena.bytes(&into), [byte; PAGE_SIZE]);
+            tier.give_up(place);
+        }
+        assert_eq!(tier.pages(), 1);
+        tier.read(&twice, arena.bytes_mut(&mut into)).unwrap();
+        assert_eq!(*arena.bytes(&into), [7; PAGE_SIZE]);
+        tier.give_up(twice);
+        assert_eq!(tier.pages(), 0);
+        slots.push(into);
+        arena.release(slots);
+    }
+}

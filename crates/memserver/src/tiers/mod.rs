@@ -1,0 +1,251 @@
+//! Where pages lie: in the arena as they are (dram), compressed in slots of the same arena, or in
+//! a file. A [`Place`] is a token, as a slot is: it is shared and given up here.
+//!
+//! ```text
+//!            sink                          sink
+//!   dram  ----------->  compressed  ----------------->  file
+//!    ^ (a slot)          (a parcel on a shelf)           (4 KiB at a place)
+//!    |                        |                            |
+//!    +------------------------+----------------------------+   load
+//! ```
+
+mod file;
+mod shelf;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use farmem_region::PAGE_SIZE;
+use farmem_vmem::{Arena, Slot};
+
+use crate::config::TierConfig;
+use crate::tiers::file::{FilePlace, FileTier};
+use crate::tiers::shelf::{PARCEL_BYTES_MAX, Parcel, Shelves};
+
+/// Where one page lies.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Dram(Slot),
+    Compressed(Parcel),
+    File(FilePlace),
+}
+
+impl Place {
+    /// Whether both are tokens for the same place.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Dram(one), Self::Dram(other)) => one.number() == other.number(),
+            (Self::Compressed(one), Self::Compressed(other)) => one.is(other),
+            (Self::File(one), Self::File(other)) => one.is(other),
+            (Self::Dram(_) | Self::Compressed(_) | Self::File(_), _) => false,
+        }
+    }
+}
+
+/// Why a page cannot be had from a slower tier.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("a compressed page does not decompress")]
+    Compressed,
+    #[error("cannot read the file tier: {0}")]
+    File(io::Error),
+    #[error("its checksum is not what it was")]
+    Damaged,
+}
+
+/// What lies where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct TierUsage {
+    pub(crate) compressed_pages: u64,
+    /// Slots of the arena that hold compressed pages.
+    pub(crate) compressed_slots: u64,
+    pub(crate) file_pages: u64,
+}
+
+/// All places of a server.
+#[derive(Debug)]
+pub(crate) struct Tiers {
+    pub(crate) arena: Arc<Arena>,
+    /// Pages that may be compressed at most.
+    compressed_pages_max: u64,
+    shelves: Mutex<Shelves>,
+    file: Option<FileTier>,
+}
+
+/// Room for one page compressed, whatever it holds.
+const PACKED_BYTES: usize = lz4_flex::block::get_maximum_output_size(PAGE_SIZE);
+
+impl Tiers {
+    pub(crate) fn new(arena: Arena, config: &TierConfig) -> io::Result<Self> {
+        let file = config.file.as_ref().map(FileTier::create).transpose()?;
+        Ok(Self {
+            arena: Arc::new(arena),
+            compressed_pages_max: config.compressed.get() / PAGE_SIZE as u64,
+            shelves: Mutex::new(Shelves::default()),
+            file,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn dram_only(slots: u32) -> io::Result<Self> {
+        Self::new(Arena::new(slots)?, &TierConfig::default())
+    }
+
+    /// Whether there is any tier below dram.
+    pub(crate) const fn has_slower(&self) -> bool {
+        self.compressed_pages_max > 0 || self.file.is_some()
+    }
+
+    /// Whether there is a file tier.
+    pub(crate) const fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    pub(crate) fn usage(&self) -> TierUsage {
+        let shelves = self.shelves();
+        TierUsage {
+            compressed_pages: shelves.parcels(),
+            compressed_slots: shelves.slots(),
+            file_pages: self.file.as_ref().map_or(0, FileTier::pages),
+        }
+    }
+
+    /// A second token for the same place.
+    pub(crate) fn share(&self, place: &Place) -> Place {
+        match place {
+            Place::Dram(slot) => Place::Dram(self.arena.share(slot)),
+            Place::Compressed(parcel) => Place::Compressed(self.shelves().share(parcel)),
+            Place::File(place) => Place::File(self.file().share(place)),
+        }
+    }
+
+    /// Gives a token up. Slots are collected, as many are released at once more cheaply.
+    pub(crate) fn give_up(&self, place: Place, slots: &mut Vec<Slot>) {
+        match place {
+            Place::Dram(slot) => slots.push(slot),
+            Place::Compressed(parcel) => self.shelves().give_up(&self.arena, parcel),
+            Place::File(place) => self.file().give_up(place),
+        }
+    }
+
+    /// Copies a page from a slower tier into a slot. What it was before it was demoted is for the
+    /// caller to check by its checksum.
+    pub(crate) fn load(&self, place: &Place, into: &mut Slot) -> Result<(), LoadError> {
+        match place {
+            Place::Dram(_) => {}
+            Place::Compressed(parcel) => {
+                let mut packed = [0; PARCEL_BYTES_MAX];
+                let bytes = self.shelves().read(&self.arena, parcel, &mut packed);
+                let page = self.arena.bytes_mut(into);
+                let unpacked = lz4_flex::block::decompress_into(&packed[..bytes], page);
+                if unpacked.ok() != Some(PAGE_SIZE) {
+                    return Err(LoadError::Compressed);
+                }
+            }
+            Place::File(place) => {
+                let page = self.arena.bytes_mut(into);
+                self.file().read(place, page).map_err(LoadError::File)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The page compressed, if that saves room and there is room for it.
+    pub(crate) fn compress(&self, slot: &Slot) -> Option<Place> {
+        // A client may change what it must not: what is compressed is a copy.
+        let mut page = [0; PAGE_SIZE];
+        self.arena.copy_out(slot, &mut page);
+        let mut packed = [0; PACKED_BYTES];
+        let bytes = lz4_flex::block::compress_into(&page, &mut packed).ok()?;
+        let mut shelves = self.shelves();
+        if bytes > PARCEL_BYTES_MAX || shelves.parcels() >= self.compressed_pages_max {
+            return None;
+        }
+        shelves.put(&self.arena, &packed[..bytes]).map(Place::Compressed)
+    }
+
+    /// Writes pages to the file, as many of the first ones as there is room for.
+    pub(crate) fn write_out(&self, slots: &[Slot]) -> io::Result<Vec<Place>> {
+        let Some(file) = &self.file else {
+            return Ok(Vec::new());
+        };
+        let written = file.write(&self.arena, slots)?;
+        Ok(written.into_iter().map(Place::File).collect())
+    }
+
+    fn file(&self) -> &FileTier {
+        self.file.as_ref().expect("a place in a file was given by the file tier")
+    }
+
+    fn shelves(&self) -> MutexGuard<'_, Shelves> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiers(slots: u32, compressed_pages: u64) -> Tiers {
+        let compressed = farmem_region::ByteCount::new(compressed_pages * PAGE_SIZE as u64);
+        let config = TierConfig { compressed, file: None };
+        Tiers::new(Arena::new(slots).unwrap(), &config).unwrap()
+    }
+
+    fn slot_with(tiers: &Tiers, fill: impl FnOnce(&mut [u8; PAGE_SIZE])) -> Slot {
+        let mut slots = Vec::new();
+        assert!(tiers.arena.take(1, &mut slots));
+        let mut slot = slots.pop().unwrap();
+        fill(tiers.arena.bytes_mut(&mut slot));
+        slot
+    }
+
+    #[test]
+    fn cap_14_a_page_goes_to_the_compressed_tier_and_back() {
+        let tiers = tiers(512, 1000);
+        let text = |page: &mut [u8; PAGE_SIZE]| {
+            for (at, byte) in page.iter_mut().enumerate() {
+                *byte = (at / 7 % 250) as u8;
+            }
+        };
+        let slot = slot_with(&tiers, text);
+        let place = tiers.compress(&slot).unwrap();
+        let second = tiers.share(&place);
+        tiers.arena.release([slot]);
+        let mut back = slot_with(&tiers, |page| page.fill(1));
+        tiers.give_up(place, &mut Vec::new());
+        tiers.load(&second, &mut back).unwrap();
+        let mut expected = [0; PAGE_SIZE];
+        text(&mut expected);
+        assert_eq!(*tiers.arena.bytes(&back), expected);
+        tiers.give_up(second, &mut Vec::new());
+        tiers.arena.release([back]);
+        assert_eq!((tiers.arena.taken(), tiers.usage()), (0, TierUsage::default()));
+    }
+
+    #[test]
+    fn what_does_not_get_smaller_stays() {
+        let tiers = tiers(512, 1000);
+        let mut word = 1_u64;
+        let noise = slot_with(&tiers, |page| {
+            for chunk in page.chunks_mut(8) {
+                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1 << 60 | 1);
+                chunk.copy_from_slice(&(word ^ word >> 29).to_le_bytes());
+            }
+        });
+        assert!(tiers.compress(&noise).is_none());
+        tiers.arena.release([noise]);
+        assert_eq!(tiers.arena.taken(), 0);
+    }
+
+    #[test]
+    fn the_compressed_tier_keeps_its_limit() {
+        let tiers = tiers(512, 2);
+        let slot = slot_with(&tiers, |page| page.fill(0));
+        let places: Vec<_> = (0..3).map(|_| tiers.compress(&slot)).collect();
+        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        places.into_iter().flatten().for_each(|place| tiers.give_up(place, &mut Vec::new()));
+        tiers.arena.release([slot]);
+        assert_eq!(tiers.arena.taken(), 0);
+    }
+}

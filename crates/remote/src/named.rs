@@ -1,0 +1,378 @@
+//! Named regions of a memory server: made, listed, copied and deleted, and their pages read and
+//! written one message at a time. For people and tools; pagers use [`crate::RemoteStore`].
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use farmem_region::{
+    ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, StoreError, Version,
+};
+use farmem_transport::Endpoint;
+use farmem_wire::{
+    Action, BodyError, Copy, Create, Header, List, Open, PAGES_PER_MESSAGE_MAX, PageEntry,
+    Progress, RangeEntry, RefusalCode, RegionInfo, page_checksum,
+};
+
+use crate::exchange::{Exchange, ExchangeError, Reply};
+
+/// What can be done to a range of a region.
+#[derive(Debug, Clone, std::marker::Copy, PartialEq, Eq)]
+pub enum RangeAction {
+    /// Fills what was never written from the region's source.
+    Initialise,
+    /// Also brings it into dram.
+    Prefetch,
+    /// Also keeps it there.
+    Pin,
+    /// Lets it leave again.
+    Unpin,
+    /// Forgets what was written.
+    Invalidate,
+    /// Writes what is dirty to the backing file, and waits until the disk has it.
+    Flush,
+}
+
+impl RangeAction {
+    const fn action(self) -> Action {
+        match self {
+            Self::Initialise => Action::Initialise,
+            Self::Prefetch => Action::Prefetch,
+            Self::Pin => Action::Pin,
+            Self::Unpin => Action::Unpin,
+            Self::Invalidate => Action::Invalidate,
+            Self::Flush => Action::Flush,
+        }
+    }
+}
+
+/// Makes a named region.
+///
+/// # Errors
+/// [`StoreError`] says why the server refuses, or does not answer in time.
+pub fn create(
+    server: &Endpoint,
+    region: &Create<'_>,
+    timeout: Duration,
+) -> Result<RegionInfo, StoreError> {
+    let make = || {
+        let mut connection = Connection::open(server, timeout)?;
+        let header = Header::request(Action::Create, 0);
+        let reply = connection.ask(header, |out| region.encode(out))?;
+        connection.info(reply)
+    };
+    make().map_err(|error| error.into_store_error(server))
+}
+
+/// All named regions of a server, in the order in which they were made. Where their pages lie is
+/// not told: see [`NamedRegion::show`].
+///
+/// # Errors
+/// As [`create`].
+pub fn list(server: &Endpoint, timeout: Duration) -> Result<Vec<RegionInfo>, StoreError> {
+    let ask = || {
+        let mut connection = Connection::open(server, timeout)?;
+        let (mut infos, mut after) = (Vec::new(), RegionId::new(0));
+        loop {
+            let header = Header::request(Action::List, 0);
+            let reply = connection.ask(header, |out| List { after }.encode(out))?;
+            let more = RegionInfo::decode_all(connection.exchange.bytes(reply.body));
+            let more = more.map_err(|error| bad_body(&error))?;
+            let Some(last) = more.last() else {
+                return Ok(infos);
+            };
+            after = last.region;
+            infos.extend(more);
+        }
+    };
+    ask().map_err(|error: ExchangeError| error.into_store_error(server))
+}
+
+/// A named region, attached to by a connection of its own.
+#[derive(Debug)]
+pub struct NamedRegion {
+    server: Endpoint,
+    connection: Connection,
+    session: Header,
+    pages: PageCount,
+}
+
+impl NamedRegion {
+    /// Attaches to a region by its name. To write one must take over: whoever wrote before is
+    /// refused from then on.
+    ///
+    /// # Errors
+    /// As [`create`].
+    pub fn open(
+        server: &Endpoint,
+        name: &str,
+        take_over: bool,
+        timeout: Duration,
+    ) -> Result<Self, StoreError> {
+        let open = || {
+            let mut connection = Connection::open(server, timeout)?;
+            let header = Header::request(Action::Open, 0);
+            let body = Open { take_over, name };
+            let reply = connection.ask(header, |out| body.encode(out))?;
+            let granted = farmem_wire::GrantedSetup::decode(connection.exchange.bytes(reply.body))
+                .map_err(|error| bad_body(&error))?;
+            let (session, pages) = (reply.header, granted.pages);
+            Ok(Self { server: server.clone(), connection, session, pages })
+        };
+        open().map_err(|error: ExchangeError| error.into_store_error(server))
+    }
+
+    /// Its size.
+    #[must_use]
+    pub const fn size(&self) -> ByteCount {
+        self.pages.bytes()
+    }
+
+    /// All about the region.
+    ///
+    /// # Errors
+    /// As [`create`].
+    pub fn show(&mut self) -> Result<RegionInfo, StoreError> {
+        let header = self.request(Action::Show);
+        let shown =
+            self.connection.ask(header, |_| ()).and_then(|reply| self.connection.info(reply));
+        shown.map_err(|error| self.error(error))
+    }
+
+    /// Makes a virtual copy, frozen or writable.
+    ///
+    /// # Errors
+    /// As [`create`].
+    pub fn copy(
+        &mut self,
+        name: &str,
+        is_frozen: bool,
+        on_access: bool,
+    ) -> Result<RegionInfo, StoreError> {
+        let header = self.request(if is_frozen { Action::Snapshot } else { Action::Clone });
+        let copy = Copy { on_access, name };
+        let copied = self
+            .connection
+            .ask(header, |out| copy.encode(out))
+            .and_then(|reply| self.connection.info(reply));
+        copied.map_err(|error| self.error(error))
+    }
+
+    /// Deletes the region with all that it holds.
+    ///
+    /// # Errors
+    /// As [`create`]; pages must not be pinned.
+    pub fn delete(mut self) -> Result<(), StoreError> {
+        let header = self.request(Action::Delete);
+        let deleted = self.connection.ask(header, |_| ()).map(|_| ());
+        deleted.map_err(|error| self.error(error))
+    }
+
+    /// Does something to a range of pages, in as many requests as the server wants. Returns how
+    /// many pages were changed.
+    ///
+    /// # Errors
+    /// As [`create`]. What was done before the error stays done.
+    pub fn over(&mut self, action: RangeAction, range: PageRange) -> Result<u64, StoreError> {
+        let end = range.start.get().saturating_add(range.count.get());
+        let (mut start, mut changed) = (range.start, 0);
+        loop {
+            let count = PageCount::new(end - start.get());
+            let header = Header { entries: 1, ..self.request(action.action()) };
+            let entry = RangeEntry(PageRange { start, count });
+            let asked = self.connection.ask(header, |out| entry.encode(out));
+            let progress = asked.and_then(|reply| {
+                Progress::decode(self.connection.exchange.bytes(reply.body))
+                    .map_err(|error| bad_body(&error))
+            });
+            let progress = progress.map_err(|error| self.error(error))?;
+            changed += progress.changed.get();
+            match progress.next {
+                None => return Ok(changed),
+                // It is after what was done and before the end, or the server would not stop.
+                Some((_, page)) if (start.get()..end).contains(&page.get()) => start = page,
+                Some((_, page)) => {
+                    let what = format!("it goes on at page {page} of {start} to {end}");
+                    return Err(self.error(ExchangeError::BadReply(what)));
+                }
+            }
+        }
+    }
+
+    /// Reads bytes. What was never written is what the region's source says.
+    ///
+    /// # Errors
+    /// As [`create`]; also if a page is not what its checksum says.
+    pub fn read(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        let (first, last) = pages_of(&bytes);
+        let mut content = Vec::with_capacity((last - first) as usize * PAGE_SIZE);
+        for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
+            let end = last.min(start + PAGES_PER_MESSAGE_MAX as u64);
+            let read = self.read_pages(start, end, &mut content).map(|_| ());
+            read.map_err(|error| self.error(error))?;
+        }
+        let skip = (bytes.start - first * PAGE_SIZE as u64) as usize;
+        Ok(content[skip..skip + (bytes.end - bytes.start) as usize].to_vec())
+    }
+
+    /// Writes bytes. Pages that are written in part are read before.
+    ///
+    /// # Errors
+    /// As [`NamedRegion::read`].
+    pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = at..at + bytes.len() as u64;
+        let (first, last) = pages_of(&written);
+        for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
+            let end = last.min(start + PAGES_PER_MESSAGE_MAX as u64);
+            let mut content = Vec::new();
+            let versions = self.read_or_nothing(start, end, &mut content);
+            let versions = versions.map_err(|error| self.error(error))?;
+            let origin = start * PAGE_SIZE as u64;
+            let (from, to) = (at.max(origin), written.end.min(origin + content.len() as u64));
+            content[(from - origin) as usize..(to - origin) as usize]
+                .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
+            self.write_pages(start, &versions, &content).map_err(|error| self.error(error))?;
+        }
+        Ok(())
+    }
+
+    /// Appends pages to `content`; returns their versions.
+    fn read_pages(
+        &mut self,
+        start: u64,
+        end: u64,
+        content: &mut Vec<u8>,
+    ) -> Result<Vec<Version>, ExchangeError> {
+        let count = (end - start) as usize;
+        let mut header = self.request(Action::Read);
+        // At most `PAGES_PER_MESSAGE_MAX`.
+        header.entries = count as u32;
+        let reply = self.connection.ask(header, |out| {
+            for page in (start..end).map(PageIndex::new) {
+                PageEntry { page, ..PageEntry::default() }.encode(out);
+            }
+        })?;
+        let entries: Vec<_> =
+            PageEntry::decode_all(self.connection.exchange.bytes(reply.entries.clone())).collect();
+        let pages = self.connection.exchange.bytes(reply.body);
+        let (pages, _) = pages.as_chunks::<PAGE_SIZE>();
+        if entries.len() != count || pages.len() != count {
+            return Err(ExchangeError::BadReply("it sent other pages".to_owned()));
+        }
+        for ((entry, page), wanted) in entries.iter().zip(pages).zip(start..) {
+            let expected = page_checksum(header.region, entry.page, entry.version, page);
+            if entry.page.get() != wanted || entry.checksum != expected {
+                let what = format!("page {wanted} is not what its checksum says");
+                return Err(ExchangeError::BadReply(what));
+            }
+            content.extend_from_slice(page);
+        }
+        Ok(entries.into_iter().map(|entry| entry.version).collect())
+    }
+
+    /// As [`NamedRegion::read_pages`]; a page that is not there is zeros to write over.
+    fn read_or_nothing(
+        &mut self,
+        start: u64,
+        end: u64,
+        content: &mut Vec<u8>,
+    ) -> Result<Vec<Version>, ExchangeError> {
+        match self.read_pages(start, end, content) {
+            Err(ExchangeError::Refused(RefusalCode::NoPage, _)) => {}
+            other => return other,
+        }
+        let mut versions = Vec::new();
+        for page in start..end {
+            match self.read_pages(page, page + 1, content) {
+                Ok(version) => versions.extend(version),
+                Err(ExchangeError::Refused(RefusalCode::NoPage, _)) => {
+                    content.extend_from_slice(&[0; PAGE_SIZE]);
+                    versions.push(Version::new(0));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(versions)
+    }
+
+    fn write_pages(
+        &mut self,
+        start: u64,
+        versions: &[Version],
+        content: &[u8],
+    ) -> Result<(), ExchangeError> {
+        let mut header = self.request(Action::Write);
+        // At most `PAGES_PER_MESSAGE_MAX` pages.
+        header.entries = versions.len() as u32;
+        header.payload = content.len() as u32;
+        let (pages, _) = content.as_chunks::<PAGE_SIZE>();
+        let mut entries = Vec::new();
+        for ((page, former), content) in (start..).zip(versions).zip(pages) {
+            let (page, version) = (PageIndex::new(page), Version::new(former.get() + 1));
+            let checksum = page_checksum(header.region, page, version, content);
+            PageEntry { page, version, checksum, slot: 0 }.encode(&mut entries);
+        }
+        self.connection.send(header, &entries, content).map(|_| ())
+    }
+
+    const fn request(&self, action: Action) -> Header {
+        let Header { session, region, epoch, incarnation, token, .. } = self.session;
+        Header { session, region, epoch, incarnation, token, ..Header::request(action, 0) }
+    }
+
+    fn error(&self, error: ExchangeError) -> StoreError {
+        error.into_store_error(&self.server)
+    }
+}
+
+/// A connection on which one request at a time is asked.
+#[derive(Debug)]
+struct Connection {
+    exchange: Exchange,
+    timeout: Duration,
+    next: u64,
+}
+
+impl Connection {
+    fn open(server: &Endpoint, timeout: Duration) -> Result<Self, ExchangeError> {
+        let (mut exchange, ..) = Exchange::open(server, false, Instant::now() + timeout)?;
+        exchange.accept_pages();
+        Ok(Self { exchange, timeout, next: 1 })
+    }
+
+    fn ask(
+        &mut self,
+        header: Header,
+        rest: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Reply, ExchangeError> {
+        self.next += 1;
+        self.exchange.ask(Header { request: self.next, ..header }, rest);
+        self.exchange.wait(Instant::now() + self.timeout)
+    }
+
+    fn send(
+        &mut self,
+        header: Header,
+        entries: &[u8],
+        pages: &[u8],
+    ) -> Result<Reply, ExchangeError> {
+        self.next += 1;
+        let header = Header { request: self.next, ..header };
+        self.exchange.ask(header, |out| out.extend_from_slice(entries));
+        self.exchange.append(pages);
+        self.exchange.wait(Instant::now() + self.timeout)
+    }
+
+    fn info(&self, reply: Reply) -> Result<RegionInfo, ExchangeError> {
+        let info = RegionInfo::decode(self.exchange.bytes(reply.body));
+        info.map(|(info, _)| info).map_err(|error| bad_body(&error))
+    }
+}
+
+fn bad_body(error: &BodyError) -> ExchangeError {
+    ExchangeError::BadReply(error.to_string())
+}
+
+/// The pages that bytes lie in.
+const fn pages_of(bytes: &Range<u64>) -> (u64, u64) {
+    (bytes.start / PAGE_SIZE as u64, bytes.end.div_ceil(PAGE_SIZE as u64))
+}

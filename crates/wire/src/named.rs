@@ -1,0 +1,401 @@
+//! Bodies of the actions on named regions: create, open, list, show, clone, snapshot, and the
+//! operations on ranges.
+
+use farmem_region::{ByteCount, PageCount, PageIndex, RegionId};
+
+use crate::body::{BodyError, Fields, NAME_BYTES_MAX};
+
+/// Bytes of the longest path of a backing file.
+pub const PATH_BYTES_MAX: usize = 640;
+
+/// The page sizes that a region may have, in bytes.
+pub const PAGE_SIZES: [u32; 5] = [512, 1 << 10, 4 << 10, 64 << 10, 2 << 20];
+
+/// What a page that was never written holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// Nothing: to read it is refused. So it is with the regions of pagers.
+    Nothing,
+    /// One byte, over and over.
+    Fill(u8),
+    /// What a file of the server holds from an offset on.
+    File {
+        /// The file, as the server names it.
+        path: &'a str,
+        /// First byte of the file that belongs to the region; a multiple of the page size.
+        offset: u64,
+    },
+}
+
+/// Makes a region that lives until it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Create<'a> {
+    /// Its name, which no other region of the server has.
+    pub name: &'a str,
+    /// Its size; a multiple of the page size, and of 4 KiB.
+    pub size: ByteCount,
+    /// One of [`PAGE_SIZES`].
+    pub page_bytes: u32,
+    /// What it holds at first.
+    pub source: Source<'a>,
+}
+
+impl<'a> Create<'a> {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, fill, path, offset) = match self.source {
+            Source::Nothing => (0_u16, 0_u16, "", 0),
+            Source::Fill(fill) => (1, u16::from(fill), "", 0),
+            Source::File { path, offset } => (2, 0, path, offset),
+        };
+        let name = cut(self.name, NAME_BYTES_MAX);
+        let path = cut(path, PATH_BYTES_MAX);
+        out.extend_from_slice(&self.size.get().to_le_bytes());
+        out.extend_from_slice(&offset.to_le_bytes());
+        out.extend_from_slice(&self.page_bytes.to_le_bytes());
+        out.extend_from_slice(&kind.to_le_bytes());
+        out.extend_from_slice(&fill.to_le_bytes());
+        // Both were cut far below 64 KiB.
+        out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.extend_from_slice(&(path.len() as u16).to_le_bytes());
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(path.as_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short, or a field means nothing.
+    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        const FIXED: usize = 28;
+        let mut fields = Fields::of(body, FIXED)?;
+        let (size, offset, page_bytes) = (fields.u64(), fields.u64(), fields.u32());
+        let (kind, fill) = (fields.u16(), fields.u16());
+        let lengths = [usize::from(fields.u16()), usize::from(fields.u16())];
+        let [name, path] = texts(&body[FIXED..], lengths, [NAME_BYTES_MAX, PATH_BYTES_MAX])?;
+        let source = match (kind, u8::try_from(fill)) {
+            (0, _) => Source::Nothing,
+            (1, Ok(fill)) => Source::Fill(fill),
+            (1, Err(_)) => {
+                return Err(BodyError::Value { field: "fill", value: u64::from(fill) });
+            }
+            (2, _) => Source::File { path, offset },
+            (value, _) => {
+                return Err(BodyError::Value { field: "source", value: u64::from(value) });
+            }
+        };
+        Ok(Self { name, size: ByteCount::new(size), page_bytes, source })
+    }
+}
+
+/// Attaches the connection to a region by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open<'a> {
+    /// Whether as its only writer from now on: raises the epoch.
+    pub take_over: bool,
+    /// The region's name.
+    pub name: &'a str,
+}
+
+/// Makes a virtual copy of the region of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copy<'a> {
+    /// Whether what is read is copied too, not only what is written.
+    pub on_access: bool,
+    /// The copy's name.
+    pub name: &'a str,
+}
+
+/// Both bodies are one flag and a name.
+fn encode_flagged(flag: bool, name: &str, out: &mut Vec<u8>) {
+    let name = cut(name, NAME_BYTES_MAX);
+    out.extend_from_slice(&u16::from(flag).to_le_bytes());
+    // Was cut at 255 bytes.
+    out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+    out.extend_from_slice(name.as_bytes());
+}
+
+fn decode_flagged(body: &[u8]) -> Result<(bool, &str), BodyError> {
+    let mut fields = Fields::of(body, 4)?;
+    let flag = fields.u16() & 1 != 0;
+    let length = usize::from(fields.u16());
+    let [name] = texts(&body[4..], [length], [NAME_BYTES_MAX])?;
+    Ok((flag, name))
+}
+
+impl<'a> Open<'a> {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_flagged(self.take_over, self.name, out);
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short or the name is none.
+    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        decode_flagged(body).map(|(take_over, name)| Self { take_over, name })
+    }
+}
+
+impl<'a> Copy<'a> {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_flagged(self.on_access, self.name, out);
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short or the name is none.
+    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        decode_flagged(body).map(|(on_access, name)| Self { on_access, name })
+    }
+}
+
+/// What a server says of a named region. Counts are pages of 4 KiB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// The region.
+    pub region: RegionId,
+    /// Its size.
+    pub pages: PageCount,
+    /// Its page size in bytes.
+    pub page_bytes: u32,
+    /// Whether it is a snapshot.
+    pub is_frozen: bool,
+    /// Whether it is backed by a file.
+    pub is_file: bool,
+    /// Pages that are initialised.
+    pub stored: PageCount,
+    /// Pages that differ from the backing file.
+    pub dirty: PageCount,
+    /// Pages that were initialised or written since the last copy was made.
+    pub changed: PageCount,
+    /// Pages that stay in dram.
+    pub pinned: PageCount,
+    /// Initialised pages in dram.
+    pub dram: PageCount,
+    /// Initialised pages in the compressed tier.
+    pub compressed: PageCount,
+    /// Initialised pages in the file tier.
+    pub file: PageCount,
+    /// Its name.
+    pub name: String,
+}
+
+impl RegionInfo {
+    const FIXED: usize = 9 * 8 + 4 + 2 + 2;
+    const FROZEN: u16 = 1;
+    const FILE: u16 = 2;
+
+    /// Bytes that [`RegionInfo::encode`] appends.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        Self::FIXED + cut(&self.name, NAME_BYTES_MAX).len()
+    }
+
+    /// Appends the bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let name = cut(&self.name, NAME_BYTES_MAX);
+        let counts = [
+            self.pages,
+            self.stored,
+            self.dirty,
+            self.changed,
+            self.pinned,
+            self.dram,
+            self.compressed,
+            self.file,
+        ];
+        out.extend_from_slice(&self.region.get().to_le_bytes());
+        counts.iter().for_each(|count| out.extend_from_slice(&count.get().to_le_bytes()));
+        let frozen = if self.is_frozen { Self::FROZEN } else { 0 };
+        let file = if self.is_file { Self::FILE } else { 0 };
+        out.extend_from_slice(&self.page_bytes.to_le_bytes());
+        out.extend_from_slice(&(frozen | file).to_le_bytes());
+        // Was cut at 255 bytes.
+        out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.extend_from_slice(name.as_bytes());
+    }
+
+    /// Reads one from the front of a body; returns it with its length.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short or the name is none.
+    pub fn decode(body: &[u8]) -> Result<(Self, usize), BodyError> {
+        let mut fields = Fields::of(body, Self::FIXED)?;
+        let region = RegionId::new(fields.u64());
+        let mut count = || PageCount::new(fields.u64());
+        let [pages, stored, dirty, changed] = [count(), count(), count(), count()];
+        let [pinned, dram, compressed, file] = [count(), count(), count(), count()];
+        let (page_bytes, flags) = (fields.u32(), fields.u16());
+        let length = usize::from(fields.u16());
+        let [name] = texts(&body[Self::FIXED..], [length], [NAME_BYTES_MAX])?;
+        let info = Self {
+            region,
+            pages,
+            page_bytes,
+            is_frozen: flags & Self::FROZEN != 0,
+            is_file: flags & Self::FILE != 0,
+            stored,
+            dirty,
+            changed,
+            pinned,
+            dram,
+            compressed,
+            file,
+            name: name.to_owned(),
+        };
+        Ok((info, Self::FIXED + length))
+    }
+
+    /// Reads the body of a reply to list, which is several of them, one after the other.
+    ///
+    /// # Errors
+    /// As [`RegionInfo::decode`].
+    pub fn decode_all(mut body: &[u8]) -> Result<Vec<Self>, BodyError> {
+        let mut infos = Vec::new();
+        while !body.is_empty() {
+            let (info, bytes) = Self::decode(body)?;
+            infos.push(info);
+            body = &body[bytes..];
+        }
+        Ok(infos)
+    }
+}
+
+/// Asks for the regions whose ids come after one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct List {
+    /// The last region of the list before, 0 at first.
+    pub after: RegionId,
+}
+
+impl List {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.after.get().to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        Ok(Self { after: RegionId::new(Fields::of(body, 8)?.u64()) })
+    }
+}
+
+/// How far an operation on ranges has come. A server does a bounded piece of work for one request,
+/// so that others are not kept waiting; the client asks for the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Pages that were changed.
+    pub changed: PageCount,
+    /// The range of the request that comes next, and the page in it; `None` if all is done.
+    pub next: Option<(u32, PageIndex)>,
+}
+
+impl Progress {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (range, page) = self.next.unwrap_or((u32::MAX, PageIndex::new(0)));
+        out.extend_from_slice(&self.changed.get().to_le_bytes());
+        out.extend_from_slice(&page.get().to_le_bytes());
+        out.extend_from_slice(&range.to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        let mut fields = Fields::of(body, 20)?;
+        let changed = PageCount::new(fields.u64());
+        let (page, range) = (PageIndex::new(fields.u64()), fields.u32());
+        Ok(Self { changed, next: (range != u32::MAX).then_some((range, page)) })
+    }
+}
+
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+/// Texts that stand one after the other at the front of `bytes`.
+fn texts<const N: usize>(
+    bytes: &[u8],
+    lengths: [usize; N],
+    limits: [usize; N],
+) -> Result<[&str; N], BodyError> {
+    let mut texts = [""; N];
+    let mut rest = bytes;
+    for ((text, length), limit) in texts.iter_mut().zip(lengths).zip(limits) {
+        if length > limit {
+            return Err(BodyError::Value { field: "length of a text", value: length as u64 });
+        }
+        let short = BodyError::Short { found: bytes.len(), needed: lengths.iter().sum() };
+        let (now, later) = rest.split_at_checked(length).ok_or(short)?;
+        *text = str::from_utf8(now).map_err(|_| BodyError::Name)?;
+        rest = later;
+    }
+    Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_round_trip() {
+        let name = "región";
+        for source in
+            [Source::Nothing, Source::Fill(0xa5), Source::File { path: "/d/f", offset: 1 << 40 }]
+        {
+            let create = Create { name, size: ByteCount::new(1 << 40), page_bytes: 512, source };
+            let mut bytes = Vec::new();
+            create.encode(&mut bytes);
+            assert_eq!(Create::decode(&bytes), Ok(create));
+            for length in 0..bytes.len() {
+                assert!(Create::decode(&bytes[..length]).is_err());
+            }
+        }
+        let mut bytes = Vec::new();
+        let open = Open { take_over: true, name };
+        open.encode(&mut bytes);
+        assert_eq!(Open::decode(&bytes), Ok(open));
+        let copy = Copy { on_access: true, name };
+        assert_eq!(Copy::decode(&bytes), Ok(copy));
+        for next in [None, Some((3, PageIndex::new(77)))] {
+            let progress = Progress { changed: PageCount::new(5), next };
+            let mut bytes = Vec::new();
+            progress.encode(&mut bytes);
+            assert_eq!(Progress::decode(&bytes), Ok(progress));
+        }
+    }
+
+    #[test]
+    fn a_list_of_regions_round_trips() {
+        let info = |at: u64| RegionInfo {
+            region: RegionId::new(at),
+            pages: PageCount::new(1 << 28),
+            page_bytes: 4096,
+            is_frozen: at == 1,
+            is_file: at == 2,
+            stored: PageCount::new(6),
+            dirty: PageCount::new(1),
+            changed: PageCount::new(4),
+            pinned: PageCount::new(2),
+            dram: PageCount::new(1),
+            compressed: PageCount::new(2),
+            file: PageCount::new(3),
+            name: format!("region {at}"),
+        };
+        let infos: Vec<_> = (0..3).map(info).collect();
+        let mut bytes = Vec::new();
+        infos.iter().for_each(|info| info.encode(&mut bytes));
+        assert_eq!(bytes.len(), infos.iter().map(RegionInfo::encoded_bytes).sum::<usize>());
+        assert_eq!(RegionInfo::decode_all(&bytes), Ok(infos));
+        assert!(RegionInfo::decode_all(&bytes[1..]).is_err());
+    }
+}
