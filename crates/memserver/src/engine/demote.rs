@@ -22,7 +22,7 @@ use super::pages::{HEAT_MAX, SPARE_SLOTS};
 use super::{Engine, SharedSession, lock};
 use crate::counters::count;
 use crate::table::{self, Portion};
-use crate::tiers::Place;
+use crate::tiers::{Place, Stays};
 
 /// Above this share of the memory, in 32nds, pages begin to leave it...
 const FULL_32NDS: u64 = 30;
@@ -75,6 +75,8 @@ struct Cold {
     place: Place,
     /// Where it goes, once it is there.
     to: Option<Place>,
+    /// Whether it cannot be compressed.
+    gains_nothing: bool,
 }
 
 /// What the hand found.
@@ -188,7 +190,8 @@ impl Engine {
                     continue;
                 };
                 if is_cold(portion, sinks) {
-                    cold.push(Cold { page, place: self.tiers.share(&portion.place), to: None });
+                    let place = self.tiers.share(&portion.place);
+                    cold.push(Cold { page, place, to: None, gains_nothing: false });
                 }
             }
         }
@@ -198,14 +201,19 @@ impl Engine {
     /// Moves pages of one leaf; returns how many.
     fn move_out(&self, shared: &SharedSession, mut cold: Vec<Cold>) -> usize {
         for page in &mut cold {
-            page.to = self.compressed(&page.place);
+            match self.compressed(&page.place) {
+                Ok(place) => page.to = Some(place),
+                Err(stays) => page.gains_nothing = stays == Stays::GainsNothing,
+            }
         }
         self.write_out(&mut cold);
         let session = lock(shared);
         let (mut moved, mut unused) = (0, Vec::new());
-        for Cold { page, place, to } in cold {
+        for Cold { page, place, to, gains_nothing } in cold {
             let Some(to) = to else {
-                session.region.table.with(page, |portion| cannot_move(portion, &place));
+                if gains_nothing {
+                    session.region.table.with(page, |portion| cannot_move(portion, &place));
+                }
                 self.tiers.give_up(place, &mut unused);
                 continue;
             };
@@ -223,27 +231,27 @@ impl Engine {
             self.tiers.give_up(place, &mut unused);
         }
         drop(session);
+        count(&self.counters.demoted_pages, moved);
         self.arena.release(unused);
         self.surplus.store(true, Ordering::Relaxed);
-        count(&self.counters.demoted_pages, moved);
         moved
     }
 
     /// A page compressed, or where its twin lies.
-    fn compressed(&self, place: &Place) -> Option<Place> {
+    fn compressed(&self, place: &Place) -> Result<Place, Stays> {
         let Place::Dram(slot) = place else {
-            return None;
+            return Err(Stays::NoRoom);
         };
         // Ours, and the table's.
         if self.arena.tokens(slot) <= 2 {
             return self.tiers.compress(slot);
         }
         if let Some((_, twin)) = self.twins().get(&slot.number()) {
-            return Some(self.tiers.share(twin));
+            return Ok(self.tiers.share(twin));
         }
         let place = self.tiers.compress(slot)?;
         self.remember_twin(slot, &place);
-        Some(place)
+        Ok(place)
     }
 
     fn remember_twin(&self, slot: &Slot, place: &Place) {

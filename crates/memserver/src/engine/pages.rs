@@ -2,6 +2,7 @@
 
 use std::iter::Peekable;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
 use farmem_vmem::Slot;
@@ -26,6 +27,11 @@ pub(super) const HEAT_MAX: u8 = 15;
 const WRITTEN_HEAT: u8 = 1;
 /// Slots that are taken at once for pages that come from elsewhere: those of a usual message.
 pub(super) const SPARE_SLOTS: u32 = 64;
+
+/// Attempts to make room that moved nothing, with a pause after each, before a request is refused.
+/// Meanwhile others may have pages on their way to a disk.
+const FRUITLESS_MAX: u32 = 10;
+const FRUITLESS_PAUSE: Duration = Duration::from_micros(500);
 
 /// How a page that is to be written stands to what is stored.
 enum Standing {
@@ -312,16 +318,21 @@ impl Engine {
 
     /// Takes slots; if there are not enough, cold pages leave dram first.
     pub(super) fn take_slots(&self, count: u32, slots: &mut Vec<Slot>) -> Result<(), Refusal> {
+        let mut fruitless = 0;
         loop {
             if self.take(count, slots) {
                 self.note_pressure();
                 return Ok(());
             }
+            if !self.tiers.has_slower() || fruitless == FRUITLESS_MAX {
+                break;
+            }
             // What the keeper moves meanwhile counts too.
             let moved = || self.counters.demoted_pages.load(Ordering::Relaxed);
             let before = moved();
-            if !self.tiers.has_slower() || (self.demote(count as usize) == 0 && moved() == before) {
-                break;
+            if self.demote(count as usize) == 0 && moved() == before {
+                fruitless += 1;
+                std::thread::sleep(FRUITLESS_PAUSE);
             }
         }
         if self.config.promise() > self.config.memory {

@@ -53,6 +53,15 @@ pub(crate) enum LoadError {
     Damaged,
 }
 
+/// Why a page is not compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stays {
+    /// It gets hardly smaller.
+    GainsNothing,
+    /// Now; later there may be room.
+    NoRoom,
+}
+
 /// What lies where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TierUsage {
@@ -150,18 +159,22 @@ impl Tiers {
         Ok(())
     }
 
-    /// The page compressed, if that saves room and there is room for it.
-    pub(crate) fn compress(&self, slot: &Slot) -> Option<Place> {
+    /// The page compressed.
+    pub(crate) fn compress(&self, slot: &Slot) -> Result<Place, Stays> {
         // A client may change what it must not: what is compressed is a copy.
         let mut page = [0; PAGE_SIZE];
         self.arena.copy_out(slot, &mut page);
         let mut packed = [0; PACKED_BYTES];
-        let bytes = lz4_flex::block::compress_into(&page, &mut packed).ok()?;
-        let mut shelves = self.shelves();
-        if bytes > PARCEL_BYTES_MAX || shelves.parcels() >= self.compressed_pages_max {
-            return None;
+        let bytes = lz4_flex::block::compress_into(&page, &mut packed);
+        let bytes = bytes.map_err(|_| Stays::GainsNothing)?;
+        if bytes > PARCEL_BYTES_MAX {
+            return Err(Stays::GainsNothing);
         }
-        shelves.put(&self.arena, &packed[..bytes]).map(Place::Compressed)
+        let mut shelves = self.shelves();
+        if shelves.parcels() >= self.compressed_pages_max {
+            return Err(Stays::NoRoom);
+        }
+        shelves.put(&self.arena, &packed[..bytes]).map(Place::Compressed).ok_or(Stays::NoRoom)
     }
 
     /// Writes pages to the file, as many of the first ones as there is room for.
@@ -233,7 +246,7 @@ mod tests {
                 chunk.copy_from_slice(&(word ^ word >> 29).to_le_bytes());
             }
         });
-        assert!(tiers.compress(&noise).is_none());
+        assert!(matches!(tiers.compress(&noise), Err(Stays::GainsNothing)));
         tiers.arena.release([noise]);
         assert_eq!(tiers.arena.taken(), 0);
     }
@@ -243,7 +256,7 @@ mod tests {
         let tiers = tiers(512, 2);
         let slot = slot_with(&tiers, |page| page.fill(0));
         let places: Vec<_> = (0..3).map(|_| tiers.compress(&slot)).collect();
-        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        assert_eq!(places.iter().filter(|place| place.is_ok()).count(), 2);
         places.into_iter().flatten().for_each(|place| tiers.give_up(place, &mut Vec::new()));
         tiers.arena.release([slot]);
         assert_eq!(tiers.arena.taken(), 0);
