@@ -129,16 +129,14 @@ impl Engine {
         self.keeper.woken.notify_one();
     }
 
-    /// Moves cold pages to slower tiers until about `slots` slots are free, or nothing can be
-    /// moved. Returns how many pages were moved. The caller holds no lock.
-    pub(super) fn demote(&self, slots: usize) -> usize {
-        let before = self.arena.taken();
-        let freed = || before.saturating_sub(self.arena.taken()) as usize;
+    /// Moves about `wanted` cold pages to slower tiers, or as many as can be moved. Returns how many
+    /// were. The caller holds no lock.
+    pub(super) fn demote(&self, wanted: usize) -> usize {
         let (mut moved, mut idle_rounds) = (0, 0);
-        while freed() < slots && idle_rounds < PASSES_MAX {
+        while moved < wanted && idle_rounds < PASSES_MAX {
             match self.step() {
                 Step::Leaf(session, mut cold) => {
-                    while !cold.is_empty() {
+                    while moved < wanted && !cold.is_empty() {
                         let batch = cold.drain(..cold.len().min(BATCH)).collect();
                         let count = self.move_out(&session, batch);
                         if count > 0 {
@@ -146,6 +144,7 @@ impl Engine {
                         }
                         moved += count;
                     }
+                    self.let_go(cold);
                 }
                 Step::Round => {
                     self.forget_twins();
@@ -154,6 +153,15 @@ impl Engine {
             }
         }
         moved
+    }
+
+    /// Leaves pages where they are until the hand comes again.
+    fn let_go(&self, cold: Vec<Cold>) {
+        let mut slots = Vec::new();
+        for page in cold {
+            self.tiers.give_up(page.place, &mut slots);
+        }
+        self.arena.release(slots);
     }
 
     /// Takes the hand one leaf on.

@@ -2,7 +2,7 @@
 
 use std::iter::Peekable;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
 use farmem_vmem::Slot;
@@ -32,6 +32,9 @@ pub(super) const SPARE_SLOTS: u32 = 64;
 /// Meanwhile others may have pages on their way to a disk.
 const FRUITLESS_MAX: u32 = 10;
 const FRUITLESS_PAUSE: Duration = Duration::from_micros(500);
+/// The longest that one request makes room before it is refused as busy: clients take a server that
+/// says nothing for a second for lost, and others wait for the same worker.
+const ROOM_TIME_MAX: Duration = Duration::from_millis(100);
 
 /// How a page that is to be written stands to what is stored.
 enum Standing {
@@ -318,7 +321,7 @@ impl Engine {
 
     /// Takes slots; if there are not enough, cold pages leave dram first.
     pub(super) fn take_slots(&self, count: u32, slots: &mut Vec<Slot>) -> Result<(), Refusal> {
-        let mut fruitless = 0;
+        let (began, mut fruitless) = (Instant::now(), 0);
         loop {
             if self.take(count, slots) {
                 self.note_pressure();
@@ -326,6 +329,9 @@ impl Engine {
             }
             if !self.tiers.has_slower() || fruitless == FRUITLESS_MAX {
                 break;
+            }
+            if began.elapsed() > ROOM_TIME_MAX {
+                return Err(RefusalCode::Busy.into());
             }
             // What the keeper moves meanwhile counts too.
             let moved = || self.counters.demoted_pages.load(Ordering::Relaxed);
