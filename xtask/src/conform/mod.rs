@@ -83,7 +83,7 @@ fn run(options: &ConformOptions) -> anyhow::Result<Tally> {
     let cache = Cache::open(build::target_folder().join("conform"))?;
     let names = match (options.suites.as_slice(), options.short) {
         ([], true) => Name::SHORT,
-        ([], false) => Name::ALL,
+        ([], false) => Name::all(),
         (chosen, _) => chosen,
     };
     let shares = match (options.local.as_slice(), options.short) {

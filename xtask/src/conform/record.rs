@@ -108,7 +108,7 @@ impl Record {
 
     /// The suites in the order in which they are run.
     fn in_order(&self) -> impl Iterator<Item = (&str, &Found)> {
-        let names = Name::ALL.iter().map(ToString::to_string);
+        let names = Name::all().iter().map(ToString::to_string);
         names.filter_map(|name| self.suites.get_key_value(&name)).map(|(n, f)| (n.as_str(), f))
     }
 
