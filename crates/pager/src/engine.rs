@@ -12,7 +12,7 @@ use farmem_region::{
     PageStore, Request, StoreError, Ticket, Version,
 };
 use farmem_vmem::{AddressRange, Progress, Pull, Stop};
-use xxhash_rust::xxh3::xxh3_128_with_secret;
+use twox_hash::XxHash3_128;
 
 use crate::budget::Budget;
 use crate::counts::{Counts, Latency, Sample};
@@ -202,11 +202,16 @@ pub struct Engine {
     pub(crate) scan: crate::evict::Scan,
 }
 
+fn fingerprint(secret: &[u8; 192], bytes: &[u8; PAGE_SIZE]) -> Fingerprint {
+    XxHash3_128::oneshot_with_secret(secret, bytes)
+        .unwrap_or_else(|_| unreachable!("the secret has the length that the hash asks for"))
+}
+
 impl Engine {
     /// A pager with `windows` windows of frames, for memory none of which is adopted yet.
     #[must_use]
     pub fn new(config: &Config, windows: usize) -> Self {
-        let zero_fingerprint = xxh3_128_with_secret(&[0; PAGE_SIZE], &config.secret);
+        let zero_fingerprint = fingerprint(&config.secret, &[0; PAGE_SIZE]);
         let mut slots = Slots::new(config.slots);
         slots.set_capacity(config.region_pages);
         Self {
@@ -299,7 +304,7 @@ impl Engine {
     }
 
     pub(crate) fn fingerprint(&self, bytes: &[u8; PAGE_SIZE]) -> Fingerprint {
-        xxh3_128_with_secret(bytes, &self.secret)
+        fingerprint(&self.secret, bytes)
     }
 
     pub(crate) const fn zero_fingerprint(&self) -> Fingerprint {

@@ -242,7 +242,11 @@ impl Engine {
         self.frames.queue(window);
         let mut moved = 0;
         scan.dirty.clear();
-        for frame in window.frames().filter(|&frame| io.memory.frame_present(frame)) {
+        let mut frames = window.frames().filter(|&frame| io.memory.frame_present(frame)).peekable();
+        while let Some(frame) = frames.next() {
+            if let Some(&next) = frames.peek() {
+                io.memory.prefetch(next);
+            }
             let offset = (frame.get() - window.first().get()) as usize;
             self.take_victim(io, base + (offset << PAGE_SHIFT), frame, &mut scan.dirty);
             moved += 1;

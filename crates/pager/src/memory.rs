@@ -33,6 +33,8 @@ pub trait Memory: Frames {
         count: usize,
         pull: Option<Pull>,
     ) -> Progress;
+    /// The frame is about to be read.
+    fn prefetch(&self, _frame: FrameId) {}
     /// Moves frames into missing pages of the own space and wakes who waits.
     fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress;
     /// Moves the pages of a range that are there into frames that are holes.
@@ -293,6 +295,10 @@ impl Memory for OwnMemory {
             return GONE;
         };
         anchor.pull(pull, || scratch.copy_in(uffd, target, first, count))
+    }
+
+    fn prefetch(&self, frame: FrameId) {
+        self.scratch.prefetch(frame);
     }
 
     fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress {
