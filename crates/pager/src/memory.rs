@@ -222,6 +222,12 @@ impl OwnMemory {
         count
     }
 
+    /// By what forked children are known: see [`ForkMark::is_in`].
+    #[must_use]
+    pub fn mark(&self) -> (u64, u64) {
+        self.mark.place_and_secret()
+    }
+
     /// Whether a forked child's address space still exists.
     #[must_use]
     pub fn lives(&self, space: SpaceId) -> bool {

@@ -68,6 +68,8 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     runtime::on_panic(tell_panic);
     let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS)
         .unwrap_or_else(|_| std::process::exit(125));
+    // A pager whose program lives for a moment may never count anything: that is no lost count.
+    let _ = StatsWriter::new(stats.words());
     let hello = Hello {
         version: PROTOCOL_VERSION,
         program_pid: arguments.program.as_raw_nonzero().get().unsigned_abs(),
@@ -198,7 +200,9 @@ impl<'a> Service<'a> {
             .map_err(|error| NotStarted::Unpaged(error.to_string()))?;
         memory.pull_threads();
         let (store, session) = open_store(welcome)?;
-        link.send_armed(memory.uffd().as_fd())
+        let (place, secret) = memory.mark();
+        link.send(&PagerMessage::Marked { place, secret }, &[])
+            .and_then(|()| link.send_armed(memory.uffd().as_fd()))
             .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
             .map_err(|error| error.to_string())?;
         let mut secret = [0; 192];

@@ -23,6 +23,14 @@ pub enum PagerMessage {
         /// For a person.
         message: String,
     },
+    /// What the pager has left in the program's memory, where forked children have a copy of it: so
+    /// it can be told who has inherited pages from this program. Comes before [`Self::Armed`].
+    Marked {
+        /// The address.
+        place: u64,
+        /// What is found there.
+        secret: u64,
+    },
     /// Pages may leave the program from now on. Carries the main and the scratch userfaultfd, which
     /// the supervisor holds until the program has ended: while any duplicate is open a fault
     /// waits, and the kernel never hands out zero pages.

@@ -30,6 +30,9 @@ pub struct QueuedSignal {
     /// Whether a process sent it to this one with kill, and not the kernel (a terminal's keys reach the
     /// whole process group).
     pub sent_by_process: bool,
+    /// For SIGCHLD: the child that a signal has killed, if that is what it tells. Of several children
+    /// that end at once it may tell of one only.
+    pub killed_child: Option<u32>,
 }
 
 impl SignalQueue {
@@ -64,11 +67,14 @@ impl SignalQueue {
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         }
-        // ssi_signo, ssi_errno and ssi_code are the first three words.
+        // ssi_signo, ssi_errno, ssi_code and ssi_pid are the first four words.
         let (words, _) = info.as_chunks::<4>();
         let (number, code) = (i32::from_ne_bytes(words[0]), i32::from_ne_bytes(words[2]));
         // SI_USER and all codes below it (kill, sigqueue, tkill) come from a process.
-        Ok(Some(QueuedSignal { number, sent_by_process: code <= 0 }))
+        let killed =
+            number == libc::SIGCHLD && [libc::CLD_KILLED, libc::CLD_DUMPED].contains(&code);
+        let killed_child = killed.then(|| u32::from_ne_bytes(words[3]));
+        Ok(Some(QueuedSignal { number, sent_by_process: code <= 0, killed_child }))
     }
 
     /// Sends a signal to this process and lets it do what it would have done without the queue. Returns
@@ -181,7 +187,8 @@ mod tests {
         assert_eq!(queue.next().unwrap(), None);
         // SAFETY: raise takes any number; the signal goes to this thread, which blocks it.
         assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
-        let expected = QueuedSignal { number: libc::SIGUSR1, sent_by_process: true };
+        let expected =
+            QueuedSignal { number: libc::SIGUSR1, sent_by_process: true, killed_child: None };
         assert_eq!(queue.next().unwrap(), Some(expected));
         assert_eq!(queue.next().unwrap(), None);
 

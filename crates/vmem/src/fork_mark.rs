@@ -1,7 +1,7 @@
 //! What the pager leaves in the program's memory for forked children to have a copy of.
 //!
 //! ```text
-//! | count (one page, copied by fork) | a page that nobody can read |
+//! | count, secret (one page, copied by fork) | a page that nobody can read |
 //! ```
 
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use farmem_region::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::process::Pid;
 
 use crate::AddressRange;
 
@@ -46,7 +47,25 @@ impl ForkMark {
         };
         let base =
             NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(Self { base })
+        let mark = Self { base };
+        let mut secret = [0; size_of::<u64>()];
+        rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())?;
+        mark.word(1).store(u64::from_le_bytes(secret), Ordering::Relaxed);
+        Ok(mark)
+    }
+
+    /// Where another process can find out who has been forked from this one, and by what.
+    #[must_use]
+    pub fn place_and_secret(&self) -> (u64, u64) {
+        (self.address() as u64, self.word(1).load(Ordering::Relaxed))
+    }
+
+    /// Whether a process has the mark of such a place: it was forked from the one that left it there,
+    /// or is that one, and has run no other image since. False also if it may not be read.
+    #[must_use]
+    pub fn is_in(process: Pid, (place, secret): (u64, u64)) -> bool {
+        let word = usize::try_from(place).ok().and_then(|at| at.checked_add(size_of::<u64>()));
+        word.and_then(|word| read_word(process, word)) == Some(secret)
     }
 
     /// All of it.
@@ -58,13 +77,13 @@ impl ForkMark {
     /// The present count.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.word().load(Ordering::Relaxed)
+        self.word(0).load(Ordering::Relaxed)
     }
 
     /// Counts one more: whoever is forked from now on has the new count.
     pub fn advance(&self) {
         // Nobody else writes. System calls before and after it stay where they are.
-        self.word().store(self.count() + 1, Ordering::Release);
+        self.word(0).store(self.count() + 1, Ordering::Release);
     }
 
     /// The count that a forked child has, asked of one of its threads; `None` if it cannot be read:
@@ -72,15 +91,10 @@ impl ForkMark {
     #[must_use]
     pub fn count_in(&self, thread: u32) -> Option<u64> {
         let thread = i32::try_from(thread).ok().filter(|&thread| thread > 0)?;
-        let mut count = 0_u64;
-        let local = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
-        let remote = libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: size_of::<u64>() };
-        // SAFETY: reads the other process into `count`, which is as long as is said.
-        let read =
-            unsafe { libc::process_vm_readv(thread, &raw const local, 1, &raw const remote, 1, 0) };
-        let whole = usize::try_from(read) == Ok(size_of::<u64>());
-        // What is not the copy of this count may hold anything.
-        (whole && count <= self.count()).then_some(count)
+        let thread = Pid::from_raw(thread)?;
+        // Elsewhere the number may be that of somebody else.
+        let related = Self::is_in(thread, self.place_and_secret());
+        read_word(thread, self.address()).filter(|_| related)
     }
 
     /// Returns when all who read or drop the pages of this address space at this moment are done.
@@ -100,10 +114,22 @@ impl ForkMark {
         self.base.as_ptr() as usize
     }
 
-    fn word(&self) -> &AtomicU64 {
-        // SAFETY: the first word of our mapping, aligned and only ever reached as an atomic.
-        unsafe { self.base.as_ref() }
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < PAGE_SIZE / size_of::<u64>());
+        // SAFETY: a word of our first page (asserted), aligned and only ever reached as an atomic.
+        unsafe { self.base.add(index).as_ref() }
     }
+}
+
+/// Reads a word of another process.
+fn read_word(process: Pid, address: usize) -> Option<u64> {
+    let mut word = 0_u64;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: size_of::<u64>() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: size_of::<u64>() };
+    let pid = process.as_raw_nonzero().get();
+    // SAFETY: reads the other process into `word`, which is as long as is said.
+    let read = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    (usize::try_from(read) == Ok(size_of::<u64>())).then_some(word)
 }
 
 impl Drop for ForkMark {

@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use farmem_region::{
-    Completion, ExternalAddress, FetchPage, Frames, Nanos, Outcome, PageCount, PageIndex,
-    PageRange, PageStore, Readiness, Request, StoreError, StorePage, Ticket,
+    Completion, ExternalAddress, FetchPage, Frames, Nanos, Outcome, PAGE_SIZE, PageCount,
+    PageIndex, PageRange, PageStore, Readiness, Request, StoreError, StorePage, Ticket,
 };
 use farmem_remote::{RemoteConfig, RemoteStore, SessionInfo};
 
@@ -20,6 +20,8 @@ pub struct SpillStore<S> {
     pub(super) file: Option<SpillFile>,
     /// Pages of the region in `inner`. Does not change any more once the file has pages.
     boundary: u64,
+    /// Pages that the server granted at the start: some may lie beyond the boundary still.
+    granted: PageCount,
     /// Growth asked of `inner`.
     growing: Option<(Ticket, PageCount)>,
     /// What the file has to do, in the order in which it was asked.
@@ -58,7 +60,8 @@ impl ProgramStore {
     ) -> Result<(Self, SessionInfo), StoreError> {
         let file = spill.map(SpillFile::create).transpose()?;
         let (remote, session) = RemoteStore::connect(config, now)?;
-        Ok((Self::new(remote, session.pages, file), session))
+        let granted = session.granted.pages_rounded_up();
+        Ok((Self { granted, ..Self::new(remote, session.pages, file) }, session))
     }
 
     /// The descriptor that [`PageStore::readiness`] names.
@@ -97,6 +100,7 @@ impl<S: PageStore> SpillStore<S> {
             inner,
             file,
             boundary: pages.get(),
+            granted: pages,
             growing: None,
             local: VecDeque::new(),
             halves: HashMap::new(),
@@ -217,14 +221,27 @@ impl<S: PageStore> SpillStore<S> {
             if let Some((_, count)) = self.growing.take_if(|growing| growing.0 == ticket) {
                 match &completion.result {
                     Ok(Outcome::Grown { pages }) => self.boundary = pages.get(),
-                    Err(StoreError::Full { .. }) if self.file.is_some() => {
-                        self.local.push_back((ticket, Local::Grow(count)));
+                    Err(StoreError::Full { free, .. }) if self.file.is_some() => {
+                        self.grow_by_what_is_left(ticket, count, *free);
                         continue;
                     }
                     _ => {}
                 }
             }
             self.finish(ticket, completion.result, done);
+        }
+    }
+
+    /// The inner store has no room for a growth: it gives what it has, or the file all of it.
+    fn grow_by_what_is_left(&mut self, ticket: Ticket, count: PageCount, free_bytes: u64) {
+        let granted = self.granted.get().saturating_sub(self.boundary);
+        let left = PageCount::new(free_bytes / PAGE_SIZE as u64 + granted);
+        // Less each time, or it would be asked for ever.
+        let worth = left > PageCount::new(0) && left < count;
+        if worth && self.inner.submit(ticket, Request::Grow(left)).is_ok() {
+            self.growing = Some((ticket, left));
+        } else {
+            self.local.push_back((ticket, Local::Grow(count)));
         }
     }
 

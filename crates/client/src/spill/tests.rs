@@ -16,6 +16,8 @@ use crate::frames::HeapFrames;
 #[derive(Debug)]
 struct SmallStore {
     most: u64,
+    /// Pages that it could have more, if it were asked for no more.
+    free: u64,
     pages: HashMap<u64, (Version, [u8; PAGE_SIZE])>,
     queue: Vec<(Ticket, Asked)>,
 }
@@ -30,7 +32,7 @@ enum Asked {
 
 impl SmallStore {
     fn new(most: u64) -> Self {
-        Self { most, pages: HashMap::new(), queue: Vec::new() }
+        Self { most, free: 0, pages: HashMap::new(), queue: Vec::new() }
     }
 
     fn answer(&mut self, asked: Asked, frames: &mut dyn Frames) -> Result<Outcome, StoreError> {
@@ -59,9 +61,14 @@ impl SmallStore {
                 }
                 Ok(Outcome::Released)
             }
+            Asked::Grow(count) if count.get() <= self.free => {
+                self.free -= count.get();
+                self.most += count.get();
+                Ok(Outcome::Grown { pages: PageCount::new(self.most) })
+            }
             Asked::Grow(count) => {
                 let (server, asked) = ("test".to_owned(), count.bytes().get());
-                Err(StoreError::Full { server, asked, free: 0 })
+                Err(StoreError::Full { server, asked, free: self.free * PAGE_SIZE as u64 })
             }
         }
     }
@@ -206,6 +213,20 @@ fn a_stale_version_and_a_changed_disk_are_found_out() {
     assert!(error.contains("does not match its checksum"), "{error}");
     assert!(error.contains(directory.path().to_str().unwrap()), "{error}");
     spilling.fetch(3, &[6]).unwrap();
+}
+
+#[test]
+fn what_is_left_in_the_store_is_used_before_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spilling = Spilling::new(directory.path());
+    let before = spilling.store.kept_inside().get();
+    spilling.store.inner.free = 3;
+    spilling.grow(8).unwrap();
+    assert_eq!(spilling.store.kept_inside(), PageCount::new(before + 3));
+    assert_eq!(spilling.store.spilled(), PageCount::new(0));
+    spilling.grow(8).unwrap();
+    assert_eq!(spilling.store.kept_inside(), PageCount::new(before + 3));
+    assert!(spilling.store.spilled() >= PageCount::new(8));
 }
 
 #[test]

@@ -30,6 +30,11 @@ fn walk_up(pid: Pid) -> Option<bool> {
     Some(false)
 }
 
+/// Whether there is such a process, waited for or not.
+pub(crate) fn exists(pid: Pid) -> bool {
+    parent_of(pid).is_some()
+}
+
 fn parent_of(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
     // The name is in parentheses and may hold anything, so the fields are counted from its end.
@@ -69,6 +74,12 @@ pub(crate) fn has_userfaultfd(pid: Pid) -> bool {
 fn reports_missing_pages(smaps: &str) -> bool {
     let flags = smaps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
     flags.flat_map(str::split_ascii_whitespace).any(|flag| flag == "um")
+}
+
+/// Whether the child, which may have ended, is or was a watcher.
+pub(crate) fn is_watcher(pid: Pid) -> bool {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
+    name.is_ok_and(|name| name.trim_end() == "farmem-watcher")
 }
 
 /// Whether the process is a watcher or a pager: they share the memory of a program and give

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use farmem_supervise::{Counter, Hello, PagerPeer, SessionReport, StatsError, StatsSnapshot};
+use farmem_vmem::ForkMark;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::run::tally::ProcessCounts;
@@ -45,6 +46,8 @@ pub(crate) struct Pager {
     /// Duplicates of the userfaultfds of children whose pages this pager still keeps.
     children: BTreeMap<u64, OwnedFd>,
     session: Option<SessionReport>,
+    /// By what forked children of the program are known.
+    mark: Option<(u64, u64)>,
     program_ended: Option<Instant>,
     /// The program was stopped and the reason told.
     stopped: bool,
@@ -83,6 +86,7 @@ impl Pager {
             guards: Vec::new(),
             children: BTreeMap::new(),
             session: None,
+            mark: None,
             program_ended: None,
             stopped: false,
         })
@@ -112,6 +116,18 @@ impl Pager {
     pub(crate) fn arm(&mut self, userfaultfds: Vec<OwnedFd>) {
         self.guards = userfaultfds;
         self.stage = Stage::Armed;
+    }
+
+    /// The pager has told by what forked children of its program are known.
+    pub(crate) fn set_mark(&mut self, place: u64, secret: u64) {
+        self.mark = Some((place, secret));
+    }
+
+    /// Whether the process was forked from the program, and so may have inherited pages that only
+    /// this pager can bring.
+    pub(crate) fn is_parent_of(&self, process: Pid) -> bool {
+        let itself = u32::try_from(process.as_raw_pid()) == Ok(self.hello.program_pid);
+        !itself && self.mark.is_some_and(|mark| ForkMark::is_in(process, mark))
     }
 
     /// The session that the pager works with now.

@@ -208,6 +208,7 @@ impl Supervisor {
         match source {
             Source::Signals => {
                 while let Some(signal) = signals.next().context("cannot read signals")? {
+                    self.note_killed_watcher(signal);
                     self.handle_signal(signal);
                 }
             }
@@ -225,6 +226,20 @@ impl Supervisor {
     }
 
     // Signals and processes.
+
+    /// A watcher ends with its program, or becomes a pager. Whoever kills one leaves a program that
+    /// nobody will hold to the limit. To be called before the child is waited for.
+    fn note_killed_watcher(&mut self, signal: QueuedSignal) {
+        if let Some(child) = signal.killed_child.and_then(process)
+            && family::is_watcher(child)
+        {
+            let pid = child.as_raw_pid();
+            self.say(&format!(
+                "a watcher (process {pid}) was killed: the program that it watched goes on \
+                 unpaged, and nothing holds it to the limit"
+            ));
+        }
+    }
 
     fn handle_signal(&mut self, signal: QueuedSignal) {
         // The number comes from the set that was asked for, so it has a name.
@@ -402,7 +417,12 @@ impl Supervisor {
             }
             Err(refusal) => refusal,
         };
-        self.say(&format!("{title} is not paged: {refusal}"));
+        // Neither a process that has ended meanwhile nor its pager misses anything. One that has
+        // numbers of its own for its processes is not known here by them either.
+        let own_numbers = u32::try_from(pid.as_raw_pid()) != Ok(hello.pager_pid);
+        if own_numbers || process(hello.program_pid).is_some_and(family::exists) {
+            self.say(&format!("{title} is not paged: {refusal}"));
+        }
         // A pager that cannot even take a refusal has ended.
         let _ = peer.send(&SupervisorMessage::Refuse { message: refusal });
     }
@@ -474,6 +494,7 @@ impl Supervisor {
             return;
         };
         match message {
+            PagerMessage::Marked { place, secret } => pager.set_mark(place, secret),
             PagerMessage::Armed => pager.arm(descriptors),
             PagerMessage::Session(session) => pager.set_session(session),
             PagerMessage::ForkChild { key } => pager.add_child(key, descriptors),
@@ -508,8 +529,9 @@ impl Supervisor {
         self.retire(id);
     }
 
-    /// Stops forked children whose pages a lost pager kept, also those that it had no time to
-    /// tell of: whoever is registered with a userfaultfd and has no pager of its own.
+    /// Stops forked children whose pages a lost pager kept: those that are known to come from its
+    /// program, whether they have pagers of their own or not, and whoever is registered with a
+    /// userfaultfd and has no pager of its own.
     fn stop_children_of(&mut self, id: PagerId) {
         let Some(pager) = self.pagers.get_mut(&id).filter(|pager| pager.left_pages()) else {
             return;
@@ -519,8 +541,12 @@ impl Supervisor {
         let served: Vec<u32> = self.pagers.values().map(Pager::program_pid).collect();
         for pid in family::descendants() {
             let number = pid.as_raw_pid();
-            let served = served.contains(&number.unsigned_abs()) || family::is_ours(pid);
-            if !served && family::has_userfaultfd(pid) {
+            if family::is_ours(pid) {
+                continue;
+            }
+            let inherited = self.pagers.get(&id).is_some_and(|pager| pager.is_parent_of(pid));
+            let served = served.contains(&number.unsigned_abs());
+            if inherited || (!served && family::has_userfaultfd(pid)) {
                 let _ = kill_process(pid, Signal::KILL);
                 self.failure = Some(OWN_FAILURE);
                 self.say(&format!("stopped its forked child (process {number}) too"));

@@ -44,15 +44,20 @@ impl<'a> Cast<'a> {
 /// The only child of that name.
 #[track_caller]
 fn child_named(parent: Pid, name: &str) -> Pid {
+    let found = children_named(parent, name);
+    assert_eq!(found.len(), 1, "children named {name}: {found:?}");
+    found[0]
+}
+
+fn children_named(parent: Pid, name: &str) -> Vec<Pid> {
     let parent = parent.as_raw_pid();
     let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
     let named = |pid: &&str| {
         let found = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         found.trim_end() == name
     };
-    let found: Vec<&str> = list.split_ascii_whitespace().filter(named).collect();
-    assert_eq!(found.len(), 1, "children named {name} among {list}");
-    Pid::from_raw(found[0].parse().unwrap()).unwrap()
+    let found = list.split_ascii_whitespace().filter(named);
+    found.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 fn resident_kib(pid: Pid) -> u64 {
@@ -127,6 +132,44 @@ fn u1_a_killed_pager_stops_the_program() {
     let mut cast = Cast::new(&rig, &[], "busy");
     kill(cast.pager, Signal::KILL);
     cast.running.end(SECOND).was_stopped(&["lost the pager of endless"]);
+}
+
+/// R6: a forked child with a pager of its own would wait for ever for what it has inherited.
+#[test]
+fn a_killed_pager_stops_forked_children_that_have_pagers_too() {
+    let Some(rig) = Rig::new() else { return };
+    let program = rig.compile("fork_paged");
+    let mut running = rig.start(&["--local", LIMIT], &program, &[]);
+    running.says("filled");
+    let supervisor = pid_of(&running.child);
+    let pager = child_named(supervisor, "farmem-pagerd");
+    kill(child_named(supervisor, "fork_paged"), Signal::USR1);
+    let said = running.says("child ");
+    let child = Pid::from_raw(said.split(' ').nth(1).unwrap().parse().unwrap()).unwrap();
+    kill(pager, Signal::KILL);
+    assert!(ends_within(child, SECOND), "the child lives");
+    running.end(SECOND).was_stopped(&["lost the pager of fork_paged", "its forked child"]);
+}
+
+/// R6: a program whose watcher is killed is not held to the limit any more, which is told.
+#[test]
+fn a_killed_watcher_is_told() {
+    let Some(rig) = Rig::new() else { return };
+    let mut running = rig.start(&["--local", LIMIT], std::path::Path::new("/bin/sleep"), &["2"]);
+    let supervisor = pid_of(&running.child);
+    // Until it has its name.
+    let watcher = loop {
+        if let Some(pid) = children_named(supervisor, "farmem-watcher").pop() {
+            break pid;
+        }
+    };
+    kill(watcher, Signal::KILL);
+    let outcome = running.end(10 * SECOND);
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("watcher") && outcome.stderr.contains("unpaged"),
+        "{outcome:?}"
+    );
 }
 
 /// R6: nothing of a run outlives its supervisor.

@@ -22,7 +22,11 @@ fn u3_three_generations_have_the_memory_of_their_forks() {
 /// R1: the memory of a fork is that of one instant, however fast the parent writes and evicts.
 #[test]
 fn u32_a_fork_is_one_instant() {
-    trap("fork_many");
+    let Some(rig) = Rig::new() else { return };
+    let outcome = rig.run(&["--local", LIMIT], &rig.compile("fork_many"), &[]);
+    outcome.is_right();
+    // Children that live for a moment are nothing to report.
+    assert_eq!(outcome.stderr, "", "{outcome:?}");
 }
 
 /// R1: what a parent had out is still there for its child when the parent has ended.
