@@ -150,7 +150,7 @@ impl Scratch {
             let pointer = (self.address(frame) + line) as *const i8;
             // SAFETY: a prefetch reads nothing that the program could see and never faults.
             unsafe {
-                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(pointer)
+                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(pointer);
             };
         }
     }
