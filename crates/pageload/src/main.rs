@@ -13,6 +13,7 @@ mod plain;
 mod processor;
 mod protocol;
 mod redis;
+mod regions;
 mod window;
 
 use std::net::SocketAddr;
@@ -38,6 +39,8 @@ struct Options {
 enum Command {
     /// Store pages, then read them at random
     Read(ReadOptions),
+    /// Make large empty regions, copy them virtually, and touch pages for the first time
+    Regions(regions::RegionOptions),
     /// Receive one plain TCP stream, which the same program sends
     Receive(plain::ReceiveOptions),
     /// Send one plain TCP stream to whoever connects
@@ -109,6 +112,7 @@ struct Figures {
 fn main() -> anyhow::Result<()> {
     match Options::parse().command {
         Command::Read(options) => read(&options),
+        Command::Regions(options) => regions::regions(&options),
         Command::Receive(options) => plain::receive(&options),
         Command::Send(options) => plain::send(&options),
     }

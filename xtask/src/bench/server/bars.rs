@@ -1,4 +1,5 @@
-//! The bars: what the memory server must reach, each a ratio of two figures of the same run.
+//! The bars: what the memory server must reach, ratios of two figures of the same run, and
+//! times.
 
 use std::fmt;
 
@@ -12,7 +13,8 @@ use super::figures::{Figures, Way};
 pub(crate) struct Verdict {
     text: &'static str,
     figure: Option<f64>,
-    least: f64,
+    side: &'static str,
+    target: f64,
     aim: Option<f64>,
     /// None if it was not measured.
     pub(crate) met: Option<bool>,
@@ -24,9 +26,13 @@ pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
     let ratio = |figure: Option<f64>, to: Option<f64>| Some(figure? / to?);
     let better = figures.better(Way::ONE_PAGE);
     let pages_of_stream = figures.stream().map(|bytes| bytes / 4096.0);
-    let at_least = |text, least, aim, figure: Option<f64>| {
-        let met = figure.map(|figure| figure >= least);
-        Verdict { text, figure, least, aim, met }
+    let at_least = |text, target, aim, figure: Option<f64>| {
+        let met = figure.map(|figure| figure >= target);
+        Verdict { text, figure, side: "at least", target, aim, met }
+    };
+    let at_most = |text, target, figure: Option<f64>| {
+        let met = figure.map(|figure| figure <= target);
+        Verdict { text, figure, side: "at most", target, aim: None, met }
     };
     vec![
         at_least(
@@ -47,6 +53,13 @@ pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
             None,
             ratio(rate(Way::MEBIBYTE), pages_of_stream),
         ),
+        at_most("milliseconds to make a region of 1 TiB", 5.0, figures.create_ms()),
+        at_most("milliseconds to copy it virtually", 10.0, figures.clone_ms()),
+        at_most(
+            "time of a first touch / of a touch of a present page",
+            1.2,
+            figures.touches_us().map(|(first, later)| first / later),
+        ),
     ]
 }
 
@@ -59,10 +72,10 @@ impl fmt::Display for Verdict {
         };
         write!(f, "{word} {}: ", self.text)?;
         match self.figure {
-            Some(figure) => write!(f, "{figure:.2}")?,
+            Some(figure) => write!(f, "{figure:.3}")?,
             None => f.write_str("not measured")?,
         }
-        write!(f, " (at least {}", self.least)?;
+        write!(f, " ({} {}", self.side, self.target)?;
         self.aim.map_or(Ok(()), |aim| write!(f, ", aim {aim}"))?;
         f.write_str(")")
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::figures::{Figure, Way};
+use super::figures::{Figure, Regions, Way};
 use crate::build::Built;
 
 /// Who is asked.
@@ -42,8 +42,14 @@ impl Server {
             Self::Farmem => {
                 let program = built.path("farmem").display().to_string();
                 let listen = format!("127.0.0.1:{port}");
-                let serve = ["serve", "--memory", "1GiB", "--listen"].map(str::to_owned);
-                return [program].into_iter().chain(serve).chain([listen]).collect();
+                // The promise: two regions of 1 TiB in 1 GiB.
+                let promise = ["serve", "--memory", "1GiB", "--promise-ratio", "4096"];
+                let serve = promise.map(str::to_owned).into_iter();
+                return [program]
+                    .into_iter()
+                    .chain(serve)
+                    .chain(["--listen".into(), listen])
+                    .collect();
             }
             Self::Memcached => {
                 vec!["memcached", "-u", "nobody", "-m", "1024", "-l", "127.0.0.1", "-p", &port]
@@ -150,6 +156,16 @@ impl Contestants {
         let lines = lines.with_context(|| format!("ask {server}"))?;
         let figures = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         Ok(Some(figures))
+    }
+
+    /// What large empty regions of farmem cost.
+    pub(crate) fn regions(&self) -> anyhow::Result<Regions> {
+        let found = self.running.iter().find(|(listed, _)| *listed == Server::Farmem);
+        let Some((_, Ok(running))) = found else {
+            bail!("farmem serve does not run");
+        };
+        let text = self.pageload(&["regions", "--server", &running.address.to_string()])?;
+        serde_json::from_str(&text).context("figures of regions")
     }
 
     /// Bytes a second of one plain TCP stream, from the servers' processor to the client's.

@@ -72,11 +72,25 @@ impl Figure {
     }
 }
 
+/// What large empty regions of farmem cost, as `pageload` printed it: medians of one round.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct Regions {
+    /// To make one of 1 TiB.
+    create_ms: f64,
+    /// To copy it virtually.
+    clone_ms: f64,
+    /// To read a page that was never touched.
+    first_touch_us: f64,
+    /// To read a page that is there.
+    present_touch_us: f64,
+}
+
 /// All figures.
 #[derive(Default)]
 pub(crate) struct Figures {
     of: BTreeMap<(Way, Server), Vec<Figure>>,
     streams: Vec<f64>,
+    regions: Vec<Regions>,
 }
 
 impl Figures {
@@ -86,6 +100,27 @@ impl Figures {
 
     pub(crate) fn add_stream(&mut self, bytes_per_second: f64) {
         self.streams.push(bytes_per_second);
+    }
+
+    pub(crate) fn add_regions(&mut self, regions: Regions) {
+        self.regions.push(regions);
+    }
+
+    /// Milliseconds to make a region of 1 TiB.
+    pub(crate) fn create_ms(&self) -> Option<f64> {
+        median(self.regions.iter().map(|regions| regions.create_ms).collect())
+    }
+
+    /// Milliseconds to copy it virtually.
+    pub(crate) fn clone_ms(&self) -> Option<f64> {
+        median(self.regions.iter().map(|regions| regions.clone_ms).collect())
+    }
+
+    /// Microseconds of a first touch, and of another one.
+    pub(crate) fn touches_us(&self) -> Option<(f64, f64)> {
+        let first = median(self.regions.iter().map(|regions| regions.first_touch_us).collect());
+        let later = median(self.regions.iter().map(|regions| regions.present_touch_us).collect());
+        first.zip(later)
     }
 
     /// Median pages a second.
@@ -127,6 +162,15 @@ impl Figures {
         if let Some(stream) = self.stream() {
             let _ = writeln!(table, "one plain TCP stream: {:.2} GB/s", stream / 1e9);
         }
+        if let (Some(create), Some(clone), Some((first, later))) =
+            (self.create_ms(), self.clone_ms(), self.touches_us())
+        {
+            let _ = writeln!(
+                table,
+                "a region of 1 TiB: made in {create:.3} ms, copied in {clone:.3} ms; \
+                 first touch {first:.1} us, later {later:.1} us"
+            );
+        }
         table
     }
 
@@ -150,7 +194,7 @@ impl Figures {
         let whole = json!({
             "rounds": rounds, "quick": quick,
             "figures": self.of.iter().map(line).collect::<Vec<_>>(),
-            "tcp_stream_bytes_per_second": self.streams,
+            "tcp_stream_bytes_per_second": self.streams, "regions": self.regions,
             "bars": verdicts,
         });
         serde_json::to_string_pretty(&whole).context("write the figures as JSON")

@@ -60,6 +60,7 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
             }
         }
         figures.add_stream(contestants.stream(seconds)?);
+        figures.add_regions(contestants.regions()?);
     }
     let verdicts = bars::judge(&figures);
     report(&figures, &contestants, &verdicts);
