@@ -120,8 +120,14 @@ fn grow(mebibytes: usize, milliseconds: usize) {
         assert!(scratch[99].ends_with("99"));
         moves += 1;
     }
+    await_end_of_input();
     let right = memory.iter().enumerate().all(|(each, part)| part.iter().all(|&b| b == each as u8));
     println!("grown {mebibytes} right {right}");
+}
+
+/// A test that has something to see closes the pipe when it has seen it.
+fn await_end_of_input() {
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
 }
 
 /// Leaves its parent, session, directory and all descriptors, as daemons do.
@@ -139,7 +145,8 @@ fn daemon(file: &str) {
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
     }
     let memory = vec![3u8; 64 * MIB];
-    std::thread::sleep(Duration::from_millis(100));
+    // It has closed its input, so this must do for what is to be seen.
+    std::thread::sleep(Duration::from_secs(1));
     let right = memory.iter().all(|&byte| byte == 3);
     fs::write(file, format!("daemon right {right}")).expect("the file can be written");
 }
@@ -153,7 +160,7 @@ fn setuid(user: usize) {
     drop(sender);
     let ended = other.join().expect("the other thread ends");
     let memory = vec![5u8; 64 * MIB];
-    std::thread::sleep(Duration::from_millis(100));
+    await_end_of_input();
     println!("setuid {changed} {ended} {}", memory.iter().all(|&byte| byte == 5));
 }
 

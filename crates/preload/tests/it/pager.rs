@@ -1,6 +1,6 @@
 //! The pager is loaded beside programs of all kinds, and both go on.
 
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 
 use crate::harness::{Caller, Run, artefacts, await_that, specimen};
 
@@ -15,16 +15,23 @@ fn check_rounds(caller: &Caller, rounds: usize) {
     }
 }
 
+/// Starts a program that ends when its input does: `wait_with_output` closes it.
+fn until_closed(command: &mut Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
 #[test]
 fn python_with_a_gibibyte_and_the_pager_both_go_on() {
     let Some(run) = Run::new(400) else { return };
     let script = "
+import sys
 blocks = [bytes([i % 251]) * (1 << 20) for i in range(1024)]
 words = {i: str(i) for i in range(300000)}
+sys.stdin.read()
 print(all(b[0] == b[-1] == i % 251 for i, b in enumerate(blocks)), words[299999])
 ";
-    let program =
-        run.command("python3").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = run.command("python3");
+    let program = until_closed(command.args(["-c", script]));
     let caller = run.accept();
     let started = caller.receive().unwrap();
     assert!(started.ends_with(&format!("limit {}", 400u64 << 20)), "{started}");
@@ -39,7 +46,7 @@ print(all(b[0] == b[-1] == i % 251 for i, b in enumerate(blocks)), words[299999]
 fn the_break_is_the_programs_alone() {
     let Some(run) = Run::new(80) else { return };
     let mut command = run.specimen(&["grow", "100", "3000"]);
-    let program = command.stdout(Stdio::piped()).spawn().unwrap();
+    let program = until_closed(&mut command);
     let caller = run.accept();
     check_rounds(&caller, 10);
     let output = program.wait_with_output().unwrap();
@@ -49,7 +56,7 @@ fn the_break_is_the_programs_alone() {
 #[test]
 fn the_pager_links_nothing_that_could_move_the_break() {
     let Some(artefacts) = artefacts() else { return };
-    let Ok(symbols) = std::process::Command::new("nm").arg(&artefacts.probe).output() else {
+    let Ok(symbols) = Command::new("nm").arg(&artefacts.probe).output() else {
         eprintln!("skipped: there is no nm here");
         return;
     };
@@ -65,7 +72,7 @@ fn the_pager_links_nothing_that_could_move_the_break() {
 fn a_program_whose_first_thread_has_ended_is_still_watched_and_paged() {
     let Some(run) = Run::new(80) else { return };
     let mut command = run.specimen(&["leader-exits", "100"]);
-    let program = command.stdout(Stdio::piped()).spawn().unwrap();
+    let program = until_closed(&mut command);
     check_rounds(&run.accept(), 3);
     let output = program.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "grown 100 right true\n");
@@ -92,7 +99,7 @@ fn a_program_may_change_its_user() {
         return;
     }
     let mut command = run.specimen(&["setuid", "65534"]);
-    let program = command.stdout(Stdio::piped()).spawn().unwrap();
+    let program = until_closed(&mut command);
     check_rounds(&run.accept(), 3);
     let output = program.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "setuid 0 true true\n");
@@ -126,7 +133,7 @@ print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 fn a_panic_of_the_pager_is_told_and_ends_the_pager_alone() {
     let Some(run) = Run::new(64) else { return };
     let mut command = run.specimen(&["grow", "80", "500"]);
-    let program = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let program = until_closed(command.stderr(Stdio::piped()));
     let caller = run.accept();
     check_rounds(&caller, 1);
     caller.send("panic");
@@ -146,7 +153,8 @@ fn a_debugger_sees_one_thread_and_follows_the_program_to_its_end() {
     let steps = ["-ex", "run", "-ex", "info threads", "-ex", "continue", "--args"];
     let mut command = run.command("gdb");
     command.args(["-q", "-batch", "-nx"]).args(script).args(steps).arg(program);
-    let Ok(debugger) = command.args(["grow", "80", "100"]).stdout(Stdio::piped()).spawn() else {
+    command.args(["grow", "80", "1500"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let Ok(debugger) = command.spawn() else {
         eprintln!("skipped: there is no gdb here");
         return;
     };
@@ -171,7 +179,7 @@ fn without_a_usable_pager_the_program_goes_on_and_the_supervisor_is_told() {
     ] {
         let run = Run::with_pager(64, pager, artefacts);
         let mut command = run.specimen(&["grow", "80", "50"]);
-        let program = command.stdout(Stdio::piped()).spawn().unwrap();
+        let program = until_closed(&mut command);
         let told = run.accept().receive().unwrap();
         assert!(told.starts_with(r#"{"type":"unpaged","program_pid":"#), "{told}");
         assert!(told.contains(step), "{pager}: {told}");
