@@ -2,7 +2,8 @@
 //! a reason that a person can act on, and never sees a wrong byte.
 
 use std::fs;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -41,12 +42,19 @@ impl<'a> Cast<'a> {
     }
 }
 
-/// The only child of that name.
+/// The only child of that name. A watcher that was made just now still has its program's name: it is
+/// waited for.
 #[track_caller]
 fn child_named(parent: Pid, name: &str) -> Pid {
-    let found = children_named(parent, name);
-    assert_eq!(found.len(), 1, "children named {name}: {found:?}");
-    found[0]
+    let until = Instant::now() + 5 * SECOND;
+    loop {
+        let found = children_named(parent, name);
+        if let [child] = found[..] {
+            return child;
+        }
+        assert!(Instant::now() < until, "children named {name}: {found:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn children_named(parent: Pid, name: &str) -> Vec<Pid> {
