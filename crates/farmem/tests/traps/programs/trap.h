@@ -49,13 +49,31 @@ static inline uint64_t stamp(uint64_t seed, size_t page) {
     return seed ^ page * 0x9E3779B97F4A7C15ul;
 }
 
+/* Waits, for a second at most, until some of that much memory is out: what is tried with pages that
+ * are out must not be over before the pager has come. */
+static inline void await_paging(size_t mib) {
+    for (int tries = 0; tries < 500; tries++) {
+        size_t pages = 0, resident = 0;
+        FILE *statm = fopen("/proc/self/statm", "r");
+        int read = statm ? fscanf(statm, "%zu %zu", &pages, &resident) : 0;
+        if (statm)
+            fclose(statm);
+        if (read != 2 || resident < mib * MIB / PAGE * 3 / 4)
+            return;
+        usleep(2000);
+    }
+}
+
 /* Stamps the first, the last and another word of each page. */
 static inline void fill(char *memory, size_t mib, uint64_t seed) {
+    static int filled;
     for (size_t page = 0; page < mib * MIB / PAGE; page++) {
         *word(memory, page, 0) = stamp(seed, page);
         *word(memory, page, 100) = page;
         *word(memory, page, 511) = ~stamp(seed, page);
     }
+    if (!filled++)
+        await_paging(mib);
 }
 
 static inline int holds(char *memory, size_t page, uint64_t seed) {
