@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use farmem_region::{AddressWidths, ByteCount, ServerId};
 use farmem_transport::Endpoint;
+use farmem_wire::PAGES_PER_MESSAGE_MAX;
 
 use crate::LogSink;
 
@@ -113,19 +114,39 @@ pub struct Limits {
     /// Memory, beyond what is lent, for pages on their way in: a write needs its new slots before
     /// the old ones are free. Writes beyond it are refused as busy and may be repeated.
     pub inflight_bytes: ByteCount,
+    /// The part of `inflight_bytes` that one session may hold with writes that have not arrived
+    /// whole, and as much again with replies that wait: one `session_share`th, but at least the
+    /// longest message, or what one connection may hold. Further writes are refused as busy,
+    /// further requests not read until replies have gone.
+    pub session_share: u64,
     /// Bytes of replies that wait for one connection; beyond it no more is read from there.
     pub output_bytes_max: usize,
     /// A peer must say hello within this time.
     pub hello_timeout: Duration,
     /// A message must be complete this long after its first byte.
     pub message_timeout: Duration,
-    /// Replies must make progress within this time.
+    /// Replies that wait must all have been sent after this time, or twice that if more came
+    /// meanwhile.
     pub output_timeout: Duration,
     /// A session without a connection lives this long.
     pub session_timeout: Duration,
     /// A connection to the port for metrics ends this long after it was accepted, whatever has
     /// been asked and answered.
     pub metrics_timeout: Duration,
+}
+
+impl Limits {
+    /// Slots that a session's writes may hold on their way in.
+    pub(crate) fn session_slots_max(&self) -> u32 {
+        let share = self.inflight_bytes.pages_rounded_up().get() / self.session_share.max(1);
+        u32::try_from(share).unwrap_or(u32::MAX).max(PAGES_PER_MESSAGE_MAX as u32)
+    }
+
+    /// Bytes of replies that may wait for all connections of a session.
+    pub(crate) fn session_output_bytes_max(&self) -> usize {
+        let share = self.inflight_bytes.get() / self.session_share.max(1);
+        usize::try_from(share).unwrap_or(usize::MAX).max(self.output_bytes_max)
+    }
 }
 
 impl Default for Limits {
@@ -135,6 +156,7 @@ impl Default for Limits {
             sessions_max: 4096,
             connections_per_session_max: 64,
             inflight_bytes: ByteCount::new(64 << 20),
+            session_share: 16,
             output_bytes_max: 4 << 20,
             hello_timeout: Duration::from_secs(5),
             message_timeout: Duration::from_secs(10),

@@ -22,6 +22,8 @@ pub(crate) struct Output {
     /// Bytes of the first part that have been sent.
     first_sent: usize,
     queued: usize,
+    /// Bytes sent since the connection began.
+    sent: u64,
     slices: Vec<IoSlice<'static>>,
     /// Empty lists, kept for their memory.
     spare: Vec<Vec<Slot>>,
@@ -47,6 +49,11 @@ impl Output {
     /// Bytes that wait.
     pub(crate) const fn queued(&self) -> usize {
         self.queued
+    }
+
+    /// Bytes that have been sent so far.
+    pub(crate) const fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Queues what `write` appends to the buffer that it is given, which ends at the position
@@ -103,7 +110,7 @@ impl Output {
             let Moved::Bytes(sent) = moved? else { break };
             passed = None;
             total += sent;
-            self.sent(sent, arena);
+            self.note_sent(sent, arena);
         }
         Ok(total)
     }
@@ -135,8 +142,9 @@ impl Output {
         }
     }
 
-    fn sent(&mut self, bytes: usize, arena: &Arena) {
+    fn note_sent(&mut self, bytes: usize, arena: &Arena) {
         self.queued -= bytes;
+        self.sent += bytes as u64;
         self.first_sent += bytes;
         while let Some(part) = self.parts.front() {
             if self.first_sent < part.bytes() {

@@ -66,6 +66,8 @@ pub(crate) struct Peer {
     output: Output,
     /// Whether requests that have been received are not served because too many replies wait.
     held_back: bool,
+    /// See [`Peer::is_throttled`].
+    is_throttled: bool,
     /// Whether the arena's descriptor rides on the next byte that is sent.
     passes_arena: bool,
     /// Entries of the write whose pages are being received.
@@ -76,8 +78,12 @@ pub(crate) struct Peer {
     received_at: Instant,
     /// Since when the peer owes us something: its hello, or the rest of a message.
     owes_since: Option<Nanos>,
-    /// Since when replies make no progress.
+    /// Since when replies wait...
     blocked_since: Option<Nanos>,
+    /// ...the last of which ends at this byte of all that is sent.
+    blocked_until: u64,
+    /// Bytes of replies that the session knows of.
+    accounted: usize,
 }
 
 #[derive(Debug)]
@@ -101,6 +107,7 @@ impl Peer {
             unread: 0..0,
             output: Output::default(),
             held_back: false,
+            is_throttled: false,
             passes_arena: false,
             entries: Vec::new(),
             unused: Vec::new(),
@@ -108,6 +115,8 @@ impl Peer {
             received_at: Instant::now(),
             owes_since: Some(now),
             blocked_since: None,
+            blocked_until: 0,
+            accounted: 0,
         }
     }
 
@@ -137,22 +146,33 @@ impl Peer {
     /// Whether to go on as soon as there is room in the socket: replies wait, or requests that
     /// are served once replies have gone.
     pub(crate) const fn wants_write(&self) -> bool {
-        self.output.queued() > 0 || self.held_back
+        self.output.queued() > 0 || (self.held_back && !self.is_throttled)
     }
 
     /// Whether requests are not read because too many replies wait.
     pub(crate) fn is_full(&self, engine: &Engine) -> bool {
-        self.output.queued() >= engine.config.limits.output_bytes_max
+        self.is_throttled || self.output.queued() >= engine.config.limits.output_bytes_max
+    }
+
+    /// Whether requests are not read because too many replies wait for all connections of the
+    /// session. Nobody says when they have gone: it is to be asked for.
+    pub(crate) const fn is_throttled(&self) -> bool {
+        self.is_throttled
     }
 
     /// Whether the peer may be dropped for being late, later on.
     pub(crate) const fn is_watched(&self) -> bool {
-        self.owes_since.is_some() || self.blocked_since.is_some()
+        self.owes_since.is_some() || self.blocked_since.is_some() || self.is_throttled
     }
 
     /// Receives, serves and replies as far as goes without waiting, or until the turn is over.
     /// Returns whether anything was received.
     pub(crate) fn serve(&mut self, engine: &Engine, now: Nanos) -> Result<bool, DropReason> {
+        self.account();
+        if self.held_back {
+            self.flush(engine, now)?;
+        }
+        self.throttle(engine);
         let result = self.receive_and_serve(engine, now);
         if let Err(DropReason::BadFrame(_) | DropReason::NotARequest) = result {
             // Tell it why, if it still listens; it is dropped in any case.
@@ -166,7 +186,9 @@ impl Peer {
     fn receive_and_serve(&mut self, engine: &Engine, now: Nanos) -> Result<bool, DropReason> {
         let mut received = 0;
         // What was left because too many replies waited.
-        self.serve_received(engine, now)?;
+        if self.held_back && !self.is_full(engine) {
+            self.serve_received(engine, now)?;
+        }
         while received < TURN_BYTES && !self.is_full(engine) {
             let (moved, room) = self.receive(engine)?;
             let Moved::Bytes(bytes) = moved else {
@@ -203,10 +225,26 @@ impl Peer {
         count(&engine.counters.bytes_out, sent);
         if self.output.queued() == 0 {
             self.blocked_since = None;
-        } else if sent > 0 || self.blocked_since.is_none() {
+        } else if self.blocked_since.is_none() || self.output.sent() >= self.blocked_until {
             self.blocked_since = Some(now);
+            self.blocked_until = self.output.sent() + self.output.queued() as u64;
         }
+        self.account();
         Ok(())
+    }
+
+    /// Tells the session how much waits here.
+    fn account(&mut self) {
+        if self.caller.session.is_some() && self.accounted != self.output.queued() {
+            self.caller.traffic.replies(self.accounted, self.output.queued());
+            self.accounted = self.output.queued();
+        }
+    }
+
+    fn throttle(&mut self, engine: &Engine) {
+        self.account();
+        let limit = engine.config.limits.session_output_bytes_max();
+        self.is_throttled = self.caller.traffic.outgoing() >= limit;
     }
 
     /// Fails if the peer is late with something.
@@ -230,9 +268,10 @@ impl Peer {
     /// Gives back all that the connection holds.
     pub(crate) fn close(mut self, engine: &Engine, now: Nanos) {
         if let Stage::Pages { slots, .. } = std::mem::replace(&mut self.stage, Stage::Head) {
-            engine.arena.release(slots);
+            engine.abandon_write(&self.caller, slots);
         }
         self.output.clear(&engine.arena);
+        self.account();
         engine.leave(&mut self.caller, now);
     }
 
@@ -293,6 +332,7 @@ impl Peer {
             if self.greeted {
                 self.owes_since = None;
             }
+            self.throttle(engine);
             if self.output.queued() >= send_at {
                 self.flush(engine, now)?;
                 send_at = match self.output.queued() {

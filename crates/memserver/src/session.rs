@@ -1,7 +1,8 @@
 //! Sessions: who has reserved how much.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use farmem_region::{ByteCount, Nanos, PAGE_SIZE, SessionId};
 use farmem_vmem::Slot;
@@ -26,6 +27,7 @@ pub(crate) struct Session {
     pub(crate) region: Region,
     /// Whether it is a named region's: then it lives until that is deleted.
     pub(crate) is_resident: bool,
+    pub(crate) traffic: Arc<Traffic>,
     /// Connections that may use the session.
     pub(crate) attached: Vec<ConnectionId>,
     /// Since when no connection is attached.
@@ -96,6 +98,42 @@ impl Session {
         if self.attached.is_empty() && self.orphaned_since.is_none() && !self.is_resident {
             self.orphaned_since = Some(now);
         }
+    }
+}
+
+/// What the connections of one session hold of the memory that all tenants share for pages on their
+/// way: each session has a share, so that one that sends or takes slowly delays nobody else.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Slots that writes are being received into.
+    incoming: AtomicU32,
+    /// Bytes of replies that wait. The pages among them keep their slots until they are sent, even
+    /// if they are written anew meanwhile.
+    outgoing: AtomicUsize,
+}
+
+impl Traffic {
+    /// Lets a write in, unless the session would then hold more slots than `limit`.
+    pub(crate) fn let_in(&self, slots: u32, limit: u32) -> Result<(), RefusalCode> {
+        let let_in = |held: u32| held.checked_add(slots).filter(|held| *held <= limit);
+        match self.incoming.fetch_update(Ordering::Relaxed, Ordering::Relaxed, let_in) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(RefusalCode::Busy),
+        }
+    }
+
+    /// A write that was let in is over.
+    pub(crate) fn let_go(&self, slots: u32) {
+        self.incoming.fetch_sub(slots, Ordering::Relaxed);
+    }
+
+    /// One connection's replies were so many bytes, and are so many now.
+    pub(crate) fn replies(&self, before: usize, now: usize) {
+        self.outgoing.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    pub(crate) fn outgoing(&self) -> usize {
+        self.outgoing.load(Ordering::Relaxed)
     }
 }
 

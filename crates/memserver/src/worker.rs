@@ -400,7 +400,12 @@ impl Worker {
                 continue;
             };
             match watched.peer.check_time(&self.shared.engine, now) {
-                Ok(()) => more |= watched.peer.is_watched(),
+                Ok(()) => {
+                    more |= watched.peer.is_watched();
+                    if watched.peer.is_throttled() {
+                        self.serve_quietly(index);
+                    }
+                }
                 Err(reason) => self.drop_peer(index, &reason),
             }
         }

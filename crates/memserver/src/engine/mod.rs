@@ -31,7 +31,7 @@ use crate::engine::demote::Keeper;
 pub(crate) use crate::engine::named::Bring;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::region::{Region, block_pages};
-use crate::session::{ConnectionId, Reservation, Session};
+use crate::session::{ConnectionId, Reservation, Session, Traffic};
 use crate::tiers::Tiers;
 
 /// State of the server, shared by its workers.
@@ -120,6 +120,8 @@ enum Cause {
 pub(crate) struct Caller {
     pub(crate) connection: ConnectionId,
     pub(crate) session: Option<(SessionId, SharedSession)>,
+    /// The session's.
+    pub(crate) traffic: Arc<Traffic>,
     /// Whether it was given the arena's file.
     pub(crate) shares_arena: bool,
 }
@@ -158,7 +160,8 @@ impl Engine {
     /// A caller that is attached to nothing.
     pub(crate) fn caller(&self) -> Caller {
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        Caller { connection: ConnectionId(id), session: None, shares_arena: false }
+        let (connection, traffic) = (ConnectionId(id), Arc::default());
+        Caller { connection, session: None, traffic, shares_arena: false }
     }
 
     pub(crate) const fn incarnation(&self) -> Incarnation {
@@ -202,6 +205,7 @@ impl Engine {
             self.session_for(&mut sessions, setup.name, setup.amount, setup.accept_partial)?;
         session.dynamic = setup.dynamic;
         session.attached.push(caller.connection);
+        caller.traffic = Arc::clone(&session.traffic);
         let reply = self.describe(&session);
         let shared = Arc::new(Mutex::new(session));
         sessions.by_id.insert(id, Arc::clone(&shared));
@@ -232,6 +236,7 @@ impl Engine {
             dynamic: false,
             region: Region::new(RegionId::new(id.get())),
             is_resident: false,
+            traffic: Arc::default(),
             attached: Vec::new(),
             orphaned_since: None,
             assigned: HashMap::new(),
@@ -263,6 +268,7 @@ impl Engine {
             session.check_epoch(header)?;
         }
         self.bind(caller, &mut session, attach)?;
+        caller.traffic = Arc::clone(&session.traffic);
         let reply = self.describe(&session);
         drop(session);
         caller.session = Some((header.session, shared));

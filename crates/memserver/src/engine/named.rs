@@ -115,6 +115,7 @@ impl Engine {
             return Err(RefusalCode::NoRegion.into());
         }
         self.bind(caller, &mut session, &Attach { mode, replaces: 0 })?;
+        caller.traffic = Arc::clone(&session.traffic);
         let reply = self.describe(&session);
         drop(session);
         caller.session = Some((id, shared));

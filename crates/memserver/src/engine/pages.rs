@@ -316,7 +316,18 @@ impl Engine {
             return Err(Refusal::page(RefusalCode::OutOfBounds, outside));
         }
         drop(session);
-        self.take_slots(header.entries, slots)
+        caller.traffic.let_in(header.entries, self.config.limits.session_slots_max())?;
+        let taken = self.take_slots(header.entries, slots);
+        if taken.is_err() {
+            caller.traffic.let_go(header.entries);
+        }
+        taken
+    }
+
+    /// Ends a write whose pages will not come.
+    pub(crate) fn abandon_write(&self, caller: &Caller, slots: Vec<Slot>) {
+        caller.traffic.let_go(slots.len() as u32);
+        self.arena.release(slots);
     }
 
     /// Takes slots; if there are not enough, cold pages leave dram first.
@@ -371,6 +382,7 @@ impl Engine {
             .verify(header.region, entries, slots)
             .and_then(|()| self.flip(caller, header, entries, slots, unused, stored));
         self.arena.release(slots.drain(..).chain(unused.drain(..)));
+        caller.traffic.let_go(header.entries);
         result
     }
 

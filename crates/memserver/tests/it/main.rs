@@ -1,5 +1,6 @@
 //! The server against clients that keep the protocol, break it, or mean harm.
 
+mod fairness;
 mod limits;
 mod metrics;
 mod misbehaviour;
