@@ -165,6 +165,7 @@ impl PagerThread {
             slots: SlotPolicy::Identity { base: range.start() },
         };
         let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
+        let errands = memory.errands();
         let mut pager = Pager::new(&config, memory, store);
         for (&page, &version) in &versions {
             let offset = usize::try_from(page).unwrap_or(usize::MAX) * PAGE_SIZE;
@@ -176,6 +177,11 @@ impl PagerThread {
         }
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let bell = Arc::new(bell.map_err(io)?);
+        // It ends with the pager.
+        std::thread::Builder::new()
+            .name("farmem-errands".to_owned())
+            .spawn(move || errands.run())
+            .map_err(|source| RegionError::Map { bytes: options.size, source })?;
         let (calls, receiver) = sync_channel(CALLS_MAX);
         let heard = bell.clone();
         let thread = std::thread::Builder::new()

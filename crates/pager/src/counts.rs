@@ -25,6 +25,8 @@ pub struct Counts {
     pub clean_drops: u64,
     /// Pages that could not be moved (pinned, or shared with a forked child).
     pub busy_pages: u64,
+    /// Windows whose pages were made movable that a forked child had too.
+    pub unshared_windows: u64,
     /// Changes of mappings that the kernel reported, of all kinds.
     pub events: u64,
     /// Of these: contents dropped by madvise.

@@ -244,7 +244,7 @@ impl<S: PageStore> Pager<S> {
     fn wait(&self, now: Nanos, busy: bool) -> Wait {
         let readiness = self.store.readiness();
         let mut deadline = self.engine.next_deadline();
-        if self.engine.has_deferred() {
+        if self.engine.has_deferred() || self.engine.is_unsharing() {
             deadline = deadline.min(now.plus_micros(RETRY_MICROS));
         }
         if let Some(store) = readiness.deadline {

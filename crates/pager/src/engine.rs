@@ -167,6 +167,7 @@ pub struct Engine {
     pub(crate) slots: Slots,
     pub(crate) budget: Budget,
     pub(crate) hand: usize,
+    pub(crate) sharing: crate::sharing::Sharing,
     /// Nothing is moved out before: too many pages were busy.
     pub(crate) evict_after: Nanos,
     /// How long the last such pause was, in microseconds; 0: the last step moved pages.
@@ -232,6 +233,7 @@ impl Engine {
             slots,
             budget: Budget::new(config.limit_bytes),
             hand: 0,
+            sharing: crate::sharing::Sharing::default(),
             evict_after: Nanos::new(0),
             busy_pause_us: 0,
             threads: Threads::default(),

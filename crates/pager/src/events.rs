@@ -157,6 +157,9 @@ impl Engine {
                 self.quarantine.insert(target);
             }
         }
+        if space == SpaceId::OWN {
+            self.sharing.on_arrival(target);
+        }
         self.forget_doubts(space, target);
         self.move_doubts(space, from, target);
         let lost = self.take_pages(io, space, target);

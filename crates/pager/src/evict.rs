@@ -72,8 +72,13 @@ impl Engine {
         let busy_before = self.counts.busy_pages;
         self.scan.passing = false;
         for _ in 0..WINDOWS_PER_STEP {
-            let Some(source) = self.next_source(io) else {
-                return Ok(Evicted::NothingMovable);
+            let source = match self.next_unshared(io) {
+                None if self.sharing.is_busy() => None,
+                None => self.next_source(io),
+                unshared => unshared,
+            };
+            let Some(source) = source else {
+                break;
             };
             match self.evict_window(io, source, true)? {
                 0 => {}
@@ -82,6 +87,9 @@ impl Engine {
                     return Ok(Evicted::Pages(pages));
                 }
             }
+        }
+        if self.sharing.is_pending() {
+            return Ok(Evicted::NotNow);
         }
         if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
             // Shared with a forked child, most likely: asking again at once changes nothing.
@@ -237,7 +245,10 @@ impl Engine {
             if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
                 break;
             }
-            self.move_span(io, span, frame_at(window.first(), span.start() - base));
+            if self.move_span(io, span, frame_at(window.first(), span.start() - base)) {
+                // Most likely the others are shared too.
+                break;
+            }
         }
         self.frames.queue(window);
         let mut moved = 0;
@@ -280,7 +291,8 @@ impl Engine {
         }
     }
 
-    fn move_span(&mut self, io: &mut Io<'_>, span: AddressRange, first: FrameId) {
+    /// Moves what can be moved of a span; true if its window is being made movable instead.
+    fn move_span(&mut self, io: &mut Io<'_>, span: AddressRange, first: FrameId) -> bool {
         let mut at = span.start();
         // One call may not reach over the border of two mappings, and neighbours need not be one
         // (after mremap, or with different protections): where it is refused, less is tried.
@@ -296,13 +308,15 @@ impl Engine {
                     step = part.pages() / 2 * PAGE_SIZE;
                 }
                 Some(Stop::Retry) if progress.bytes > 0 => {}
+                Some(Stop::Busy) if self.unshare(io, at) => return true,
                 Some(Stop::Busy | Stop::Unmovable | Stop::AlreadyThere | Stop::Hole) => {
                     self.leave_for_now(io, at);
                     at += PAGE_SIZE;
                 }
-                Some(Stop::Retry | Stop::Gone | Stop::NoMemory) => return,
+                Some(Stop::Retry | Stop::Gone | Stop::NoMemory) => return false,
             }
         }
+        false
     }
 
     /// The page cannot be moved now: it stays, and is not asked again too soon.

@@ -67,6 +67,9 @@ impl Engine {
     pub fn on_fork(&mut self, io: &mut Io<'_>, parent: SpaceId, uffd: Uffd) {
         self.counts.events += 1;
         self.counts.forks += 1;
+        if parent == SpaceId::OWN {
+            self.sharing.on_fork();
+        }
         let child = SpaceId(self.next_space);
         self.next_space += 1;
         io.memory.add_space(child, uffd);

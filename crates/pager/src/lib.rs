@@ -27,6 +27,7 @@ mod install;
 mod library;
 mod memory;
 mod ranges;
+mod sharing;
 mod slots;
 mod streams;
 mod table;

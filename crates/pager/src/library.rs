@@ -68,8 +68,9 @@ impl Engine {
             let done = Flushed::Done { pinned: flush.pinned };
             return Ok(if waits { Flushed::NotYet } else { done });
         }
+        while self.next_unshared(io).is_some() {}
         for _ in 0..WINDOWS_PER_STEP {
-            if !self.may_evict(io)? || !self.has_window(io) {
+            if self.sharing.is_pending() || !self.may_evict(io)? || !self.has_window(io) {
                 break;
             }
             let Some(source) = self.next_to_flush(io, flush) else {
@@ -82,6 +83,10 @@ impl Engine {
             }
             let busy = self.counts.busy_pages;
             self.evict_window(io, source, false)?;
+            if self.sharing.is_pending() {
+                // It is tried again when its pages can be moved.
+                break;
+            }
             flush.pinned += self.counts.busy_pages - busy;
             flush.at = source.end();
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Anchor, Event, Features, ForkMark, Lifeline, Look, MadviseWatch, Mapping,
-    Pagemap, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents, Scratch, Stop,
-    ThreadWatch, Uffd, UffdError,
+    AddressRange, Anchor, Errands, Event, Features, ForkMark, Lifeline, Look, MadviseWatch,
+    Mapping, Pagemap, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents, Scratch,
+    Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
 
@@ -39,6 +39,11 @@ pub trait Memory: Frames {
     fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress;
     /// Moves the pages of a range that are there into frames that are holes.
     fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress;
+    /// Begins to make pages of the own space movable that a forked child has too; false if that
+    /// cannot be done, or not now. Others may use the pages meanwhile.
+    fn unshare(&mut self, range: AddressRange) -> bool;
+    /// Takes the next range of which [`Self::unshare`] has done what can be done.
+    fn unshared(&mut self) -> Option<AddressRange>;
     /// Fills missing pages with zeros, with memory of their own if they will be `written`.
     fn zero_in(
         &mut self,
@@ -119,6 +124,7 @@ pub struct OwnMemory {
     /// Counts the readings of the program's events, for forked children to have a copy.
     mark: ForkMark,
     removers: MadviseWatch,
+    errands: Arc<Errands>,
     anchor: Anchor,
     owned: fn(&mut dyn FnMut(AddressRange)),
 }
@@ -175,6 +181,7 @@ impl OwnMemory {
             mark: ForkMark::new()
                 .map_err(|source| UffdError::Other { doing: "leaving a mark for forks", source })?,
             removers: MadviseWatch::open(program).map_err(MemoryError::at("task"))?,
+            errands: Arc::new(Errands::new().map_err(MemoryError::at("pagemap"))?),
             anchor: Anchor::none(),
             owned,
         })
@@ -199,6 +206,13 @@ impl OwnMemory {
     /// The scratch area.
     pub const fn scratch(&mut self) -> &mut Scratch {
         &mut self.scratch
+    }
+
+    /// What a second thread of the pager should run, or pages that were shared with a forked child
+    /// stay in memory.
+    #[must_use]
+    pub fn errands(&self) -> Arc<Errands> {
+        Arc::clone(&self.errands)
     }
 
     /// The userfaultfds of forked children.
@@ -281,6 +295,7 @@ fn find_uffd<'u>(
 
 impl Drop for OwnMemory {
     fn drop(&mut self) {
+        self.errands.close();
         self.scratch.release(&self.uffd);
     }
 }
@@ -313,6 +328,14 @@ impl Memory for OwnMemory {
 
     fn move_out(&mut self, source: AddressRange, first: FrameId) -> Progress {
         self.scratch.move_out(&self.uffd, source, first, &self.pagemap)
+    }
+
+    fn unshare(&mut self, range: AddressRange) -> bool {
+        self.errands.unshare(range)
+    }
+
+    fn unshared(&mut self) -> Option<AddressRange> {
+        self.errands.unshared()
     }
 
     fn zero_in(

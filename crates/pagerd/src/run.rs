@@ -17,7 +17,7 @@ use farmem_supervise::{
     StatsLayout, StatsWriter, SupervisorMessage, Welcome,
 };
 use farmem_transport::Endpoint;
-use farmem_vmem::{AddressRange, ProcessHandle, SharedWords, shared_memory_bytes};
+use farmem_vmem::{AddressRange, ProcessHandle, SharedWords, be_real_time, shared_memory_bytes};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
@@ -34,6 +34,8 @@ const UNLOOKED_MAX: u32 = 16;
 const EXEC_CHECK_MICROS: u64 = 20_000;
 /// How often it is checked, once the supervisor has died, that forked children have ended.
 const CHILD_END_PERIOD: Duration = Duration::from_millis(10);
+/// Stack of the thread that runs errands; a look at the pages of a window takes 4 KiB of it.
+const ERRANDS_STACK_BYTES: usize = 64 << 10;
 /// Largest local limit for which scratch windows are provided in proportion: beyond it the victim
 /// buffer stays at its size for this limit.
 const SCRATCH_LIMIT_BYTES_MAX: u64 = 64 << 30;
@@ -224,6 +226,12 @@ impl<'a> Service<'a> {
             .and_then(|()| waiter.watch(arguments.supervisor_pidfd, Source::Supervisor))
             .map_err(|error| format!("epoll fails: {error}"))?;
         warden::watch(&mut memory, waiter.epoll.as_raw_fd());
+        let errands = memory.errands();
+        // Without the thread pages that a forked child has too stay in memory.
+        let _ = runtime::spawn("farmem-errands", ERRANDS_STACK_BYTES, move || {
+            be_real_time();
+            errands.run();
+        });
         Ok((Pager::new(&config, memory, store), waiter))
     }
 

@@ -51,6 +51,9 @@ pub struct SimMemory {
     /// No more children.
     pub(crate) finishing: bool,
     pub(crate) plant: Plant,
+    /// Ranges that a second thread of the pager is to make movable, and those that it has.
+    unsharing: VecDeque<AddressRange>,
+    unshared: VecDeque<AddressRange>,
     frames: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
     /// Children whose fork was read and who have no name yet.
     unnamed: Vec<usize>,
@@ -85,6 +88,8 @@ impl SimMemory {
             sequences: [0; THREADS],
             finishing: false,
             plant,
+            unsharing: VecDeque::new(),
+            unshared: VecDeque::new(),
             frames: (0..frames).map(|_| None).collect(),
             unnamed: Vec::new(),
         }
@@ -99,7 +104,18 @@ impl SimMemory {
         self.plant == plant && self.random.once_in(times)
     }
 
+    /// The second thread of the pager goes on by one page.
+    fn run_errand(&mut self) {
+        let Some(&range) = self.unsharing.front() else { return };
+        let shared = self.spaces[0].pages.range_mut(range.start()..range.end());
+        match shared.map(|(_, page)| page).find(|page| page.shared) {
+            Some(page) => page.shared = false,
+            None => self.unshared.extend(self.unsharing.pop_front()),
+        }
+    }
+
     fn preempt(&mut self) {
+        self.run_errand();
         if self.random.once_in(3) {
             for _ in 0..self.random.below(4) {
                 self.run_program();
@@ -245,6 +261,15 @@ impl Memory for SimMemory {
             self.spaces[0].pages.remove(&address);
         }
         Progress { bytes: source.bytes(), stop: None }
+    }
+
+    fn unshare(&mut self, range: AddressRange) -> bool {
+        self.unsharing.push_back(range);
+        true
+    }
+
+    fn unshared(&mut self) -> Option<AddressRange> {
+        self.unshared.pop_front()
     }
 
     fn zero_in(

@@ -439,10 +439,6 @@ impl SimMemory {
         self.freed.retain(|&(other, _)| other != space);
         self.locked.retain(|&(other, _)| other != space);
         self.changed.retain(|&(other, _)| other != space);
-        let others = self.spaces.iter().skip(1).any(|space| space.lives);
-        if !others {
-            self.spaces[0].pages.values_mut().for_each(|page| page.shared = false);
-        }
     }
 
     /// The report has been read: the change is over, as far as the kernel is concerned.

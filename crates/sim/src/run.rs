@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::File;
 
-use farmem_pager::{Config, Counts, Engine, Fatal, Io, Scope, SlotPolicy, SpaceId};
+use farmem_pager::{Config, Counts, Engine, Fatal, Io, Memory, Scope, SlotPolicy, SpaceId};
 use farmem_region::{Nanos, PageCount, PageStore};
 use farmem_vmem::{AddressRange, Uffd};
 
@@ -22,6 +22,8 @@ const WINDOWS: usize = 24;
 const REGION_PAGES: u64 = 2048;
 /// A thread that waits longer than this in virtual time waits for ever.
 const PATIENCE_NANOS: u64 = 20_000_000_000;
+/// The pager gets below its limit within so many turns when the program stands still.
+const TURNS_TO_LIMIT: usize = 2_000;
 /// The pager asks this often whether children live.
 const CHILD_CHECK_NANOS: u64 = 1_000_000;
 
@@ -97,6 +99,7 @@ pub fn run(setup: Setup) -> Result<Outcome, Box<Failure>> {
 
 struct Simulation {
     setup: Setup,
+    limit_bytes: u64,
     engine: Engine,
     memory: SimMemory,
     store: SimStore,
@@ -121,6 +124,7 @@ impl Simulation {
         }
         Self {
             setup,
+            limit_bytes: config.limit_bytes,
             engine: Engine::new(&config, WINDOWS),
             memory,
             store: SimStore::new(random.next(), PageCount::new(REGION_PAGES), setup.plant),
@@ -134,6 +138,7 @@ impl Simulation {
             self.step()?;
         }
         self.read_everything()?;
+        self.check_limit()?;
         Ok(Outcome { counts: self.engine.counts(), nanos: self.memory.now })
     }
 
@@ -267,6 +272,19 @@ impl Simulation {
             }
         }
         Ok(())
+    }
+
+    /// What could not be moved out beside the children is moved out in the end.
+    fn check_limit(&mut self) -> Result<(), String> {
+        let limit = usize::try_from(self.limit_bytes >> 12).unwrap_or(usize::MAX);
+        let over = |memory: &SimMemory| memory.resident().anonymous > limit;
+        for _ in 0..TURNS_TO_LIMIT {
+            if !over(&self.memory) {
+                return Ok(());
+            }
+            self.finish_step()?;
+        }
+        Err(format!("limit: {:?} are here, of {limit}", self.memory.resident()))
     }
 
     /// Lets only threads that are in the middle of something go on.

@@ -11,6 +11,7 @@
 mod anchor;
 mod area;
 mod arena;
+mod errands;
 mod fork_mark;
 mod madvise_watch;
 mod maps;
@@ -25,6 +26,7 @@ mod uffd;
 pub use anchor::{Anchor, Lifeline, Pull, be_real_time};
 pub use area::Area;
 pub use arena::{Arena, Slot};
+pub use errands::Errands;
 pub use fork_mark::ForkMark;
 pub use madvise_watch::MadviseWatch;
 pub use maps::{Mapping, MappingKind, ProcessMaps};

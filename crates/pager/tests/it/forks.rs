@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::MIB;
-use crate::harness::{Harness, Words, check_or_skip, fork};
+use crate::harness::{Harness, Words, check_or_skip, fork, fork_idle};
 
 /// What the other thread is about, in memory that is not paged: all pages hold their stamps, are
 /// being dropped, or are gone. Odd rounds drop, even ones move.
@@ -55,4 +55,29 @@ fn change(words: Words, round: u64) -> Words {
     };
     PHASE.store(GONE, Ordering::SeqCst);
     words
+}
+
+/// Trap U13, cap 33: pages that a child shares, or has shared, are moved out all the same.
+#[test]
+fn u13_the_limit_holds_beside_children_that_share_everything() {
+    check_or_skip(|| {
+        let harness = Harness::new(64 * MIB, 16 * MIB);
+        let words = Words::new(harness.range());
+        (0..words.pages()).for_each(|page| words.store(page, page as u64));
+        for round in 0..3 {
+            let (child, writer) = fork_idle();
+            for page in 0..words.pages() {
+                assert_eq!(words.load(page), page as u64 + round, "page {page}");
+            }
+            // The second half when the child has ended, while what it has shared still is so.
+            let half = words.pages() / 2;
+            (0..half).for_each(|page| words.store(page, page as u64 + round + 1));
+            drop(writer);
+            assert!(child.succeeded());
+            (half..words.pages()).for_each(|page| words.store(page, page as u64 + round + 1));
+        }
+        let counts = harness.finish();
+        assert!(counts.forks == 3 && counts.unshared_windows >= 3 * 8, "{counts:?}");
+        assert!(counts.local_pages_peak <= ((18 * MIB) >> 12) as u64, "{counts:?}");
+    });
 }

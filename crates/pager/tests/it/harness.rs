@@ -146,6 +146,8 @@ fn page(
         region_pages: PageCount::new(1 << 20),
         slots: SlotPolicy::Allocated,
     };
+    let errands = memory.errands();
+    let errand_boy = std::thread::spawn(move || errands.run());
     let mut pager = Pager::new(&config, memory, MemoryStore::default());
     assert!(pager.adopt_range(range));
     ready.send(()).expect("the test waits");
@@ -163,7 +165,10 @@ fn page(
         let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: nanos.cast_signed() };
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
-    pager.counts()
+    let counts = pager.counts();
+    drop(pager);
+    errand_boy.join().expect("errands end with the pager");
+    counts
 }
 
 fn map(bytes: usize) -> usize {
