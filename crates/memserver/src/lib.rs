@@ -23,6 +23,7 @@ mod http;
 mod log;
 mod metrics;
 mod output;
+mod patience;
 mod peer;
 mod region;
 mod server;

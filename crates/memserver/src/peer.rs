@@ -64,8 +64,11 @@ pub(crate) struct Peer {
     /// Bytes of `input` that are to be looked at.
     unread: Range<usize>,
     output: Output,
-    /// Whether requests that have been received are not served because too many replies wait.
+    /// Whether requests that have been received are not served because too many replies wait, or
+    /// because the next one is to be served where it may wait.
     held_back: bool,
+    /// See [`Peer::waits`].
+    waits: bool,
     /// See [`Peer::is_throttled`].
     is_throttled: bool,
     /// Whether the arena's descriptor rides on the next byte that is sent.
@@ -107,6 +110,7 @@ impl Peer {
             unread: 0..0,
             output: Output::default(),
             held_back: false,
+            waits: false,
             is_throttled: false,
             passes_arena: false,
             entries: Vec::new(),
@@ -165,6 +169,25 @@ impl Peer {
         self.owes_since.is_some() || self.blocked_since.is_some() || self.is_throttled
     }
 
+    /// Whether the next request takes time that a thread with other peers does not have: then it is
+    /// for [`Peer::serve_patiently`].
+    pub(crate) const fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// As [`Peer::serve`], but waits for disks and memory where it has to.
+    pub(crate) fn serve_patiently(
+        &mut self,
+        engine: &Engine,
+        now: Nanos,
+    ) -> Result<bool, DropReason> {
+        self.waits = false;
+        self.caller.may_wait = true;
+        let result = self.serve(engine, now);
+        self.caller.may_wait = false;
+        result
+    }
+
     /// Receives, serves and replies as far as goes without waiting, or until the turn is over.
     /// Returns whether anything was received.
     pub(crate) fn serve(&mut self, engine: &Engine, now: Nanos) -> Result<bool, DropReason> {
@@ -189,7 +212,7 @@ impl Peer {
         if self.held_back && !self.is_full(engine) {
             self.serve_received(engine, now)?;
         }
-        while received < TURN_BYTES && !self.is_full(engine) {
+        while received < TURN_BYTES && !self.is_full(engine) && !self.waits {
             let (moved, room) = self.receive(engine)?;
             let Moved::Bytes(bytes) = moved else {
                 if moved == Moved::Closed {
@@ -266,7 +289,7 @@ impl Peer {
     }
 
     /// Gives back all that the connection holds.
-    pub(crate) fn close(mut self, engine: &Engine, now: Nanos) {
+    pub(crate) fn close(mut self: Box<Self>, engine: &Engine, now: Nanos) {
         if let Stage::Pages { slots, .. } = std::mem::replace(&mut self.stage, Stage::Head) {
             engine.abandon_write(&self.caller, slots);
         }
@@ -373,13 +396,25 @@ impl Peer {
         }
         let entries = start..start + header.entry_bytes();
         let body = entries.end..self.unread.start;
-        match header.action {
+        let served = match header.action {
             Action::Write => self.begin_write(engine, header, start),
-            Action::Hello => self.greet(engine, &header, body)?,
-            _ => match self.serve_request(engine, &header, entries, body) {
-                Ok(nanos) => engine.counters.served.granted(header.action, nanos),
-                Err(refusal) => self.refuse(engine, &header, refusal),
-            },
+            Action::Hello => {
+                self.greet(engine, &header, body)?;
+                Ok(())
+            }
+            _ => self.serve_request(engine, &header, entries, body).map(|nanos| {
+                engine.counters.served.granted(header.action, nanos);
+            }),
+        };
+        match served {
+            Ok(()) => {}
+            Err(refusal) if refusal == Refusal::waits() => {
+                self.unread.start = start - HEADER_BYTES;
+                self.waits = true;
+                self.held_back = true;
+                return Ok(false);
+            }
+            Err(refusal) => self.refuse(engine, &header, refusal),
         }
         Ok(true)
     }
@@ -421,6 +456,9 @@ impl Peer {
         let (entries, body) = (&self.input[entries], &self.input[body]);
         let (output, caller, unused) = (&mut self.output, &mut self.caller, &mut self.unused);
         let granted = header.granted();
+        if takes_long(header.action) && !caller.may_wait {
+            return Err(Refusal::waits());
+        }
         match header.action {
             Action::Setup => {
                 let (session, body) = engine.setup(caller, &Setup::decode(body)?)?;
@@ -478,8 +516,13 @@ impl Peer {
         Ok(nanos_since(self.received_at))
     }
 
-    /// Lets a write's pages in, or skips them.
-    fn begin_write(&mut self, engine: &Engine, header: Header, entries_start: usize) {
+    /// Lets a write's pages in, or skips them. Refuses only with [`Refusal::waits`].
+    fn begin_write(
+        &mut self,
+        engine: &Engine,
+        header: Header,
+        entries_start: usize,
+    ) -> Result<(), Refusal> {
         let bytes = &self.input[entries_start..entries_start + header.entry_bytes()];
         self.entries.clear();
         self.entries.extend(PageEntry::decode_all(bytes));
@@ -489,10 +532,14 @@ impl Peer {
             Ok(()) => self.stage = Stage::Pages { header, slots, received: 0 },
             Err(refusal) => {
                 self.output.keep_list(slots);
+                if refusal == Refusal::waits() {
+                    return Err(refusal);
+                }
                 let left = header.payload_bytes();
                 self.stage = Stage::Discard { header, left, refusal };
             }
         }
+        Ok(())
     }
 
     /// Moves what is in the input to the slots, and stores them if they are complete; returns
@@ -562,7 +609,7 @@ impl Peer {
         let mut reply = header.refused(refusal.code);
         reply.entries = u32::from(matches!(refusal.detail, Detail::Page(_)));
         push(&mut self.output, reply, |bytes| match refusal.detail {
-            Detail::None => {}
+            Detail::None | Detail::Waits => {}
             Detail::Page(entry) => entry.encode(bytes),
             Detail::Full(body) => body.encode(bytes),
         });
@@ -577,6 +624,19 @@ impl Peer {
             self.owes_since.get_or_insert(now);
         }
     }
+}
+
+/// Whether a request may keep its thread for tens of milliseconds.
+const fn takes_long(action: Action) -> bool {
+    matches!(
+        action,
+        Action::Create
+            | Action::Delete
+            | Action::Initialise
+            | Action::Prefetch
+            | Action::Pin
+            | Action::Flush
+    )
 }
 
 /// Serves a read: the reply's pages are sent from their slots. Returns how long it took.

@@ -47,6 +47,8 @@ pub(crate) struct Region {
     /// Counts the copies that were made of it: what was written since has a greater one.
     pub(crate) generation: u16,
     pub(crate) pins: Pins,
+    /// How often pages were removed: what was read from the source before may be out of date.
+    pub(crate) removals: u64,
     binding: Binding,
     /// The page that all pages of a fill source look like, once one of them was read.
     pub(crate) fill_page: Option<Slot>,
@@ -68,6 +70,7 @@ impl Region {
             writes_back: false,
             generation: 0,
             pins: Pins::default(),
+            removals: 0,
             binding: Binding::of(id),
             fill_page: None,
         }
@@ -101,6 +104,13 @@ impl Region {
     /// How many pages of 4 KiB are initialised and written back together.
     pub(crate) fn unit_pages(&self) -> u64 {
         (u64::from(self.page_bytes) / PAGE_SIZE as u64).max(1)
+    }
+
+    /// The pages that are initialised together with one.
+    pub(crate) fn unit_of(&self, page: PageIndex) -> std::ops::Range<u64> {
+        let unit = self.unit_pages();
+        let start = page.get() / unit * unit;
+        start..(start + unit).min(self.pages.get())
     }
 
     /// Between a checksum as clients of this region know it and as the table keeps it.

@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::http::HttpPort;
 use crate::log::RateLimitedLog;
 use crate::metrics::{self, Snapshot};
+use crate::patience::{self, PATIENT_THREADS, Patience};
 use crate::worker::{Mailbox, Shared, Worker};
 
 /// Why a server cannot start or go on.
@@ -109,6 +110,7 @@ impl MemServer {
         let shared = Shared {
             engine,
             mailboxes: mailboxes.map_err(ServerError::Events)?,
+            patience: Patience::default(),
             stop: event().map_err(ServerError::Events)?,
             log: RateLimitedLog::new(log),
             began: std::time::Instant::now(),
@@ -157,9 +159,13 @@ impl MemServer {
                 })
                 .collect();
             let keeper = scope.spawn(|| shared.engine.keep_room());
+            for _ in 0..PATIENT_THREADS {
+                scope.spawn(|| patience::serve(&shared));
+            }
             let result = Worker::new(&shared, 0, listeners).and_then(Worker::run);
             shared.engine.stop_keeping();
             StopHandle { shared: Arc::clone(&shared) }.stop();
+            shared.patience.stop();
             keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let results = others.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

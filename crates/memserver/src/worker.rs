@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farmem_region::Nanos;
-use farmem_transport::{Connection, Listener, Socket};
+use farmem_transport::{Listener, Socket};
 use rustix::event::epoll;
 use rustix::event::{Timespec, epoll::EventData};
 
 use crate::counters::{DropReason, count};
 use crate::engine::Engine;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
+use crate::patience::Patience;
 use crate::peer::Peer;
 use crate::server::event;
 
@@ -41,37 +42,54 @@ const LISTENER: u64 = u64::MAX - 2;
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) mailboxes: Vec<Mailbox>,
+    pub(crate) patience: Patience,
     /// Readable once the server is to stop.
     pub(crate) stop: OwnedFd,
     pub(crate) log: RateLimitedLog,
     pub(crate) began: Instant,
 }
 
+impl Shared {
+    /// Since the server began.
+    pub(crate) fn now(&self) -> Nanos {
+        let nanos = self.began.elapsed().as_nanos();
+        Nanos::new(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
 /// Connections handed to a worker. Bounded by the limit on connections.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     event: OwnedFd,
-    sockets: Mutex<Vec<Socket>>,
-    /// Connections of the worker, those in the mailbox included.
+    letters: Mutex<Vec<Letter>>,
+    /// Connections of the worker, those in the mailbox and those that wait elsewhere included.
     connections: AtomicUsize,
+}
+
+/// What is handed to a worker.
+#[derive(Debug)]
+pub(crate) enum Letter {
+    /// A connection that was accepted.
+    New(Socket),
+    /// A peer of its own that has been served elsewhere, and why it is to be dropped if it is.
+    Back(Box<Peer>, Option<DropReason>),
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
-        let (sockets, connections) = (Mutex::default(), AtomicUsize::new(0));
-        Ok(Self { event: event()?, sockets, connections })
+        let (letters, connections) = (Mutex::default(), AtomicUsize::new(0));
+        Ok(Self { event: event()?, letters, connections })
     }
 
-    fn post(&self, socket: Socket) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+    pub(crate) fn post(&self, letter: Letter) {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
         // The counter cannot overflow, so this cannot fail.
         let _ = rustix::io::write(&self.event, &1u64.to_le_bytes());
     }
 
-    fn take(&self) -> Vec<Socket> {
+    fn take(&self) -> Vec<Letter> {
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
-        std::mem::take(&mut self.sockets.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.letters.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -96,7 +114,7 @@ pub(crate) struct Worker {
 /// A peer, and what the kernel has been told to watch.
 #[derive(Debug)]
 struct Watched {
-    peer: Peer,
+    peer: Box<Peer>,
     interest: epoll::EventFlags,
 }
 
@@ -209,8 +227,7 @@ impl Worker {
     }
 
     fn now(&self) -> Nanos {
-        let nanos = self.shared.began.elapsed().as_nanos();
-        Nanos::new(u64::try_from(nanos).unwrap_or(u64::MAX))
+        self.shared.now()
     }
 
     /// Serves a peer that the kernel reported.
@@ -234,10 +251,15 @@ impl Worker {
                 if received {
                     self.poll_until = Instant::now() + self.polling.time();
                 }
+                let waits = watched.peer.waits();
                 if received && (watched.peer.is_watched() || self.shared.engine.has_surplus()) {
                     self.expect_tick();
                 }
-                self.watch_again(index);
+                if waits {
+                    self.hand_over(index);
+                } else {
+                    self.watch_again(index);
+                }
                 received
             }
             Err(reason) => {
@@ -266,23 +288,42 @@ impl Worker {
         }
     }
 
-    fn drop_peer(&mut self, index: usize, reason: &DropReason) {
-        let Some(watched) = self.peers[index].take() else {
-            return;
-        };
-        self.active.retain(|active| *active != index);
-        reason.count(&self.shared.engine.counters);
-        if reason.is_worth_a_line() {
-            let peer = watched.peer.name();
-            let message = format_args!("dropped a client ({peer}): {reason}");
-            let line = LogLine::new(LogLevel::Warning, "client_dropped", message);
-            self.shared.log.line(&line.with("reason", reason.name()).with("peer", peer));
+    /// Has a peer's next request served where it may wait.
+    fn hand_over(&mut self, index: usize) {
+        if let Some(peer) = self.take_peer(index) {
+            // Where it waits nobody looks at what the kernel says of it. This fails for no
+            // descriptor that is watched.
+            let _ = epoll::delete(&self.epoll, peer.connection().descriptor());
+            self.shared.patience.push(peer, self.index);
         }
-        self.vacant.push(index);
-        self.close(watched.peer);
     }
 
-    fn close(&mut self, peer: Peer) {
+    /// Takes a peer off the lists.
+    fn take_peer(&mut self, index: usize) -> Option<Box<Peer>> {
+        let watched = self.peers[index].take()?;
+        self.active.retain(|active| *active != index);
+        self.vacant.push(index);
+        Some(watched.peer)
+    }
+
+    fn drop_peer(&mut self, index: usize, reason: &DropReason) {
+        if let Some(peer) = self.take_peer(index) {
+            self.end_peer(peer, reason);
+        }
+    }
+
+    fn end_peer(&mut self, peer: Box<Peer>, reason: &DropReason) {
+        reason.count(&self.shared.engine.counters);
+        if reason.is_worth_a_line() {
+            let name = peer.name();
+            let message = format_args!("dropped a client ({name}): {reason}");
+            let line = LogLine::new(LogLevel::Warning, "client_dropped", message);
+            self.shared.log.line(&line.with("reason", reason.name()).with("peer", name));
+        }
+        self.close(peer);
+    }
+
+    fn close(&mut self, peer: Box<Peer>) {
         peer.close(&self.shared.engine, self.now());
         self.shared.engine.counters.connections.fetch_sub(1, Ordering::Relaxed);
         self.shared.mailboxes[self.index].connections.fetch_sub(1, Ordering::Relaxed);
@@ -291,8 +332,11 @@ impl Worker {
     }
 
     fn close_all(&mut self) {
-        for socket in self.shared.mailboxes[self.index].take() {
-            self.admit(socket);
+        for letter in self.shared.mailboxes[self.index].take() {
+            match letter {
+                Letter::New(socket) => self.close(self.peer(socket)),
+                Letter::Back(peer, _) => self.close(peer),
+            }
         }
         for watched in std::mem::take(&mut self.peers).into_iter().flatten() {
             self.close(watched.peer);
@@ -347,27 +391,39 @@ impl Worker {
         count(&counters.connections_accepted, 1);
         let load = |mailbox: &&Mailbox| mailbox.connections.load(Ordering::Relaxed);
         if let Some(mailbox) = self.shared.mailboxes.iter().min_by_key(load) {
-            mailbox.post(socket);
+            mailbox.connections.fetch_add(1, Ordering::Relaxed);
+            mailbox.post(Letter::New(socket));
         }
     }
 
     fn take_mail(&mut self) {
-        for socket in self.shared.mailboxes[self.index].take() {
-            if let Some(index) = self.admit(socket) {
+        for letter in self.shared.mailboxes[self.index].take() {
+            let peer = match letter {
+                Letter::New(socket) => self.peer(socket),
+                Letter::Back(peer, None) => peer,
+                Letter::Back(peer, Some(reason)) => {
+                    self.end_peer(peer, &reason);
+                    continue;
+                }
+            };
+            if let Some(index) = self.admit(peer) {
                 // What it has sent meanwhile.
                 self.serve(index);
             }
         }
     }
 
-    fn admit(&mut self, socket: Socket) -> Option<usize> {
+    fn peer(&self, socket: Socket) -> Box<Peer> {
+        Box::new(Peer::new(Box::new(socket), &self.shared.engine, self.now()))
+    }
+
+    fn admit(&mut self, peer: Box<Peer>) -> Option<usize> {
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.peers.push(None);
             self.peers.len() - 1
         });
         let (data, interest) = (EventData::new_u64(index as u64), epoll::EventFlags::IN);
-        let added = epoll::add(&self.epoll, socket.descriptor(), data, interest);
-        let peer = Peer::new(Box::new(socket), &self.shared.engine, self.now());
+        let added = epoll::add(&self.epoll, peer.connection().descriptor(), data, interest);
         self.peers[index] = Some(Watched { peer, interest });
         if let Err(errno) = added {
             self.drop_peer(index, &DropReason::Broken(errno.into()));

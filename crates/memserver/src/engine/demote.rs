@@ -326,7 +326,7 @@ impl Engine {
                     return None;
                 }
                 let mut slot = slots.pop()?;
-                if self.tiers.load(place, &mut slot).is_ok() {
+                if self.tiers.unpack(place, &mut slot).is_ok() {
                     return Some(slot);
                 }
                 self.arena.release([slot]);

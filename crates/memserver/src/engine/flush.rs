@@ -10,6 +10,7 @@ use farmem_wire::{Header, Progress, RangeEntry, RefusalCode};
 
 use super::named::{Work, fill_copy};
 use super::pages::SPARE_SLOTS;
+use super::supply::{Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::backing::BackingFile;
 use crate::region::{Region, Source};
@@ -78,36 +79,10 @@ impl Engine {
         range: PageRange,
         work: &mut Work,
     ) -> Result<PageIndex, Refusal> {
-        let end = range.start.get() + range.count.get();
-        let (dirty, next) = loop {
-            let session = self.enter(caller, header)?;
-            let mut dirty = Vec::new();
-            let Some((first, _)) = session.region.table.leaf_from(range.start) else {
-                return Ok(PageIndex::new(end));
-            };
-            if first.get() >= end {
-                return Ok(PageIndex::new(end));
-            }
-            let from = first.get().max(range.start.get());
-            let within = from..(first.get() + LEAF_PAGES as u64).min(end);
-            let collected = self.collect_dirty(&session.region, within, &mut dirty);
-            drop(session);
-            match collected {
-                Ok(Some(next)) => break (dirty, next),
-                Ok(None) => {
-                    self.forget(dirty);
-                    // Room for those that lie in a slower tier.
-                    let mut room = Vec::new();
-                    let taken = self.take_slots(SPARE_SLOTS, &mut room);
-                    self.arena.release(room);
-                    taken?;
-                }
-                Err(code) => {
-                    self.forget(dirty);
-                    return Err(code.into());
-                }
-            }
-        };
+        let mut supply = Supply::default();
+        let collected = self.collect(caller, header, range, &mut supply);
+        self.end_supply(supply);
+        let (dirty, next) = collected?;
         let written = self.write_back(file, &dirty);
         if written.is_ok() {
             work.changed += dirty.len() as u64;
@@ -127,46 +102,85 @@ impl Engine {
         written.map(|()| next)
     }
 
-    /// Takes a token for each dirty page, but no more than a batch; returns the page after those
-    /// that were looked at, or `None` if there is no room to look at one.
+    /// Takes a token for each dirty page of one leaf, but no more than a batch; returns also the
+    /// page after those that were looked at.
+    fn collect(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        range: PageRange,
+        supply: &mut Supply,
+    ) -> Result<(Vec<Dirty>, PageIndex), Refusal> {
+        let end = range.start.get() + range.count.get();
+        loop {
+            let session = self.enter(caller, header)?;
+            let mut dirty = Vec::new();
+            let leaf = session.region.table.leaf_from(range.start);
+            let Some(first) = leaf.map(|(first, _)| first.get()).filter(|first| *first < end)
+            else {
+                return Ok((dirty, PageIndex::new(end)));
+            };
+            let within = first.max(range.start.get())..(first + LEAF_PAGES as u64).min(end);
+            let region = &session.region;
+            match self.collect_dirty(region, within.clone(), &mut dirty, supply) {
+                Ok(next) => return Ok((dirty, next)),
+                Err(Stop::Refused(refusal)) => {
+                    drop(session);
+                    self.forget(dirty);
+                    return Err(refusal);
+                }
+                // Then none is collected yet.
+                Err(Stop::Needs(need)) => {
+                    let is_dirty = |page: &PageIndex| {
+                        region.table.with(*page, |portion| portion.dirty != 0) == Some(true)
+                    };
+                    let next = within.map(PageIndex::new).filter(is_dirty);
+                    let needs = self.with_next(region, need, next);
+                    drop(session);
+                    self.supply(caller.may_wait, needs, supply)?;
+                }
+            }
+        }
+    }
+
+    /// Takes a token for each dirty page, but no more than a batch, and only as far as nothing is
+    /// lacking; returns the page after those that were looked at.
     fn collect_dirty(
         &self,
         region: &Region,
         within: Range<u64>,
         dirty: &mut Vec<Dirty>,
-    ) -> Result<Option<PageIndex>, RefusalCode> {
+        supply: &mut Supply,
+    ) -> Result<PageIndex, Stop> {
         let Some((first, leaf)) = region.table.leaf_from(PageIndex::new(within.start)) else {
-            return Ok(Some(PageIndex::new(within.end)));
+            return Ok(PageIndex::new(within.end));
         };
         let leaf = table::lock(leaf);
         for at in within.clone() {
             let page = PageIndex::new(at);
             if dirty.len() == BATCH {
-                return Ok(Some(page));
+                return Ok(page);
             }
             let portion = leaf.portions[(at - first.get()) as usize].as_ref();
             let Some(portion) = portion.filter(|portion| portion.dirty != 0) else {
                 continue;
             };
             let slot = match &portion.place {
-                Place::Dram(slot) => self.arena.share(slot),
-                Place::Compressed(_) | Place::File(_) => {
-                    let mut slots = Vec::new();
-                    if !self.take(1, &mut slots) {
-                        return Ok(None);
-                    }
-                    let mut slot = slots.pop().expect("one was taken");
-                    if let Err(code) = self.load(page, portion, &mut slot) {
-                        self.arena.release([slot]);
-                        return Err(code);
-                    }
-                    slot
+                Place::Dram(slot) => Ok(self.arena.share(slot)),
+                Place::Compressed(_) | Place::File(_) => self.copy_in(page, portion, supply),
+            };
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(Stop::Needs(need)) if !dirty.is_empty() => {
+                    self.forgo(need, supply);
+                    return Ok(page);
                 }
+                Err(stop) => return Err(stop),
             };
             let place = self.tiers.share(&portion.place);
             dirty.push(Dirty { page, eighths: portion.dirty, place, slot });
         }
-        Ok(Some(PageIndex::new(within.end)))
+        Ok(PageIndex::new(within.end))
     }
 
     /// Writes pages to the file. Copies that have not read them yet do so before.

@@ -2,13 +2,13 @@
 //! request is checked for session, token, epoch, incarnation and bounds before it is served.
 //!
 //! Workers share one engine. Locks are taken in the order hand, sessions, session, leaf, shelves,
-//! arena, and never two sessions at once. The lock of a session is held while a page is brought
-//! from a slower tier or made from a file, so that it is made once, and else for table work only.
+//! arena, and never two sessions at once. None is held while a disk is waited for.
 
 mod demote;
 mod flush;
 mod named;
 mod pages;
+mod supply;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -83,6 +83,8 @@ pub(crate) enum Detail {
     /// The page that is at fault.
     Page(PageEntry),
     Full(FullBody),
+    /// See [`Refusal::waits`].
+    Waits,
 }
 
 impl From<RefusalCode> for Refusal {
@@ -100,6 +102,11 @@ impl From<BodyError> for Refusal {
 impl Refusal {
     pub(crate) const fn full(body: FullBody) -> Self {
         Self { code: RefusalCode::Full, detail: Detail::Full(body) }
+    }
+
+    /// Nothing has happened: the request is to be repeated by a caller that may wait.
+    pub(crate) const fn waits() -> Self {
+        Self { code: RefusalCode::Busy, detail: Detail::Waits }
     }
 
     const fn page(code: RefusalCode, entry: PageEntry) -> Self {
@@ -122,6 +129,9 @@ pub(crate) struct Caller {
     pub(crate) session: Option<(SessionId, SharedSession)>,
     /// The session's.
     pub(crate) traffic: Arc<Traffic>,
+    /// Whether it may be made to wait for disks, and for memory. Where many callers are served by
+    /// one thread it may not: see [`Refusal::waits`].
+    pub(crate) may_wait: bool,
     /// Whether it was given the arena's file.
     pub(crate) shares_arena: bool,
 }
@@ -161,7 +171,7 @@ impl Engine {
     pub(crate) fn caller(&self) -> Caller {
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let (connection, traffic) = (ConnectionId(id), Arc::default());
-        Caller { connection, session: None, traffic, shares_arena: false }
+        Caller { connection, session: None, traffic, may_wait: false, shares_arena: false }
     }
 
     pub(crate) const fn incarnation(&self) -> Incarnation {

@@ -1,5 +1,6 @@
 //! Named regions: made, opened, listed, copied, deleted; and what is done to ranges of them.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +13,7 @@ use farmem_wire::{
 };
 
 use super::pages::SPARE_SLOTS;
+use super::supply::{Stop, Supply};
 use super::{Caller, Cause, Engine, Refusal, Sessions, SharedSession, lock};
 use crate::backing::BackingFile;
 use crate::region::{Region, Source};
@@ -213,23 +215,23 @@ impl Engine {
             session.check_region(header)?;
             session.check_ranges(ranges.clone())?;
         }
-        let mut spare = Vec::new();
-        let mut work = Work { changed: 0, left: PAGES_PER_REQUEST_MAX };
+        let mut supply = Supply::default();
+        let mut work = Work::of_one_request();
         let mut next = None;
         for (at, range) in (0..).zip(ranges) {
-            match self.bring_range(caller, header, range.0, how, &mut work, &mut spare) {
+            match self.bring_range(caller, header, range.0, how, &mut work, &mut supply) {
                 Ok(None) => {}
                 Ok(Some(page)) => {
                     next = Some((at, page));
                     break;
                 }
                 Err(refusal) => {
-                    self.arena.release(spare);
+                    self.end_supply(supply);
                     return Err(refusal);
                 }
             }
         }
-        self.arena.release(spare);
+        self.end_supply(supply);
         Ok(Progress { changed: PageCount::new(work.changed), next })
     }
 
@@ -241,7 +243,7 @@ impl Engine {
         range: PageRange,
         how: Bring,
         work: &mut Work,
-        spare: &mut Vec<Slot>,
+        supply: &mut Supply,
     ) -> Result<Option<PageIndex>, Refusal> {
         let end = range.start.get() + range.count.get();
         let mut page = range.start.get();
@@ -264,17 +266,23 @@ impl Engine {
             if how == Bring::Pin {
                 self.pin(&mut session.region, piece)?;
             }
-            match self.bring_piece(&mut session.region, piece, how, work, spare) {
-                Ok(true) => {
+            match self.bring_piece(&mut session.region, page..stop, how, work, supply) {
+                Ok(()) => {
                     work.left = work.left.saturating_sub(piece.count.get());
                     page = stop;
                 }
-                Ok(false) => {
-                    // To make room needs the locks of other sessions.
+                Err(Stop::Needs(need)) => {
+                    let needs = match how {
+                        Bring::Initialise => vec![need],
+                        Bring::Prefetch | Bring::Pin => {
+                            let pages = (page..stop).map(PageIndex::new);
+                            self.with_next(&session.region, need, pages)
+                        }
+                    };
                     drop(session);
-                    self.take_slots(SPARE_SLOTS, spare)?;
+                    self.supply(caller.may_wait, needs, supply)?;
                 }
-                Err(refusal) => {
+                Err(Stop::Refused(refusal)) => {
                     if how == Bring::Pin {
                         self.unpin_range(&mut session.region, piece);
                     }
@@ -285,71 +293,60 @@ impl Engine {
         Ok(None)
     }
 
-    /// Brings the pages of one leaf in; false if spare slots ran out.
+    /// Brings the pages of one leaf in.
     fn bring_piece(
         &self,
         region: &mut Region,
-        piece: PageRange,
+        piece: Range<u64>,
         how: Bring,
         work: &mut Work,
-        spare: &mut Vec<Slot>,
-    ) -> Result<bool, Refusal> {
-        let end = piece.start.get() + piece.count.get();
-        for page in (piece.start.get()..end).map(PageIndex::new) {
+        supply: &mut Supply,
+    ) -> Result<(), Stop> {
+        let end = piece.end;
+        for page in piece.map(PageIndex::new) {
             let is_there = region.table.with(page, |portion| {
                 how == Bring::Initialise || matches!(portion.place, Place::Dram(_))
             });
-            let is_done = match is_there {
+            match is_there {
                 Some(true) => continue,
-                Some(false) => self.promote(region, page, spare)?,
+                Some(false) => self.promote(region, page, supply)?,
                 None => match &region.source {
                     Source::Nothing => continue,
                     Source::Fill(byte) => {
                         let byte = *byte;
-                        self.initialise_with(region, page, byte, spare)
+                        self.initialise_with(region, page, byte, supply)?;
                     }
                     Source::File(_) => {
-                        let left = end - page.get();
-                        let unit = region.unit_pages();
-                        let start = page.get() / unit * unit;
-                        let count = left.max(unit).min(region.pages.get() - start);
-                        let (start, count) = (PageIndex::new(start), PageCount::new(count));
-                        self.initialise_from_file(region, PageRange { start, count }, spare)?
+                        let unit = region.unit_of(page);
+                        let stop = end.min(unit.start + u64::from(SPARE_SLOTS)).max(unit.end);
+                        let before = region.table.stored().get();
+                        self.make_from_file(region, unit.start..stop, supply)?;
+                        // One is counted below.
+                        work.changed += region.table.stored().get() - before - 1;
                     }
                 },
-            };
-            if !is_done {
-                return Ok(false);
             }
             work.changed += 1;
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Brings a stored page back to dram; false if no spare slot is left.
+    /// Brings a stored page back to dram.
     fn promote(
         &self,
         region: &mut Region,
         page: PageIndex,
-        spare: &mut Vec<Slot>,
-    ) -> Result<bool, Refusal> {
-        let Some(mut slot) = spare.pop() else {
-            return Ok(false);
-        };
-        let loaded = region.table.with(page, |portion| self.load(page, portion, &mut slot));
-        if let Some(Err(code)) = loaded {
-            self.arena.release([slot]);
-            return Err(code.into());
-        }
-        let mut slot = Some(slot);
+        supply: &mut Supply,
+    ) -> Result<(), Stop> {
         let former = region.table.with(page, |portion| {
-            let place = Place::Dram(slot.take()?);
+            let slot = self.copy_in(page, portion, supply)?;
             portion.heat = portion.heat.max(1);
-            Some(std::mem::replace(&mut portion.place, place))
+            Ok::<_, Stop>(std::mem::replace(&mut portion.place, Place::Dram(slot)))
         });
-        spare.extend(slot);
-        former.flatten().into_iter().for_each(|place| self.tiers.give_up(place, spare));
-        Ok(true)
+        if let Some(place) = former.transpose()? {
+            self.tiers.give_up(place, supply.unused());
+        }
+        Ok(())
     }
 
     fn initialise_with(
@@ -357,57 +354,12 @@ impl Engine {
         region: &mut Region,
         page: PageIndex,
         byte: u8,
-        spare: &mut Vec<Slot>,
-    ) -> bool {
-        let Some(mut slot) = spare.pop() else {
-            return false;
-        };
+        supply: &mut Supply,
+    ) -> Result<(), Stop> {
+        let mut slot = supply.slot()?;
         self.arena.bytes_mut(&mut slot).fill(byte);
         self.put_made(region, page, slot);
-        true
-    }
-
-    /// Reads those pages of a range that are absent from the region's file. False if there are not
-    /// enough spare slots; then nothing has happened.
-    pub(super) fn initialise_from_file(
-        &self,
-        region: &mut Region,
-        range: PageRange,
-        spare: &mut Vec<Slot>,
-    ) -> Result<bool, Refusal> {
-        let Source::File(file) = &region.source else {
-            return Ok(true);
-        };
-        let end = range.start.get() + range.count.get();
-        let absent: Vec<u64> = (range.start.get()..end)
-            .filter(|page| region.table.with(PageIndex::new(*page), |_| ()).is_none())
-            .collect();
-        let missing = absent.len().saturating_sub(spare.len());
-        // Fewer than a leaf's pages, or a unit's.
-        if missing > 0 && !self.take(missing as u32, spare) {
-            return Ok(false);
-        }
-        let mut slots = spare.split_off(spare.len() - absent.len());
-        let mut result = Ok(());
-        let mut at = 0;
-        for run in absent.chunk_by(|page, next| *next == page + 1) {
-            let mut slices = Vec::new();
-            self.arena.gather_mut(&mut slots[at..at + run.len()], &mut slices);
-            result = file.read(run[0] * PAGE_SIZE as u64, &mut slices);
-            if result.is_err() {
-                break;
-            }
-            at += run.len();
-        }
-        if let Err(error) = result {
-            self.file_failed("read", file, &error);
-            spare.append(&mut slots);
-            return Err(RefusalCode::FileFailed.into());
-        }
-        for (page, slot) in absent.into_iter().zip(slots) {
-            self.put_made(region, PageIndex::new(page), slot);
-        }
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn file_failed(&self, what: &str, file: &BackingFile, error: &std::io::Error) {
@@ -417,7 +369,7 @@ impl Engine {
     }
 
     /// Puts a page that was made from the source into the table.
-    fn put_made(&self, region: &mut Region, page: PageIndex, slot: Slot) {
+    pub(super) fn put_made(&self, region: &mut Region, page: PageIndex, slot: Slot) {
         let version = Version::new(0);
         let checksum = Region::neutral(page, version, self.arena.bytes(&slot));
         let (generation, place) = (region.generation, Place::Dram(slot));
@@ -543,7 +495,7 @@ pub(super) fn fill_copy(
     copy: &SharedSession,
     pages: &[PageIndex],
 ) -> Result<(), Refusal> {
-    let mut spare = Vec::new();
+    let mut supply = Supply::default();
     let mut result = Ok(());
     'pages: for page in pages {
         loop {
@@ -551,20 +503,19 @@ pub(super) fn fill_copy(
             if session.ended {
                 break 'pages;
             }
-            let range = PageRange { start: *page, count: PageCount::new(1) };
-            match engine.initialise_from_file(&mut session.region, range, &mut spare) {
-                Ok(true) => break,
-                Ok(false) => {
-                    drop(session);
-                    result = engine.take_slots(1, &mut spare);
-                }
-                Err(refusal) => result = Err(refusal),
+            let page = page.get()..page.get() + 1;
+            let made = engine.make_from_file(&mut session.region, page, &mut supply);
+            drop(session);
+            match made {
+                Ok(()) => break,
+                Err(Stop::Needs(need)) => result = engine.supply(true, vec![need], &mut supply),
+                Err(Stop::Refused(refusal)) => result = Err(refusal),
             }
             if result.is_err() {
                 break 'pages;
             }
         }
     }
-    engine.arena.release(spare);
+    engine.end_supply(supply);
     result
 }

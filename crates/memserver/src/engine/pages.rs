@@ -4,19 +4,20 @@ use std::iter::Peekable;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
+use farmem_region::{PAGE_SIZE, PageCount, PageIndex, RegionId, Version};
 use farmem_vmem::Slot;
 use farmem_wire::{
     FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
     page_checksum,
 };
 
+use super::supply::{Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
 use crate::region::{Region, Source};
 use crate::session::Session;
 use crate::table::Portion;
-use crate::tiers::{LoadError, Place};
+use crate::tiers::Place;
 
 /// A page in a slower tier that was asked for so often since the hand passed goes back to dram;
 /// before, a copy of it is sent. Most pages that a pager fetches it then has itself.
@@ -45,13 +46,8 @@ enum Standing {
     Old(PageEntry),
 }
 
-/// A page that was found, or why it was not.
-pub(super) enum Found {
-    /// A token for a slot that holds the page.
-    Here(PageEntry, Slot),
-    /// It must be brought into a slot, and no spare one is left.
-    NeedsSlot,
-}
+/// A page that was found: what is known of it, and a token for a slot that holds it.
+type Found = (PageEntry, Slot);
 
 impl Engine {
     /// Looks pages up: a token for each slot goes to `slots`, what is known of it to `found`.
@@ -60,16 +56,14 @@ impl Engine {
         &self,
         caller: &Caller,
         header: &Header,
-        wanted: impl Iterator<Item = PageEntry>,
+        wanted: impl Iterator<Item = PageEntry> + Clone,
         slots: &mut Vec<Slot>,
         found: impl FnMut(PageEntry),
     ) -> Result<(), Refusal> {
-        let mut spare = Vec::new();
-        let result =
-            self.read_with(caller, header, &mut wanted.peekable(), slots, &mut spare, found);
-        if !spare.is_empty() {
-            self.arena.release(spare);
-        }
+        let mut supply = Supply::default();
+        let mut wanted = wanted.peekable();
+        let result = self.read_with(caller, header, &mut wanted, slots, &mut supply, found);
+        self.end_supply(supply);
         if result.is_err() {
             self.arena.release(slots.drain(..));
             return result;
@@ -83,30 +77,34 @@ impl Engine {
         &self,
         caller: &Caller,
         header: &Header,
-        wanted: &mut Peekable<impl Iterator<Item = PageEntry>>,
+        wanted: &mut Peekable<impl Iterator<Item = PageEntry> + Clone>,
         slots: &mut Vec<Slot>,
-        spare: &mut Vec<Slot>,
+        supply: &mut Supply,
         mut found: impl FnMut(PageEntry),
     ) -> Result<(), Refusal> {
         loop {
             let mut session = self.enter(caller, header)?;
             session.check_region(header)?;
-            while let Some(entry) = wanted.peek() {
-                match self.find(&mut session.region, *entry, spare)? {
-                    Found::Here(entry, slot) => {
+            let region = &mut session.region;
+            let needs = loop {
+                let Some(entry) = wanted.peek() else {
+                    return Ok(());
+                };
+                match self.find(region, *entry, supply) {
+                    Ok((entry, slot)) => {
                         slots.push(slot);
                         found(entry);
                         wanted.next();
                     }
-                    Found::NeedsSlot => break,
+                    Err(Stop::Refused(refusal)) => return Err(refusal),
+                    Err(Stop::Needs(need)) => {
+                        let next = wanted.clone().skip(1).map(|entry| entry.page);
+                        break self.with_next(region, need, next);
+                    }
                 }
-            }
-            if wanted.peek().is_none() {
-                return Ok(());
-            }
-            // To make room needs the locks of other sessions.
+            };
             drop(session);
-            self.take_slots(SPARE_SLOTS, spare)?;
+            self.supply(caller.may_wait, needs, supply)?;
         }
     }
 
@@ -115,10 +113,10 @@ impl Engine {
         &self,
         region: &mut Region,
         wanted: PageEntry,
-        spare: &mut Vec<Slot>,
-    ) -> Result<Found, Refusal> {
+        supply: &mut Supply,
+    ) -> Result<Found, Stop> {
         if !region.contains(wanted.page) {
-            return Err(Refusal::page(RefusalCode::OutOfBounds, wanted));
+            return Err(Refusal::page(RefusalCode::OutOfBounds, wanted).into());
         }
         let looked = region.table.with(wanted.page, |portion| {
             let entry = self.entry(region, wanted.page, portion);
@@ -135,19 +133,17 @@ impl Engine {
         match looked {
             Some((entry, false, _)) => {
                 let stored = PageEntry { checksum: wanted.checksum, slot: wanted.slot, ..entry };
-                Err(Refusal::page(RefusalCode::WrongVersionOfPage, stored))
+                Err(Refusal::page(RefusalCode::WrongVersionOfPage, stored).into())
             }
-            Some((entry, true, Some(slot))) if !region.copies_on_access => {
-                Ok(Found::Here(entry, slot))
-            }
+            Some((entry, true, Some(slot))) if !region.copies_on_access => Ok((entry, slot)),
             Some((_, true, slot)) => {
                 self.arena.release(slot);
-                self.fetch(region, wanted.page, spare)
+                self.fetch(region, wanted.page, supply)
             }
             None if wanted.version != Version::new(0) => {
-                Err(Refusal::page(RefusalCode::NoPage, wanted))
+                Err(Refusal::page(RefusalCode::NoPage, wanted).into())
             }
-            None => self.make(region, wanted, spare),
+            None => self.make(region, wanted, supply),
         }
     }
 
@@ -156,37 +152,25 @@ impl Engine {
         &self,
         region: &mut Region,
         page: PageIndex,
-        spare: &mut Vec<Slot>,
-    ) -> Result<Found, Refusal> {
+        supply: &mut Supply,
+    ) -> Result<Found, Stop> {
         if region.copies_on_access {
-            return self.copy_own(region, page, spare);
+            return self.copy_own(region, page, supply);
         }
-        let Some(mut slot) = spare.pop() else {
-            return Ok(Found::NeedsSlot);
-        };
-        let loaded = region.table.with(page, |portion| {
-            self.load(page, portion, &mut slot)?;
+        let fetched = region.table.with(page, |portion| -> Result<_, Stop> {
+            let slot = self.copy_in(page, portion, supply)?;
             warm(&mut portion.heat);
-            let mut entry = self.entry(region, page, portion);
             let mut former = None;
             if portion.heat >= PROMOTE_HEAT {
                 let place = Place::Dram(self.arena.share(&slot));
                 former = Some(std::mem::replace(&mut portion.place, place));
-                entry = self.entry(region, page, portion);
                 count(&self.counters.promoted_pages, 1);
             }
-            Ok((entry, former))
+            Ok((self.entry(region, page, portion), slot, former))
         });
-        match loaded.unwrap_or(Err(RefusalCode::NoPage)) {
-            Ok((entry, former)) => {
-                former.into_iter().for_each(|place| self.tiers.give_up(place, spare));
-                Ok(Found::Here(entry, slot))
-            }
-            Err(code) => {
-                self.arena.release([slot]);
-                Err(Refusal::page(code, PageEntry { page, ..PageEntry::default() }))
-            }
-        }
+        let (entry, slot, former) = fetched.unwrap_or(Err(RefusalCode::NoPage.into()))?;
+        former.into_iter().for_each(|place| self.tiers.give_up(place, supply.unused()));
+        Ok((entry, slot))
     }
 
     /// A stored page, which becomes the region's own if it is shared with a copy or the original.
@@ -194,8 +178,8 @@ impl Engine {
         &self,
         region: &mut Region,
         page: PageIndex,
-        spare: &mut Vec<Slot>,
-    ) -> Result<Found, Refusal> {
+        supply: &mut Supply,
+    ) -> Result<Found, Stop> {
         let own = |portion: &mut Portion| match &portion.place {
             Place::Dram(slot) if self.arena.tokens(slot) == 1 => Some(self.arena.share(slot)),
             Place::Dram(_) | Place::Compressed(_) | Place::File(_) => None,
@@ -205,55 +189,19 @@ impl Engine {
         let slot = match own {
             Some(slot) => slot,
             None => {
-                let Some(mut slot) = spare.pop() else {
-                    return Ok(Found::NeedsSlot);
-                };
-                let loaded = region.table.with(page, |portion| self.load(page, portion, &mut slot));
-                if let Some(Err(code)) = loaded {
-                    self.arena.release([slot]);
-                    let entry = PageEntry { page, ..PageEntry::default() };
-                    return Err(Refusal::page(code, entry));
-                }
+                let copied = region.table.with(page, |portion| self.copy_in(page, portion, supply));
+                let slot = copied.unwrap_or(Err(RefusalCode::NoPage.into()))?;
                 let token = self.arena.share(&slot);
                 let mut former = None;
                 region.table.change(&self.tiers, page, |portion| {
                     former = Some(std::mem::replace(&mut portion.place, Place::Dram(token)));
                 });
-                former.into_iter().for_each(|place| self.tiers.give_up(place, spare));
+                former.into_iter().for_each(|place| self.tiers.give_up(place, supply.unused()));
                 slot
             }
         };
         let entry = region.table.with(page, |portion| self.entry(region, page, portion));
-        Ok(Found::Here(entry.unwrap_or_default(), slot))
-    }
-
-    /// Copies a page to a slot, wherever it lies, and finds out whether it is what was stored.
-    pub(super) fn load(
-        &self,
-        page: PageIndex,
-        portion: &Portion,
-        into: &mut Slot,
-    ) -> Result<(), RefusalCode> {
-        match &portion.place {
-            Place::Dram(slot) => {
-                self.arena.copy_out(slot, self.arena.bytes_mut(into));
-                return Ok(());
-            }
-            place @ (Place::Compressed(_) | Place::File(_)) => {
-                self.tiers.load(place, into).map_err(|error| self.tier_failed(&error))?;
-            }
-        }
-        let found = Region::neutral(page, portion.version, self.arena.bytes(into));
-        if found != portion.checksum {
-            return Err(self.tier_failed(&LoadError::Damaged));
-        }
-        Ok(())
-    }
-
-    fn tier_failed(&self, error: &LoadError) -> RefusalCode {
-        count(&self.counters.tier_failures, 1);
-        self.tell("page_lost", format_args!("lost a page in a slower tier: {error}"));
-        RefusalCode::TierFailed
+        Ok((entry.unwrap_or_default(), slot))
     }
 
     /// A page that was never written, as the region's source has it.
@@ -261,45 +209,39 @@ impl Engine {
         &self,
         region: &mut Region,
         wanted: PageEntry,
-        spare: &mut Vec<Slot>,
-    ) -> Result<Found, Refusal> {
+        supply: &mut Supply,
+    ) -> Result<Found, Stop> {
         let page = wanted.page;
         match &region.source {
-            Source::Nothing => Err(Refusal::page(RefusalCode::NoPage, wanted)),
+            Source::Nothing => Err(Refusal::page(RefusalCode::NoPage, wanted).into()),
             Source::Fill(byte) => {
                 let byte = *byte;
-                let Some(slot) = self.fill_page(region, byte, spare) else {
-                    return Ok(Found::NeedsSlot);
-                };
+                let slot = self.fill_page(region, byte, supply)?;
                 let content = self.arena.bytes(&slot);
                 let checksum = Region::neutral(page, Version::new(0), content);
                 let checksum = region.bind(checksum);
                 let entry =
                     PageEntry { page, version: Version::new(0), checksum, slot: self.no_slot() };
-                Ok(Found::Here(entry, slot))
+                Ok((entry, slot))
             }
             Source::File(_) => {
-                let unit = region.unit_pages();
-                let start = page.get() / unit * unit;
-                let count = unit.min(region.pages.get() - start);
-                let range =
-                    PageRange { start: PageIndex::new(start), count: PageCount::new(count) };
-                if !self.initialise_from_file(region, range, spare)? {
-                    return Ok(Found::NeedsSlot);
-                }
-                self.find(region, wanted, spare)
+                self.make_from_file(region, region.unit_of(page), supply)?;
+                self.find(region, wanted, supply)
             }
         }
     }
 
     /// A token for the page that all absent pages of a fill region look like.
-    fn fill_page(&self, region: &mut Region, byte: u8, spare: &mut Vec<Slot>) -> Option<Slot> {
-        if region.fill_page.is_none() {
-            let mut slot = spare.pop()?;
-            self.arena.bytes_mut(&mut slot).fill(byte);
-            region.fill_page = Some(slot);
-        }
-        region.fill_page.as_ref().map(|slot| self.arena.share(slot))
+    fn fill_page(&self, region: &mut Region, byte: u8, supply: &mut Supply) -> Result<Slot, Stop> {
+        let page = match &mut region.fill_page {
+            Some(page) => page,
+            empty => {
+                let mut slot = supply.slot()?;
+                self.arena.bytes_mut(&mut slot).fill(byte);
+                empty.insert(slot)
+            }
+        };
+        Ok(self.arena.share(page))
     }
 
     /// Checks a write before its pages arrive, and takes fresh slots for them.
@@ -317,7 +259,7 @@ impl Engine {
         }
         drop(session);
         caller.traffic.let_in(header.entries, self.config.limits.session_slots_max())?;
-        let taken = self.take_slots(header.entries, slots);
+        let taken = self.take_slots(caller.may_wait, header.entries, slots);
         if taken.is_err() {
             caller.traffic.let_go(header.entries);
         }
@@ -330,8 +272,14 @@ impl Engine {
         self.arena.release(slots);
     }
 
-    /// Takes slots; if there are not enough, cold pages leave dram first.
-    pub(super) fn take_slots(&self, count: u32, slots: &mut Vec<Slot>) -> Result<(), Refusal> {
+    /// Takes slots; if there are not enough, cold pages leave dram first, or it refuses with
+    /// [`Refusal::waits`].
+    pub(super) fn take_slots(
+        &self,
+        may_wait: bool,
+        count: u32,
+        slots: &mut Vec<Slot>,
+    ) -> Result<(), Refusal> {
         let (began, mut fruitless) = (Instant::now(), 0);
         loop {
             if self.take(count, slots) {
@@ -340,6 +288,9 @@ impl Engine {
             }
             if !self.tiers.has_slower() || fruitless == FRUITLESS_MAX {
                 break;
+            }
+            if !may_wait {
+                return Err(Refusal::waits());
             }
             if began.elapsed() > ROOM_TIME_MAX {
                 return Err(RefusalCode::Busy.into());
@@ -633,6 +584,7 @@ impl Engine {
         for range in ranges {
             session.region.table.remove(&self.tiers, range.0, slots);
         }
+        session.region.removals += 1;
         let removed = before - session.region.table.stored().get();
         drop(session);
         self.pages.fetch_sub(removed, Ordering::Relaxed);

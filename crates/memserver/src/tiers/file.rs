@@ -4,12 +4,12 @@
 //! cache where the file system can do that: a page that is cold here must not take memory there.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use farmem_region::PAGE_SIZE;
-use farmem_transport::skip_bytes;
+use farmem_transport::{skip_bytes, skip_bytes_mut};
 use farmem_vmem::{Arena, Slot};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -24,6 +24,11 @@ pub(crate) struct FilePlace {
 }
 
 impl FilePlace {
+    /// Where: neighbours in the file have neighbouring numbers.
+    pub(crate) const fn number(&self) -> u32 {
+        self.number
+    }
+
     pub(crate) const fn is(&self, other: &Self) -> bool {
         self.number == other.number
     }
@@ -95,16 +100,19 @@ impl FileTier {
         Ok(numbers.into_iter().map(|number| FilePlace { number }).collect())
     }
 
-    pub(crate) fn read(&self, place: &FilePlace, page: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
-        let mut done = 0;
-        while done < PAGE_SIZE {
-            let at = offset(place.number) + done as u64;
-            match rustix::io::pread(&self.file, &mut page[done..], at) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(bytes) => done += bytes,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+    /// Reads the pages at these places, neighbours with one call.
+    pub(crate) fn read(
+        &self,
+        arena: &Arena,
+        numbers: &[u32],
+        slots: &mut [Slot],
+    ) -> io::Result<()> {
+        let mut at = 0;
+        for run in numbers.chunk_by(|number, next| *next == number + 1) {
+            let mut slices = Vec::new();
+            arena.gather_mut(&mut slots[at..at + run.len()], &mut slices);
+            read_all(&self.file, slices, offset(run[0]))?;
+            at += run.len();
         }
         Ok(())
     }
@@ -167,6 +175,24 @@ fn write_all(file: &OwnedFd, mut slices: Vec<IoSlice<'_>>, start: u64) -> io::Re
     Ok(())
 }
 
+fn read_all(file: &OwnedFd, mut slices: Vec<IoSliceMut<'_>>, start: u64) -> io::Result<()> {
+    let total: usize = slices.iter().map(|slice| slice.len()).sum();
+    let mut done = 0;
+    let mut rest = &mut slices[..];
+    while done < total {
+        match rustix::io::preadv(file, rest, start + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => {
+                done += bytes;
+                rest = skip_bytes_mut(rest, bytes);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 fn offset(number: u32) -> u64 {
     u64::from(number) * PAGE_SIZE as u64
 }
@@ -199,12 +225,12 @@ mod tests {
         // Direct I/O wants memory that begins with a page, as that of slots does.
         let mut into = slots.pop().unwrap();
         for (byte, place) in (0..).zip(places) {
-            tier.read(&place, arena.bytes_mut(&mut into)).unwrap();
+            tier.read(&arena, &[place.number()], std::slice::from_mut(&mut into)).unwrap();
             assert_eq!(*arena.bytes(&into), [byte; PAGE_SIZE]);
             tier.give_up(place);
         }
         assert_eq!(tier.pages(), 1);
-        tier.read(&twice, arena.bytes_mut(&mut into)).unwrap();
+        tier.read(&arena, &[twice.number()], std::slice::from_mut(&mut into)).unwrap();
         assert_eq!(*arena.bytes(&into), [7; PAGE_SIZE]);
         tier.give_up(twice);
         assert_eq!(tier.pages(), 0);

@@ -6,7 +6,7 @@
 //!   dram  ----------->  compressed  ----------------->  file
 //!    ^ (a slot)          (a parcel on a shelf)           (4 KiB at a place)
 //!    |                        |                            |
-//!    +------------------------+----------------------------+   load
+//!    +------------------------+----------------------------+   unpack, fetch
 //! ```
 
 mod file;
@@ -38,6 +38,14 @@ impl Place {
             (Self::Compressed(one), Self::Compressed(other)) => one.is(other),
             (Self::File(one), Self::File(other)) => one.is(other),
             (Self::Dram(_) | Self::Compressed(_) | Self::File(_), _) => false,
+        }
+    }
+
+    /// Places in the file are best read in this order.
+    pub(crate) const fn order(&self) -> u32 {
+        match self {
+            Self::File(place) => place.number(),
+            Self::Dram(_) | Self::Compressed(_) => 0,
         }
     }
 }
@@ -137,26 +145,30 @@ impl Tiers {
         }
     }
 
-    /// Copies a page from a slower tier into a slot. What it was before it was demoted is for the
-    /// caller to check by its checksum.
-    pub(crate) fn load(&self, place: &Place, into: &mut Slot) -> Result<(), LoadError> {
-        match place {
-            Place::Dram(_) => {}
-            Place::Compressed(parcel) => {
-                let mut packed = [0; PARCEL_BYTES_MAX];
-                let bytes = self.shelves().read(&self.arena, parcel, &mut packed);
-                let page = self.arena.bytes_mut(into);
-                let unpacked = lz4_flex::block::decompress_into(&packed[..bytes], page);
-                if unpacked.ok() != Some(PAGE_SIZE) {
-                    return Err(LoadError::Compressed);
-                }
-            }
-            Place::File(place) => {
-                let page = self.arena.bytes_mut(into);
-                self.file().read(place, page).map_err(LoadError::File)?;
-            }
+    /// Decompresses a page into a slot. What it was before it was demoted is for the caller to check
+    /// by its checksum.
+    pub(crate) fn unpack(&self, place: &Place, into: &mut Slot) -> Result<(), LoadError> {
+        let Place::Compressed(parcel) = place else {
+            return Err(LoadError::Compressed);
+        };
+        let mut packed = [0; PARCEL_BYTES_MAX];
+        let bytes = self.shelves().read(&self.arena, parcel, &mut packed);
+        let page = self.arena.bytes_mut(into);
+        let unpacked = lz4_flex::block::decompress_into(&packed[..bytes], page);
+        if unpacked.ok() != Some(PAGE_SIZE) {
+            return Err(LoadError::Compressed);
         }
         Ok(())
+    }
+
+    /// Reads pages from the file into slots. Waits for the disk. To be checked as well.
+    pub(crate) fn fetch<'a>(
+        &self,
+        places: impl Iterator<Item = &'a Place>,
+        slots: &mut [Slot],
+    ) -> Result<(), LoadError> {
+        let numbers: Vec<u32> = places.map(Place::order).collect();
+        self.file().read(&self.arena, &numbers, slots).map_err(LoadError::File)
     }
 
     /// The page compressed.
@@ -227,7 +239,7 @@ mod tests {
         tiers.arena.release([slot]);
         let mut back = slot_with(&tiers, |page| page.fill(1));
         tiers.give_up(place, &mut Vec::new());
-        tiers.load(&second, &mut back).unwrap();
+        tiers.unpack(&second, &mut back).unwrap();
         let mut expected = [0; PAGE_SIZE];
         text(&mut expected);
         assert_eq!(*tiers.arena.bytes(&back), expected);

@@ -151,3 +151,45 @@ fn a_reply_that_is_taken_a_byte_at_a_time_is_late_as_a_whole() {
     }
     assert_eq!(server.stat().slow_readers, 1);
 }
+
+/// Requests that take long, for disks or for their size, are served beside those of others: one
+/// worker serves all.
+#[test]
+fn requests_that_take_long_do_not_keep_others_waiting() {
+    const PAGES: u64 = 12 << 10;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    std::fs::write(&path, vec![7; PAGES as usize * 4096]).unwrap();
+    let server = TestServer::start(2 * PAGES, |config| {
+        config.directories = vec![directory.path().to_owned()];
+    });
+    let source = farmem_wire::Source::File { path: path.to_str().unwrap(), offset: 0 };
+    Raw::greeted(&server).create("file", PAGES * 4096, 4096, source).unwrap();
+    let mut long = Raw::opened(&server, "file").unwrap();
+    let mut other = Raw::with_region(&server, 1);
+    other.write(&[(0, 1, 5)]).unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let (mut longs, mut shorts) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..8 {
+                let began = Instant::now();
+                assert_eq!(long.over(Action::Prefetch, 0, PAGES), Ok(PAGES));
+                longs.push(began.elapsed());
+                long.over(Action::Invalidate, 0, PAGES).unwrap();
+            }
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+            let began = Instant::now();
+            assert_eq!(other.read(&[(0, 1)]).unwrap(), [5]);
+            shorts.push(began.elapsed());
+        }
+    });
+    longs.sort();
+    shorts.sort();
+    // If they had to wait for each other there would be about two for each long one.
+    assert!(shorts.len() > 60, "{}", shorts.len());
+    let (long, short) = (longs[longs.len() / 2], shorts[shorts.len() / 2]);
+    assert!(short < long / 8, "{short:?} beside {long:?}");
+}

@@ -1,0 +1,346 @@
+//! What takes time: room while memory is full, and pages from disks. It is supplied while no lock
+//! is held; then the request looks again.
+//!
+//! ```text
+//! a step, under the session's lock ----> done
+//!      ^        |
+//!      |        v what it needs
+//!      +----- supply, with no lock held, on a thread that may wait
+//! ```
+//!
+//! What was supplied may not fit any more when the step is taken again: a page may have moved, or
+//! been made by somebody else. Then it is given back at the end.
+
+use std::sync::Arc;
+
+use farmem_region::{Checksum, PAGE_SIZE, PageIndex, Version};
+use farmem_vmem::Slot;
+use farmem_wire::{PageEntry, RefusalCode};
+
+use super::pages::SPARE_SLOTS;
+use super::{Engine, Refusal};
+use crate::backing::BackingFile;
+use crate::region::{Region, Source};
+use crate::table::Portion;
+use crate::tiers::{LoadError, Place};
+
+/// Why a step is not taken.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Needs(Need),
+    Refused(Refusal),
+}
+
+/// What a step lacks.
+#[derive(Debug)]
+pub(super) enum Need {
+    /// Slots for pages that are made, or copied from the compressed tier.
+    Slots,
+    /// A page that lies in a file.
+    Page(Distant),
+    /// Pages as the region's file has them.
+    Source(FromSource),
+}
+
+/// A page that lies in a file, as it must be.
+#[derive(Debug)]
+pub(super) struct Distant {
+    page: PageIndex,
+    version: Version,
+    checksum: Checksum,
+    place: Place,
+}
+
+/// Absent pages of a region that is made from a file.
+#[derive(Debug)]
+pub(super) struct FromSource {
+    file: Arc<BackingFile>,
+    pages: Vec<u64>,
+    /// As the region's: what was read before pages were removed may be out of date.
+    removals: u64,
+}
+
+/// What one request has been supplied with and not used yet.
+#[derive(Debug, Default)]
+pub(super) struct Supply {
+    spare: Vec<Slot>,
+    fetched: Vec<(Place, Slot)>,
+    made: Vec<Made>,
+}
+
+/// A page as the region's file has it.
+#[derive(Debug)]
+struct Made {
+    page: u64,
+    removals: u64,
+    slot: Slot,
+}
+
+impl From<Need> for Stop {
+    fn from(need: Need) -> Self {
+        Self::Needs(need)
+    }
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<RefusalCode> for Stop {
+    fn from(code: RefusalCode) -> Self {
+        Self::Refused(code.into())
+    }
+}
+
+impl Need {
+    fn slots(&self) -> u32 {
+        match self {
+            Self::Slots => SPARE_SLOTS,
+            Self::Page(_) => 1,
+            // At most a unit's, or a leaf's.
+            Self::Source(source) => source.pages.len() as u32,
+        }
+    }
+}
+
+impl Supply {
+    /// An empty slot.
+    pub(super) fn slot(&mut self) -> Result<Slot, Stop> {
+        self.spare.pop().ok_or(Stop::Needs(Need::Slots))
+    }
+
+    /// A slot that is not needed any more.
+    pub(super) fn keep(&mut self, slot: Slot) {
+        self.spare.push(slot);
+    }
+
+    /// Where slots that go free are collected.
+    pub(super) const fn unused(&mut self) -> &mut Vec<Slot> {
+        &mut self.spare
+    }
+}
+
+impl Engine {
+    /// A copy of a stored page, wherever it lies.
+    pub(super) fn copy_in(
+        &self,
+        page: PageIndex,
+        portion: &Portion,
+        supply: &mut Supply,
+    ) -> Result<Slot, Stop> {
+        let place = &portion.place;
+        if let Place::File(_) = place {
+            let Some(at) = supply.fetched.iter().position(|(there, _)| there.is(place)) else {
+                return Err(Need::Page(self.distant(page, portion)).into());
+            };
+            let (token, slot) = supply.fetched.swap_remove(at);
+            self.tiers.give_up(token, &mut supply.spare);
+            return Ok(slot);
+        }
+        let mut slot = supply.slot()?;
+        if let Place::Dram(from) = place {
+            self.arena.copy_out(from, self.arena.bytes_mut(&mut slot));
+            return Ok(slot);
+        }
+        let unpacked = self.tiers.unpack(place, &mut slot);
+        match unpacked.and_then(|()| self.check(page, portion.version, portion.checksum, &slot)) {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                supply.keep(slot);
+                Err(self.page_lost(page, &error).into())
+            }
+        }
+    }
+
+    /// Pages of a range that are absent are made as the region's file has them.
+    pub(super) fn make_from_file(
+        &self,
+        region: &mut Region,
+        pages: std::ops::Range<u64>,
+        supply: &mut Supply,
+    ) -> Result<(), Stop> {
+        let Some(source) = from_source(region, pages) else {
+            return Ok(());
+        };
+        let made = |page: &u64, supply: &Supply| {
+            let is_it = |made: &Made| made.page == *page && made.removals == source.removals;
+            supply.made.iter().position(is_it)
+        };
+        if source.pages.iter().any(|page| made(page, supply).is_none()) {
+            return Err(Need::Source(source).into());
+        }
+        for page in &source.pages {
+            if let Some(at) = made(page, supply) {
+                let slot = supply.made.swap_remove(at).slot;
+                self.put_made(region, PageIndex::new(*page), slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the following pages of a request will need too, as many as are supplied at once.
+    pub(super) fn with_next(
+        &self,
+        region: &Region,
+        first: Need,
+        pages: impl Iterator<Item = PageIndex>,
+    ) -> Vec<Need> {
+        let (known, mut made_to) = match &first {
+            Need::Slots => (None, 0),
+            Need::Page(distant) => (Some(distant.page), 0),
+            Need::Source(source) => (None, source.pages.last().map_or(0, |last| last + 1)),
+        };
+        let (mut slots, mut needs) = (first.slots(), vec![first]);
+        for page in pages.filter(|page| Some(*page) != known) {
+            if slots >= SPARE_SLOTS {
+                break;
+            }
+            let distant = region.table.with(page, |portion| {
+                matches!(portion.place, Place::File(_)).then(|| self.distant(page, portion))
+            });
+            let need = match distant {
+                Some(distant) => distant.map(Need::Page),
+                None if page.get() < made_to => None,
+                None => from_source(region, region.unit_of(page)).map(Need::Source),
+            };
+            if let Some(Need::Source(source)) = &need {
+                made_to = source.pages.last().map_or(made_to, |last| last + 1);
+            }
+            slots += need.as_ref().map_or(0, Need::slots);
+            needs.extend(need);
+        }
+        needs
+    }
+
+    /// Gets what steps lack. The caller holds no lock. Refuses with [`Refusal::waits`] if that takes
+    /// time that the caller does not have.
+    pub(super) fn supply(
+        &self,
+        may_wait: bool,
+        needs: Vec<Need>,
+        supply: &mut Supply,
+    ) -> Result<(), Refusal> {
+        let slots = needs.iter().map(Need::slots).sum();
+        let mut result = if may_wait || needs.iter().all(|need| matches!(need, Need::Slots)) {
+            self.take_slots(may_wait, slots, &mut supply.spare)
+        } else {
+            Err(Refusal::waits())
+        };
+        let mut distant = Vec::new();
+        for need in needs {
+            match need {
+                Need::Slots => {}
+                Need::Page(page) => distant.push(page),
+                Need::Source(source) => {
+                    result = result.and_then(|()| self.read_source(source, supply));
+                }
+            }
+        }
+        if result.is_ok() {
+            return self.fetch_distant(distant, supply);
+        }
+        distant.into_iter().for_each(|page| self.tiers.give_up(page.place, &mut supply.spare));
+        result
+    }
+
+    /// Does without.
+    pub(super) fn forgo(&self, need: Need, supply: &mut Supply) {
+        if let Need::Page(distant) = need {
+            self.tiers.give_up(distant.place, &mut supply.spare);
+        }
+    }
+
+    /// Gives back what was not used.
+    pub(super) fn end_supply(&self, supply: Supply) {
+        let Supply { mut spare, fetched, made } = supply;
+        for (place, slot) in fetched {
+            self.tiers.give_up(place, &mut spare);
+            spare.push(slot);
+        }
+        spare.extend(made.into_iter().map(|made| made.slot));
+        if !spare.is_empty() {
+            self.arena.release(spare);
+        }
+    }
+
+    fn distant(&self, page: PageIndex, portion: &Portion) -> Distant {
+        let Portion { version, checksum, .. } = *portion;
+        Distant { page, version, checksum, place: self.tiers.share(&portion.place) }
+    }
+
+    fn read_source(&self, source: FromSource, supply: &mut Supply) -> Result<(), Refusal> {
+        let FromSource { file, pages, removals } = source;
+        let mut slots = supply.spare.split_off(supply.spare.len() - pages.len());
+        let mut at = 0;
+        for run in pages.chunk_by(|page, next| *next == page + 1) {
+            let mut slices = Vec::new();
+            self.arena.gather_mut(&mut slots[at..at + run.len()], &mut slices);
+            if let Err(error) = file.read(run[0] * PAGE_SIZE as u64, &mut slices) {
+                self.file_failed("read", &file, &error);
+                supply.spare.append(&mut slots);
+                return Err(RefusalCode::FileFailed.into());
+            }
+            at += run.len();
+        }
+        let made = pages.into_iter().zip(slots);
+        supply.made.extend(made.map(|(page, slot)| Made { page, removals, slot }));
+        Ok(())
+    }
+
+    fn fetch_distant(&self, mut pages: Vec<Distant>, supply: &mut Supply) -> Result<(), Refusal> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        pages.sort_unstable_by_key(|page| page.place.order());
+        let mut slots = supply.spare.split_off(supply.spare.len() - pages.len());
+        let read = self.tiers.fetch(pages.iter().map(|page| &page.place), &mut slots);
+        let mut result = read.map_err(|error| self.page_lost(pages[0].page, &error));
+        for (distant, slot) in pages.into_iter().zip(slots) {
+            let Distant { page, version, checksum, place } = distant;
+            if result.is_ok() {
+                let check = self.check(page, version, checksum, &slot);
+                result = check.map_err(|error| self.page_lost(page, &error));
+            }
+            supply.fetched.push((place, slot));
+        }
+        if result.is_err() {
+            // None of them is to be believed.
+            for (place, slot) in supply.fetched.drain(..) {
+                supply.spare.push(slot);
+                self.tiers.give_up(place, &mut supply.spare);
+            }
+        }
+        result
+    }
+
+    /// Whether what came back from a slower tier is what went there.
+    fn check(
+        &self,
+        page: PageIndex,
+        version: Version,
+        checksum: Checksum,
+        slot: &Slot,
+    ) -> Result<(), LoadError> {
+        let found = Region::neutral(page, version, self.arena.bytes(slot));
+        if found == checksum { Ok(()) } else { Err(LoadError::Damaged) }
+    }
+
+    fn page_lost(&self, page: PageIndex, error: &LoadError) -> Refusal {
+        crate::counters::count(&self.counters.tier_failures, 1);
+        self.tell("page_lost", format_args!("lost a page in a slower tier: {error}"));
+        Refusal::page(RefusalCode::TierFailed, PageEntry { page, ..PageEntry::default() })
+    }
+}
+
+/// The absent ones of these pages, if there are any and the region is made from a file.
+fn from_source(region: &Region, pages: std::ops::Range<u64>) -> Option<FromSource> {
+    let Source::File(file) = &region.source else {
+        return None;
+    };
+    let is_absent = |page: &u64| region.table.with(PageIndex::new(*page), |_| ()).is_none();
+    let pages: Vec<u64> = pages.filter(is_absent).collect();
+    let (file, removals) = (Arc::clone(file), region.removals);
+    (!pages.is_empty()).then_some(FromSource { file, pages, removals })
+}
