@@ -19,6 +19,8 @@ use crate::runtime;
 const PERIOD: Duration = Duration::from_millis(2);
 /// Fewer turns in a period and the pager is on time again: one every 100 us.
 const TURNS_MIN: u64 = 20;
+/// A turn that moves a whole window out takes less.
+const TURN_MAX: Duration = Duration::from_micros(300);
 /// Periods without a yielding pager after which the warden sleeps until it is woken.
 const QUIET_PERIODS_MAX: u32 = 50;
 const STACK_BYTES: usize = 64 << 10;
@@ -49,11 +51,22 @@ fn guard(lifeline: &Lifeline, epoll: RawFd) -> ! {
             }
             quiet = 0;
             if turns - before < TURNS_MIN {
-                lifeline.rescue(lifeline.owes() || is_ready(epoll));
+                lifeline.rescue(starves(lifeline, epoll));
             }
         }
         std::thread::park();
     }
+}
+
+/// Whether the pager has something to do and is not let do it. One that waited for its server has few
+/// turns, too, and one that has just gone on has something to do.
+fn starves(lifeline: &Lifeline, epoll: RawFd) -> bool {
+    let turns = lifeline.turns();
+    if !is_ready(epoll) {
+        return false;
+    }
+    std::thread::sleep(TURN_MAX);
+    lifeline.turns() == turns && is_ready(epoll)
 }
 
 /// Whether there is something to do that the pager waits for.

@@ -23,9 +23,9 @@ use farmem_wire::{
 use crate::messages::{MessageIndex, Messages};
 use crate::shared::SharedArena;
 
-/// Bytes gathered for one call: more would only be copied by the kernel in several steps.
 /// How often a socket is looked at from which nothing is expected: a look costs a system call.
 const IDLE_LOOK_NANOS: u64 = 1_000_000;
+/// Bytes gathered for one call: more would only be copied by the kernel in several steps.
 const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// Why a connection is of no use any more.
@@ -170,11 +170,15 @@ impl Link {
     /// The socket may have something again. While nothing is owed to us that can only be its end,
     /// which is soon enough found a little later: pages read from the shared arena need no look.
     pub(crate) fn look_again(&mut self, messages: &Messages, now: Nanos) {
-        let owed = !messages.sent.is_empty() || self.known.is_some() || self.head_received > 0;
-        if owed || now.since(self.last_look) >= IDLE_LOOK_NANOS {
+        if self.is_owed(messages) || now.since(self.last_look) >= IDLE_LOOK_NANOS {
             self.drained = false;
             self.last_look = now;
         }
+    }
+
+    /// Whether a reply is to come, or has come in part.
+    fn is_owed(&self, messages: &Messages) -> bool {
+        !messages.sent.is_empty() || self.known.is_some() || self.head_received > 0
     }
 
     /// The next reply that is complete, if there is one.
@@ -189,7 +193,9 @@ impl Link {
                 return Ok(Some(arrived));
             }
             if !self.take_spill(messages, frames)? {
-                if self.drained || !self.take_socket(messages, frames)? {
+                // What nobody asked for is not looked for: see `look_again`.
+                let owed = self.is_owed(messages) || now == self.last_look;
+                if self.drained || !owed || !self.take_socket(messages, frames)? {
                     return Ok(None);
                 }
                 self.last_heard = now;

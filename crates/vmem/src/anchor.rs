@@ -13,7 +13,7 @@
 //!   real-time scheduling, 5 of 12 us a fault on a virtual machine. But any other task that wants the
 //!   processor starves the pager: so somebody watches it, see [`Lifeline`].
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -96,8 +96,6 @@ pub struct Lifeline {
     /// Who rescues; woken whenever the pager begins to yield.
     holder: OnceLock<Thread>,
     turns: AtomicU64,
-    /// A thread waits for what the pager is about to do.
-    owes: AtomicBool,
     rescues: AtomicU32,
     /// How many of them were from starvation.
     starvations: AtomicU32,
@@ -113,12 +111,6 @@ impl Lifeline {
     #[must_use]
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
-    }
-
-    /// Whether a thread waits that the pager knows of.
-    #[must_use]
-    pub fn owes(&self) -> bool {
-        self.owes.load(Ordering::Relaxed)
     }
 
     /// Whether the pager yields to everybody now.
@@ -186,7 +178,6 @@ impl Anchor {
             pager: rustix::thread::gettid(),
             holder: OnceLock::new(),
             turns: AtomicU64::new(0),
-            owes: AtomicBool::new(false),
             rescues: AtomicU32::new(0),
             starvations: AtomicU32::new(0),
         });
@@ -212,13 +203,6 @@ impl Anchor {
         }
     }
 
-    /// To be called when the pager has learnt of faults.
-    pub fn owe(&self) {
-        if let Some(yielding) = &self.yielding {
-            yielding.lifeline.owes.store(true, Ordering::Relaxed);
-        }
-    }
-
     /// Whether the pager yields now: what it wakes may run before it.
     #[must_use]
     pub fn yields(&self) -> bool {
@@ -228,9 +212,6 @@ impl Anchor {
     /// Runs `wake`, which wakes the waiting thread, such that the thread continues on the calling
     /// thread's processor; with `None` it just runs it.
     pub fn pull<R>(&mut self, pull: Option<Pull>, wake: impl FnOnce() -> R) -> R {
-        if let Some(yielding) = &self.yielding {
-            yielding.lifeline.owes.store(false, Ordering::Relaxed);
-        }
         let Some(pull) = pull.filter(|_| self.real_time) else {
             self.leave_alone();
             return wake();
