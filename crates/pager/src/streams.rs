@@ -230,6 +230,11 @@ const BLOCK_PAGES: usize = 32;
 const BLOCKS_MAX: usize = 16;
 /// Faults in a block after which the rest of it is brought.
 const DENSE: u8 = 6;
+/// Faults after which one in the same block belongs to another story.
+const FAULTS_TOGETHER: u64 = 64;
+/// Times in a row that blocks are brought at their first fault; then they must be seen to be touched
+/// densely again. What is brought in vain would otherwise lead from one end of memory to the other.
+const TRUSTED: u8 = 6;
 
 /// Finds memory that is touched densely, if in no order: when faults fall close together again and
 /// again, the rest of their aligned block is brought, and where that goes on in the next block,
@@ -246,12 +251,17 @@ struct Block {
     faults: u8,
     /// Blocks that were brought from this one on, downwards if negative; 0: none.
     brought: isize,
+    /// Times in a row until then that blocks were brought at their first fault.
+    trusted: u8,
     tick: u64,
 }
 
 impl Block {
     /// What to bring if a fault falls on this block, the next one after what was brought.
     fn next(&self, number: usize) -> Option<isize> {
+        if self.trusted >= TRUSTED {
+            return None;
+        }
         let distance = number.wrapping_sub(self.number).cast_signed();
         match self.brought {
             0 => None,
@@ -273,18 +283,22 @@ impl Blocks {
             idle
         });
         let most = (window_max as usize / BLOCK_PAGES).max(1).cast_signed();
-        let first = self.recent[index].faults == 0;
-        let follows = self.recent.iter().filter(|b| b.tick != 0).find_map(|b| b.next(number));
+        let next = |b: &Block| Some((b.next(number)?, b.trusted + 1));
+        let follows = self.recent.iter().filter(|b| b.tick != 0).find_map(next);
         let block = &mut self.recent[index];
+        if self.tick - block.tick > FAULTS_TOGETHER {
+            *block = Block { number, ..Block::default() };
+        }
+        let first = block.faults == 0;
         block.tick = self.tick;
         block.faults += 1;
-        let blocks = match follows.filter(|_| first) {
-            Some(blocks) => blocks.clamp(-most, most),
+        let (blocks, trusted) = match follows.filter(|_| first) {
+            Some((blocks, trusted)) => (blocks.clamp(-most, most), trusted),
             None if block.faults < DENSE => return None,
-            None => 1,
+            None => (1, 0),
         };
         // If the block has gone again it can be brought again.
-        (block.brought, block.faults) = (blocks, 1);
+        (block.brought, block.trusted, block.faults) = (blocks, trusted, 1);
         let start = if blocks < 0 { number.wrapping_add_signed(blocks + 1) } else { number };
         let pages = u32::try_from(BLOCK_PAGES * blocks.unsigned_abs()).unwrap_or(window_max);
         Some(Plan {
@@ -304,6 +318,15 @@ mod tests {
     /// Feeds the faults that a program with these accesses would cause, given that planned pages
     /// but the markers are there; returns how many faults it takes.
     fn faults(pages: impl Iterator<Item = usize>, streams: &mut Streams) -> usize {
+        faults_and_plans(pages, streams).0
+    }
+
+    /// Returns how many pages were planned, too.
+    fn faults_and_plans(
+        pages: impl Iterator<Item = usize>,
+        streams: &mut Streams,
+    ) -> (usize, usize) {
+        let mut planned = 0;
         let mut there = std::collections::HashSet::new();
         let mut markers = std::collections::HashSet::new();
         let mut count = 0;
@@ -315,12 +338,13 @@ mod tests {
             there.insert(page);
             let brought = markers.remove(&page);
             if let Some(plan) = streams.on_fault(page << PAGE_SHIFT, brought) {
+                planned += plan.count as usize;
                 let marker = usize::from(plan.marked);
                 markers.extend(plan.addresses().take(marker).map(|a| a >> PAGE_SHIFT));
                 there.extend(plan.addresses().skip(marker).map(|a| a >> PAGE_SHIFT));
             }
         }
-        count
+        (count, planned)
     }
 
     #[test]
@@ -407,6 +431,14 @@ mod tests {
         let plan = streams.on_fault(1002 << PAGE_SHIFT, false).unwrap();
         streams.brought(plan.start, 3);
         assert_eq!(streams.on_fault(plan.start, true).unwrap().used, 3);
+    }
+
+    /// A first pass began at the same place: its faults there are of another story.
+    #[test]
+    fn blocks_do_not_take_over_from_strides() {
+        let passes = (0..5).flat_map(|from| (0..20_000).map(move |i| 1000 + from + i * 5));
+        let (_, planned) = faults_and_plans(passes, &mut Streams::new(256));
+        assert!(planned < 105_000, "{planned} pages for 100,000 accesses");
     }
 
     /// Two sequences, of which each leaves every second page to the other one, with some jitter.
