@@ -163,6 +163,7 @@ impl PagerThread {
             secret,
             region_pages: PageCount::new(range.pages() as u64),
             slots: SlotPolicy::Identity { base: range.start() },
+            heir_mark_bytes: 0,
         };
         let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
         let errands = memory.errands();

@@ -461,7 +461,7 @@ impl Peer {
         }
         match header.action {
             Action::Setup => {
-                let (session, body) = engine.setup(caller, &Setup::decode(body)?)?;
+                let (session, body) = engine.setup(caller, header, &Setup::decode(body)?)?;
                 push(output, answer(header, session), |bytes| body.encode(bytes));
             }
             Action::Attach => {

@@ -37,6 +37,10 @@ impl Engine {
         if self.scope == Scope::Ranges {
             return Ok(false);
         }
+        if self.heir.is_unchecked {
+            self.check_inheritance(io)?;
+            return Ok(true);
+        }
         let now = (io.clock)();
         let near = self.budget.estimate() >= self.budget.adoption_mark();
         let grown = self.adopted.is_empty()

@@ -67,6 +67,11 @@ impl Changes {
             || self.forks.iter().any(|fork| fork.parent == space)
     }
 
+    /// Whether changes or forks of this space wait, or may be needed for forks to come.
+    pub(crate) fn concern(&self, space: SpaceId) -> bool {
+        self.wait_in(space) || self.past.iter().any(|past| past.space == space)
+    }
+
     /// Whether changes of any space wait.
     pub(crate) fn wait_anywhere(&self) -> bool {
         !self.waiting.is_empty() || !self.forks.is_empty()

@@ -1,6 +1,7 @@
 //! The driver: reads what the kernel and the store report, hands it to the engine in order, and
 //! says what to wait for. It decides nothing.
 
+use std::io::{Read, Write};
 use std::os::fd::RawFd;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use farmem_vmem::{AddressRange, Event};
 
 use crate::counts::{Counts, Sample};
 use crate::engine::{Config, Engine, Fatal, Io};
+use crate::handover::HandOver;
 use crate::library::{Flush, Flushed};
 use crate::memory::{OwnMemory, SpaceId};
 
@@ -167,6 +169,41 @@ impl<S: PageStore> Pager<S> {
         self.engine.copies(each)
     }
 
+    /// Begins to hand a forked child over: see [`Engine::begin_hand_over`].
+    pub fn begin_hand_over(&mut self, child: SpaceId, thread: u32) {
+        self.engine.begin_hand_over(child, thread);
+    }
+
+    /// Goes on with it: see [`Engine::hand_over`].
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn hand_over(&mut self, child: SpaceId, out: &mut dyn Write) -> std::io::Result<HandOver> {
+        let Self { engine, memory, store, .. } = self;
+        engine.hand_over(&mut Io { memory, store, clock: &clock }, child, out)
+    }
+
+    /// Takes a child back: see [`Engine::serve_again`].
+    pub fn serve_again(&mut self, child: SpaceId) {
+        let Self { engine, memory, store, .. } = self;
+        engine.serve_again(&mut Io { memory, store, clock: &clock }, child);
+    }
+
+    /// A child that was handed over is served by its own pager now.
+    pub fn let_go(&mut self, child: SpaceId) {
+        let Self { engine, memory, store, .. } = self;
+        engine.on_space_gone(&mut Io { memory, store, clock: &clock }, child);
+    }
+
+    /// Takes the own memory over: see [`Engine::take_over`].
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no such writing.
+    pub fn take_over(&mut self, from: &mut dyn Read) -> std::io::Result<()> {
+        let Self { engine, memory, store, .. } = self;
+        engine.take_over(&mut Io { memory, store, clock: &clock }, from)
+    }
+
     /// Goes on with a flush: see [`Engine::flush_step`].
     ///
     /// # Errors
@@ -263,7 +300,9 @@ impl<S: PageStore> Pager<S> {
         self.take_events_of(SpaceId::OWN)?;
         let children: Vec<SpaceId> = self.engine.child_spaces().collect();
         for space in children {
-            self.take_events_of(space)?;
+            if !self.engine.is_handed_over(space) {
+                self.take_events_of(space)?;
+            }
         }
         Ok(())
     }
@@ -316,7 +355,7 @@ impl<S: PageStore> Pager<S> {
         let Self { engine, memory, store, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
         for space in children {
-            if !io.memory.space_lives(space) {
+            if !engine.is_handed_over(space) && !io.memory.space_lives(space) {
                 engine.on_space_gone(io, space);
             }
         }

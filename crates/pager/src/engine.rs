@@ -50,6 +50,8 @@ pub struct Config {
     pub region_pages: PageCount,
     /// How a page finds its slot.
     pub slots: SlotPolicy,
+    /// A forked child with so much memory gets a pager of its own; 0: none does.
+    pub heir_mark_bytes: u64,
 }
 
 /// What the engine works on, handed in with every call.
@@ -102,6 +104,10 @@ pub(crate) struct Space {
     pub(crate) ranges: RangeSet,
     /// What is not decided yet of a child's pages.
     pub(crate) doubts: Vec<crate::forks::Doubt>,
+    /// A child is handed over to a pager of its own.
+    pub(crate) leaving: Option<crate::handover::Leaving>,
+    /// And until then.
+    pub(crate) heirless: crate::handover::Heirless,
 }
 
 /// A fault that could not be answered at once.
@@ -168,6 +174,9 @@ pub struct Engine {
     pub(crate) budget: Budget,
     pub(crate) hand: usize,
     pub(crate) sharing: crate::sharing::Sharing,
+    pub(crate) heir: crate::handover::Heir,
+    /// Pages of a forked child that is large enough for a pager of its own; 0: there are none.
+    pub(crate) heir_mark: usize,
     /// Nothing is moved out before: too many pages were busy.
     pub(crate) evict_after: Nanos,
     /// How long the last such pause was, in microseconds; 0: the last step moved pages.
@@ -223,6 +232,8 @@ impl Engine {
                 streams: Streams::new(config.readahead_pages_max),
                 ranges: RangeSet::default(),
                 doubts: Vec::new(),
+                leaving: None,
+                heirless: crate::handover::Heirless::default(),
             }],
             next_space: 1,
             adopted: RangeSet::default(),
@@ -234,6 +245,8 @@ impl Engine {
             budget: Budget::new(config.limit_bytes),
             hand: 0,
             sharing: crate::sharing::Sharing::default(),
+            heir: crate::handover::Heir::default(),
+            heir_mark: usize::try_from(config.heir_mark_bytes >> 12).unwrap_or(usize::MAX),
             evict_after: Nanos::new(0),
             busy_pause_us: 0,
             threads: Threads::default(),
@@ -324,6 +337,20 @@ impl Engine {
         self.next_version = self.next_version.max(next.get());
     }
 
+    /// The newest request to the store.
+    pub(crate) const fn last_ticket(&self) -> u64 {
+        self.next_ticket - 1
+    }
+
+    pub(crate) const fn secret(&self) -> [u8; 192] {
+        self.secret
+    }
+
+    pub(crate) fn set_secret(&mut self, secret: [u8; 192]) {
+        self.secret = secret;
+        self.zero_fingerprint = fingerprint(&secret, &[0; PAGE_SIZE]);
+    }
+
     pub(crate) const fn take_ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
@@ -384,8 +411,12 @@ impl Engine {
     }
 
     fn answer(&mut self, io: &mut Io<'_>, fault: Fault) -> Result<(), Fatal> {
-        if self.changes.wait_in(fault.space) {
+        if self.changes.wait_in(fault.space) || self.heir.is_unchecked {
             self.deferred.push_back(fault);
+            return Ok(());
+        }
+        if self.space_mut(fault.space).is_some_and(|space| space.leaving.is_some()) {
+            // Whoever serves the child next wakes the thread, and hears it again.
             return Ok(());
         }
         self.settle_doubts(io, fault.space, Some(fault.thread));
@@ -395,6 +426,15 @@ impl Engine {
             return Ok(());
         };
         let place = space.table.get(fault.address).map(Entry::place);
+        if !matches!(place, Some(Place::Resident | Place::Fetching | Place::Victim(_)))
+            && self.awaits_heir(io, &fault)
+        {
+            self.deferred.push_back(fault);
+            return Ok(());
+        }
+        let Some(space) = self.space_mut(fault.space) else {
+            return Ok(());
+        };
         match place {
             // What needs memory waits until something has been moved out, if anything can be.
             None | Some(Place::Zero | Place::Out) if full => self.deferred.push_back(fault),
@@ -604,6 +644,9 @@ impl Engine {
         space: SpaceId,
         plan: Option<Plan>,
     ) -> Result<(), Fatal> {
+        if self.space_mut(space).is_some_and(|space| space.leaving.is_some()) {
+            return Ok(());
+        }
         let mut wanted: Vec<usize> = fault.iter().map(|fault| fault.address).collect();
         if self.fetches.len() >= FETCHES_MAX {
             self.deferred.extend(fault);

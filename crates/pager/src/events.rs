@@ -30,7 +30,7 @@ pub(crate) struct Quarantine {
 }
 
 impl Quarantine {
-    fn insert(&mut self, range: AddressRange) {
+    pub(crate) fn insert(&mut self, range: AddressRange) {
         self.recent.insert(range);
     }
 

@@ -103,6 +103,9 @@ impl Engine {
 
     /// Whether pages can be moved out now.
     pub(crate) fn may_evict(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        if self.heir.is_unchecked {
+            return Ok(false);
+        }
         let waiting =
             self.frames.busy_frames() >= BUSY_FRAMES_MAX || self.stores.len() >= STORES_MAX;
         if waiting || !self.has_slots(io)? {
@@ -166,11 +169,15 @@ impl Engine {
     /// The next window of addresses under the hand that has pages at all; `None` if there is none
     /// up to the end of the adopted ranges.
     fn next_source(&mut self, io: &Io<'_>) -> Option<AddressRange> {
+        let mut has_turned = false;
         for _ in 0..RANGES_PER_STEP {
-            let range = self.adopted.next_from(self.hand).or_else(|| self.adopted.next_from(0))?;
-            if self.hand >= range.end() {
+            let Some(range) = self.adopted.next_from(self.hand) else {
+                if std::mem::replace(&mut has_turned, true) {
+                    break;
+                }
                 self.hand = 0;
-            }
+                continue;
+            };
             let rest = AddressRange::new(self.hand.max(range.start()), range.end());
             let Some(start) = io.memory.first_present(rest) else {
                 self.hand = range.end();

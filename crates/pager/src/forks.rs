@@ -18,6 +18,7 @@ use farmem_vmem::{AddressRange, Look, Uffd};
 
 use crate::changes::Change;
 use crate::engine::{Engine, Io, Space};
+use crate::handover::Heirless;
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
 use crate::streams::Streams;
@@ -109,7 +110,16 @@ impl Engine {
             let Inheritance { table, ranges, doubts, .. } = self.inherit(io, &fork);
             let streams = Streams::new(self.readahead_pages_max);
             let (id, parent) = (fork.child, Some(parent));
-            self.spaces.push(Space { id, parent, table, streams, ranges, doubts });
+            self.spaces.push(Space {
+                id,
+                parent,
+                table,
+                streams,
+                ranges,
+                doubts,
+                leaving: None,
+                heirless: Heirless::default(),
+            });
         }
     }
 

@@ -9,7 +9,7 @@
 //! `evict.rs` moves cold pages into frames and sends what the servers do not have, `engine.rs`
 //! answers a fault, `streams.rs` guesses what comes next, `install.rs` puts fetched pages in
 //! place, `events.rs` follows what the program does to its mappings, `forks.rs` what its children
-//! begin with.
+//! begin with, and `handover.rs` hands them over to pagers of their own.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod events;
 mod evict;
 mod forks;
 mod frames;
+mod handover;
 mod install;
 mod library;
 mod memory;
@@ -36,6 +37,7 @@ mod threads;
 pub use counts::{Counts, Latency, Sample};
 pub use driver::{Pager, Ready, Wait};
 pub use engine::{Config, Engine, Fatal, Io, Scope};
+pub use handover::HandOver;
 pub use library::{Flush, Flushed};
 pub use memory::{Memory, MemoryError, OwnMemory, Registration, SpaceId};
 pub use slots::SlotPolicy;

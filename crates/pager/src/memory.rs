@@ -92,6 +92,8 @@ pub trait Memory: Frames {
     fn control_blocks(&mut self, each: &mut dyn FnMut(AddressRange));
     /// Memory that the own space uses.
     fn resident(&self) -> Residents;
+    /// Pages of anonymous memory of the process of a thread; `None` if it is not known.
+    fn resident_of(&self, thread: u32) -> Option<usize>;
     /// A forked child reports here from now on.
     fn add_space(&mut self, space: SpaceId, uffd: Uffd);
     /// The child is gone.
@@ -168,7 +170,20 @@ impl OwnMemory {
         windows: usize,
         owned: fn(&mut dyn FnMut(AddressRange)),
     ) -> Result<Self, MemoryError> {
-        let uffd = Uffd::new(Features::Events)?;
+        Self::inheriting(program, windows, owned, Uffd::new(Features::Events)?)
+    }
+
+    /// As [`Self::new`], with the userfaultfd that the process got as a forked child: what was
+    /// registered in its parent's memory is so in its own.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn inheriting(
+        program: Pid,
+        windows: usize,
+        owned: fn(&mut dyn FnMut(AddressRange)),
+        uffd: Uffd,
+    ) -> Result<Self, MemoryError> {
         let scratch = Scratch::new(&uffd, windows)?;
         Ok(Self {
             uffd,
@@ -435,6 +450,11 @@ impl Memory for OwnMemory {
 
     fn resident(&self) -> Residents {
         self.meter.read().unwrap_or_default()
+    }
+
+    fn resident_of(&self, thread: u32) -> Option<usize> {
+        let meter = ResidentMeter::open_of(thread).ok()?;
+        Some(meter.read().ok()?.anonymous)
     }
 
     fn add_space(&mut self, space: SpaceId, uffd: Uffd) {

@@ -72,6 +72,11 @@ impl RangeSet {
         found
     }
 
+    /// All ranges, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = AddressRange> + '_ {
+        self.ranges.iter().map(|(&start, &end)| AddressRange::new(start, end))
+    }
+
     /// The parts of `range` that are not in the set.
     #[must_use]
     pub(crate) fn gaps(&self, range: AddressRange) -> Vec<AddressRange> {

@@ -70,6 +70,30 @@ impl Slots {
         self.used(1);
     }
 
+    /// The region, of which nothing is in use yet, holds pages from before in these slots. Returns the
+    /// others: they are free once the servers have been told.
+    pub(crate) fn inherit(&mut self, mut slots: Vec<PageIndex>) -> Vec<PageRange> {
+        slots.sort_unstable();
+        let mut unused = Vec::new();
+        let mut next = 0;
+        let mut leave = |from: u64, to: u64| {
+            if from < to {
+                let count = PageCount::new(to - from);
+                unused.push(PageRange { start: PageIndex::new(from), count });
+            }
+        };
+        for pair in slots.chunk_by(|a, b| a == b) {
+            let slot = pair[0];
+            leave(next, slot.get());
+            next = slot.get() + 1;
+            self.used(1);
+            pair[1..].iter().for_each(|&slot| self.share(slot));
+        }
+        leave(next, self.capacity);
+        self.fresh = self.capacity.max(next);
+        unused
+    }
+
     /// The region has now `pages` pages.
     pub(crate) fn set_capacity(&mut self, pages: PageCount) {
         self.capacity = pages.get().min(SLOTS_MAX);
@@ -187,6 +211,20 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_heir_does_not_use_becomes_free() {
+        let mut slots = Slots::new(SlotPolicy::Allocated);
+        slots.set_capacity(PageCount::new(10));
+        let held = [7, 2, 3, 7].map(PageIndex::new);
+        let unused = slots.inherit(held.to_vec());
+        let bounds = |run: &PageRange| (run.start.get(), run.count.get());
+        assert_eq!(unused.iter().map(bounds).collect::<Vec<_>>(), [(0, 2), (4, 3), (8, 2)]);
+        assert_eq!((slots.in_use().0, slots.available()), (3, 0));
+        unused.into_iter().for_each(|run| slots.free(run));
+        assert_eq!(slots.available(), 7);
+        assert!(!slots.release(PageIndex::new(7)) && slots.release(PageIndex::new(7)));
+    }
 
     #[test]
     fn slots_are_given_once_and_come_back() {

@@ -244,6 +244,15 @@ impl PageTable {
         }
     }
 
+    /// Calls `each` for every entry, in any order.
+    pub(crate) fn for_each(&self, each: &mut dyn FnMut(usize, &Entry)) {
+        for (&number, chunk) in &self.chunks {
+            for index in (0..CHUNK_PAGES).filter(|&index| chunk.has(index)) {
+                each(((number << CHUNK_SHIFT) + index) << PAGE_SHIFT, &chunk.entries[index]);
+            }
+        }
+    }
+
     /// Calls `each` for every entry, to change it; entries for which it returns false are dropped.
     pub(crate) fn retain(&mut self, each: &mut dyn FnMut(usize, &mut Entry) -> bool) {
         self.chunks.retain(|&number, chunk| {

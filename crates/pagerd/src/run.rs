@@ -1,6 +1,8 @@
 //! The life of the pager: it meets the supervisor, opens a session, and turns until the program
 //! ends.
 
+use std::fs::File;
+use std::io::Seek;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -8,17 +10,21 @@ use std::time::Duration;
 
 use farmem_client::ProgramStore;
 use farmem_pager::{
-    Config, Counts, Fatal, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, SpaceId, Wait,
+    Config, Counts, Fatal, HandOver, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, SpaceId,
+    Wait,
 };
-use farmem_region::{ByteCount, Nanos, PAGE_SIZE};
-use farmem_remote::{RemoteConfig, SessionInfo};
+use farmem_region::{ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, SessionId};
+use farmem_remote::{RemoteConfig, SessionInfo, SessionKey};
 use farmem_supervise::{
-    Counter, Hello, Histogram, PROTOCOL_VERSION, PagerLink, PagerMessage, SessionReport,
+    Counter, Hello, Histogram, Met, PROTOCOL_VERSION, PagerLink, PagerMessage, SessionReport,
     StatsLayout, StatsWriter, SupervisorMessage, Welcome,
 };
 use farmem_transport::Endpoint;
-use farmem_vmem::{AddressRange, ProcessHandle, SharedWords, be_real_time, shared_memory_bytes};
+use farmem_vmem::{
+    AddressRange, ProcessHandle, SharedWords, Uffd, be_real_time, shared_memory_bytes,
+};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::fs::MemfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::runtime::{self, Arguments};
@@ -34,6 +40,8 @@ const UNLOOKED_MAX: u32 = 16;
 const EXEC_CHECK_MICROS: u64 = 20_000;
 /// How often it is checked, once the supervisor has died, that forked children have ended.
 const CHILD_END_PERIOD: Duration = Duration::from_millis(10);
+/// How often a child that is handed over is looked at: its threads wait.
+const LEAVING_MICROS: u64 = 200;
 /// Stack of the thread that runs errands; a look at the pages of a window takes 4 KiB of it.
 const ERRANDS_STACK_BYTES: usize = 64 << 10;
 /// Largest local limit for which scratch windows are provided in proportion: beyond it the victim
@@ -78,13 +86,17 @@ pub(crate) fn run(arguments: Arguments) -> ! {
         pager_pid: std::process::id(),
         name: program_name(&arguments),
     };
-    let called = PagerLink::connect(&arguments.socket, &hello, stats.as_fd(), LINK_TIMEOUT);
-    let Ok((link, welcome)) = called else {
+    let is_own = |uffd: BorrowedFd<'_>| {
+        uffd.try_clone_to_owned().is_ok_and(|uffd| Uffd::from_fd(uffd).is_own())
+    };
+    let called =
+        PagerLink::connect(&arguments.socket, &hello, stats.as_fd(), LINK_TIMEOUT, &is_own);
+    let Ok((link, met)) = called else {
         // Nothing of the program is out yet: it goes on as it is.
         std::process::exit(0);
     };
     let program = program_handle(&arguments);
-    let end = match Service::start(&arguments, link, &welcome, &stats) {
+    let end = match Service::start(&arguments, link, met, &stats) {
         Ok(service) => service.serve(&arguments, &program),
         Err((link, _)) if has_ended(arguments.program_pidfd) => {
             let _ = link.send(&PagerMessage::Bye, &[]);
@@ -152,6 +164,8 @@ struct Service<'a> {
     program_ended: bool,
     /// The forked children that the supervisor knows of.
     children: Vec<SpaceId>,
+    /// Of these, those that are being handed over to pagers of their own.
+    leaving: Vec<SpaceId>,
     /// Turns in a row without a look at what else is ready.
     unlooked: u32,
     next_publish: Nanos,
@@ -166,10 +180,11 @@ impl<'a> Service<'a> {
     fn start(
         arguments: &Arguments,
         link: PagerLink,
-        welcome: &Welcome,
+        met: Met,
         stats: &'a SharedWords,
     ) -> Result<Self, (PagerLink, NotStarted)> {
-        match Self::prepare(arguments, &link, welcome) {
+        let limit_bytes = met.welcome.limit_bytes;
+        match Self::prepare(arguments, &link, met) {
             Ok((pager, waiter)) => Ok(Self {
                 pager,
                 link,
@@ -178,10 +193,11 @@ impl<'a> Service<'a> {
                 program: arguments.program_pidfd,
                 program_ended: false,
                 children: Vec::new(),
+                leaving: Vec::new(),
                 unlooked: 0,
                 next_publish: Nanos::new(0),
                 next_exec_check: Nanos::new(0),
-                limit_bytes: welcome.limit_bytes,
+                limit_bytes,
                 shared_bytes: 0,
                 shared_bytes_peak: 0,
             }),
@@ -192,20 +208,36 @@ impl<'a> Service<'a> {
     fn prepare(
         arguments: &Arguments,
         link: &PagerLink,
-        welcome: &Welcome,
+        met: Met,
     ) -> Result<(Pager<ProgramStore>, Waiter), NotStarted> {
+        let Met { welcome, inherited } = met;
         let last_words = link.duplicate().map_err(|error| error.to_string())?;
         let _ = SUPERVISOR.set(last_words);
         let windows = windows_for(welcome.limit_bytes);
         // A child of a program that has given its privileges up may not have one.
-        let mut memory = OwnMemory::new(arguments.program, windows, owned_ranges)
-            .map_err(|error| NotStarted::Unpaged(error.to_string()))?;
+        let (opened, legacy) = match inherited {
+            Some((uffd, file)) => match open_store(&welcome, welcome.taken_from.as_ref()) {
+                Ok(opened) => (Some(opened), Some((Uffd::from_fd(uffd), File::from(file)))),
+                // There is no room for another region as large. The parent's pager goes on.
+                Err(_) => {
+                    link.send(&PagerMessage::Declined, &[]).map_err(|error| error.to_string())?;
+                    (None, None)
+                }
+            },
+            None => (None, None),
+        };
+        let (uffd, legacy) = legacy.unzip();
+        let memory = match uffd {
+            Some(uffd) => OwnMemory::inheriting(arguments.program, windows, owned_ranges, uffd),
+            None => OwnMemory::new(arguments.program, windows, owned_ranges),
+        };
+        let mut memory = memory.map_err(|error| NotStarted::Unpaged(error.to_string()))?;
         memory.pull_threads();
-        let (store, session) = open_store(welcome)?;
+        let (store, session) = opened.map_or_else(|| open_store(&welcome, None), Ok)?;
         let (place, secret) = memory.mark();
         link.send(&PagerMessage::Marked { place, secret }, &[])
             .and_then(|()| link.send_armed(memory.uffd().as_fd()))
-            .and_then(|()| link.send(&PagerMessage::Session(report(welcome, &session)), &[]))
+            .and_then(|()| link.send(&PagerMessage::Session(report(&welcome, &session)), &[]))
             .map_err(|error| error.to_string())?;
         let mut secret = [0; 192];
         rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())
@@ -217,6 +249,8 @@ impl<'a> Service<'a> {
             secret,
             region_pages: session.pages,
             slots: SlotPolicy::Allocated,
+            // Larger ones have a watcher that becomes their pager.
+            heir_mark_bytes: welcome.pager_mark_bytes,
         };
         let waiter = Waiter::new().map_err(|error| format!("epoll fails: {error}"))?;
         waiter
@@ -232,7 +266,13 @@ impl<'a> Service<'a> {
             be_real_time();
             errands.run();
         });
-        Ok((Pager::new(&config, memory, store), waiter))
+        let mut pager = Pager::new(&config, memory, store);
+        if let Some(mut legacy) = legacy {
+            pager.take_over(&mut legacy).map_err(|error| {
+                NotStarted::Stop(format!("what its parent had out cannot be read: {error}"))
+            })?;
+        }
+        Ok((pager, waiter))
     }
 
     fn serve(mut self, arguments: &Arguments, program: &ProcessHandle) -> End {
@@ -297,6 +337,7 @@ impl<'a> Service<'a> {
 
     fn wait(&mut self, wait: Wait, now: Nanos) -> Result<Ready, End> {
         self.follow_children()?;
+        self.hand_over()?;
         if wait.more && self.unlooked < UNLOOKED_MAX {
             self.unlooked += 1;
             return Ok(Ready { events: true, store: false, slept: false });
@@ -306,7 +347,12 @@ impl<'a> Service<'a> {
         let woken = if wait.again {
             self.waiter.look()
         } else {
-            self.waiter.wait(now, wait.deadline, self.pager.yields())
+            let deadline = if self.leaving.is_empty() {
+                wait.deadline
+            } else {
+                wait.deadline.min(now.plus_micros(LEAVING_MICROS))
+            };
+            self.waiter.wait(now, deadline, self.pager.yields())
         };
         if woken.program {
             self.program_ended = true;
@@ -353,10 +399,62 @@ impl<'a> Service<'a> {
                     self.limit_bytes = bytes;
                     self.pager.set_limit(bytes);
                 }
+                Ok(Some(SupervisorMessage::HandOver { key, program_pid })) => {
+                    let child = space_of(key);
+                    self.pager.begin_hand_over(child, program_pid);
+                    self.leaving.push(child);
+                }
+                Ok(Some(SupervisorMessage::Taken { key })) => self.pager.let_go(space_of(key)),
+                Ok(Some(SupervisorMessage::Returned { key })) => self.serve_again(space_of(key)),
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(()),
                 Err(_) => return Err(End::SupervisorDied),
             }
+        }
+    }
+
+    /// Goes on with handing children over.
+    fn hand_over(&mut self) -> Result<(), End> {
+        for child in std::mem::take(&mut self.leaving) {
+            let written = rustix::fs::memfd_create("farmem-legacy", MemfdFlags::CLOEXEC)
+                .map_err(std::io::Error::from)
+                .and_then(|file| {
+                    let mut file = File::from(file);
+                    let state = self.pager.hand_over(child, &mut file)?;
+                    file.rewind()?;
+                    Ok((state, file))
+                });
+            let key = u64::from(child.0);
+            let sent = match written {
+                Ok((HandOver::NotYet, _)) => {
+                    self.leaving.push(child);
+                    continue;
+                }
+                Ok((HandOver::Done, file)) => {
+                    let children = self.pager.memory().children();
+                    if let Some((_, uffd)) = children.iter().find(|(space, _)| *space == child) {
+                        self.waiter.forget(uffd.as_fd());
+                    }
+                    self.link.send(&PagerMessage::HandedOver { key }, &[file.as_fd()])
+                }
+                Ok((HandOver::NoChild, _)) | Err(_) => {
+                    self.pager.serve_again(child);
+                    self.link.send(&PagerMessage::Kept { key }, &[])
+                }
+            };
+            sent.map_err(|_| End::SupervisorDied)?;
+        }
+        Ok(())
+    }
+
+    /// A child that was to be handed over stays.
+    fn serve_again(&mut self, child: SpaceId) {
+        self.leaving.retain(|&space| space != child);
+        self.pager.serve_again(child);
+        let children = self.pager.memory().children();
+        if let Some((_, uffd)) = children.iter().find(|(space, _)| *space == child) {
+            // It may be watched still.
+            let _ = self.waiter.watch(uffd.as_fd(), Source::Events);
         }
     }
 
@@ -418,6 +516,11 @@ fn publish_counts(stats: &StatsWriter<'_>, counts: &Counts) {
     }
 }
 
+/// A child by the key that the supervisor knows it by.
+fn space_of(key: u64) -> SpaceId {
+    SpaceId(u32::try_from(key).unwrap_or(u32::MAX))
+}
+
 fn owned_ranges(each: &mut dyn FnMut(AddressRange)) {
     for range in runtime::owned_ranges() {
         each(AddressRange::new(range.start, range.end));
@@ -431,7 +534,11 @@ fn windows_for(limit_bytes: u64) -> usize {
     usize::try_from(pages / 16 / 256 * 6 + 64).unwrap_or(64)
 }
 
-fn open_store(welcome: &Welcome) -> Result<(ProgramStore, SessionInfo), String> {
+/// Opens a session; its region begins as a copy of the one `of`.
+fn open_store(
+    welcome: &Welcome,
+    of: Option<&SessionReport>,
+) -> Result<(ProgramStore, SessionInfo), String> {
     let endpoint: Endpoint = welcome
         .server
         .parse()
@@ -440,6 +547,12 @@ fn open_store(welcome: &Welcome) -> Result<(ProgramStore, SessionInfo), String> 
     let mut config = RemoteConfig::new(endpoint, "farmem run", amount);
     config.share_arena = welcome.share_arena;
     config.dynamic = true;
+    config.copy_of = of.map(|of| SessionKey {
+        session: SessionId::new(of.session),
+        token: of.token,
+        epoch: Epoch::new(of.epoch),
+        incarnation: Incarnation::new(of.incarnation),
+    });
     let spill = welcome.spill.as_deref().map(Path::new);
     // What the server has not got is looked for on the disk.
     config.accept_partial = spill.is_some();

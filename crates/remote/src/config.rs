@@ -10,7 +10,9 @@ pub struct RemoteConfig {
     pub server: Endpoint,
     /// What the client calls itself, for the server's log and listings.
     pub name: String,
-    /// Bytes to reserve.
+    /// The session on the same server whose region this one's begins as a copy of, instead of empty.
+    pub copy_of: Option<SessionKey>,
+    /// Bytes to reserve. A copy gets at least what its original has.
     pub amount: ByteCount,
     /// Whether less is welcome too.
     pub accept_partial: bool,
@@ -29,6 +31,7 @@ impl RemoteConfig {
         Self {
             server,
             name: name.into(),
+            copy_of: None,
             amount,
             accept_partial: false,
             dynamic: false,
@@ -72,6 +75,19 @@ impl Default for Timeouts {
             busy_us: 5_000_000,
         }
     }
+}
+
+/// What proves the right to use a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionKey {
+    /// The session.
+    pub session: SessionId,
+    /// Its secret.
+    pub token: u64,
+    /// The epoch of its region.
+    pub epoch: Epoch,
+    /// The server process.
+    pub incarnation: Incarnation,
 }
 
 /// All that is needed to use or end a session from elsewhere: the supervisor keeps it to

@@ -27,5 +27,5 @@ mod reconnect;
 mod shared;
 mod store;
 
-pub use config::{RemoteConfig, SessionInfo, Timeouts};
+pub use config::{RemoteConfig, SessionInfo, SessionKey, Timeouts};
 pub use store::RemoteStore;

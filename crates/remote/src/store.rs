@@ -79,7 +79,14 @@ impl RemoteStore {
                 name: &config.name,
                 credentials: &[],
             };
-            exchange.ask(Header::request(Action::Setup, 2), |out| setup.encode(out));
+            let mut header = Header::request(Action::Setup, 2);
+            if let Some(original) = &config.copy_of {
+                header.session = original.session;
+                header.token = original.token;
+                header.epoch = original.epoch;
+                header.incarnation = original.incarnation;
+            }
+            exchange.ask(header, |out| setup.encode(out));
             let reply = exchange.wait(deadline)?;
             let body = GrantedSetup::decode(exchange.bytes(reply.body))
                 .map_err(|error| ExchangeError::BadReply(error.to_string()))?;

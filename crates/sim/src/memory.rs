@@ -378,6 +378,10 @@ impl Memory for SimMemory {
         Residents { anonymous: pages + frames, shared: 0 }
     }
 
+    fn resident_of(&self, _thread: u32) -> Option<usize> {
+        None
+    }
+
     fn add_space(&mut self, id: SpaceId, _uffd: Uffd) {
         if self.unnamed.is_empty() {
             self.fail("a child was named that was not reported".to_owned());

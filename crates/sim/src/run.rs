@@ -117,6 +117,7 @@ impl Simulation {
             secret: [7; 192],
             region_pages: PageCount::new(REGION_PAGES),
             slots: SlotPolicy::Allocated,
+            heir_mark_bytes: 0,
         };
         let mut memory = SimMemory::new(random.next(), WINDOWS * 256, setup.plant);
         for _ in 0..12 {

@@ -20,9 +20,9 @@ mod run_variable;
 mod stats;
 
 pub use budget::Budget;
-pub use link::{LinkError, Listener, PagerLink, PagerPeer, Received};
+pub use link::{LinkError, Listener, Met, PagerLink, PagerPeer, Received};
 pub use message::{
-    Hello, PROTOCOL_VERSION, PagerMessage, SessionReport, SupervisorMessage, Welcome,
+    Hello, Offer, PROTOCOL_VERSION, PagerMessage, SessionReport, SupervisorMessage, Welcome,
 };
 pub use packet::{DESCRIPTORS_MAX, PACKET_BYTES_MAX};
 pub use process::{ChildrenUsage, QueuedSignal, SignalQueue, children_usage, start_program};

@@ -15,7 +15,7 @@ use rustix::net::{
 use rustix::process::Pid;
 
 use crate::packet::{self, Arrival, PACKET_BYTES_MAX};
-use crate::{Hello, PagerMessage, SupervisorMessage, Welcome};
+use crate::{Hello, Offer, PagerMessage, SupervisorMessage, Welcome};
 
 /// Pagers that wait to be accepted. A tree that forks faster than the supervisor accepts waits in
 /// connect, up to the pager's time-out.
@@ -60,6 +60,15 @@ pub enum LinkError {
     Broken(#[from] io::Error),
 }
 
+/// What a pager has got when it is welcomed.
+#[derive(Debug)]
+pub struct Met {
+    /// The welcome.
+    pub welcome: Welcome,
+    /// If its program is taken over: its userfaultfd, and the file with what is known of it.
+    pub inherited: Option<(OwnedFd, OwnedFd)>,
+}
+
 /// The pager's end.
 #[derive(Debug)]
 pub struct PagerLink {
@@ -69,7 +78,8 @@ pub struct PagerLink {
 
 impl PagerLink {
     /// Connects to the supervisor that listens at the abstract `name` and introduces this pager
-    /// with its stats page. Waits at most `timeout` for each step; afterwards nothing here waits
+    /// with its stats page. Of the userfaultfds of forked children that the supervisor offers it, it
+    /// takes the one that `is_own`. Waits at most `timeout` for each step; afterwards nothing here waits
     /// for the supervisor to speak.
     ///
     /// # Errors
@@ -80,17 +90,46 @@ impl PagerLink {
         hello: &Hello,
         stats: BorrowedFd<'_>,
         timeout: Duration,
-    ) -> Result<(Self, Welcome), LinkError> {
+        is_own: &dyn Fn(BorrowedFd<'_>) -> bool,
+    ) -> Result<(Self, Met), LinkError> {
         let socket = dial(name, timeout)
             .map_err(|source| LinkError::Connect { name: name.to_owned(), source })?;
         let mut link = Self { socket, buffer: packet_buffer() };
         packet::send(&link.socket, &PagerMessage::Hello(hello.clone()), &[stats])?;
-        let answer = link.try_receive()?;
+        let met = link.await_welcome(is_own)?;
         rustix::io::ioctl_fionbio(&link.socket, true).map_err(io::Error::from)?;
-        match answer {
-            Some(SupervisorMessage::Welcome(welcome)) => Ok((link, welcome)),
-            Some(SupervisorMessage::Refuse { message }) => Err(LinkError::Refused(message)),
-            Some(SupervisorMessage::Limit { .. }) | None => Err(LinkError::NoWelcome),
+        Ok((link, met))
+    }
+
+    fn await_welcome(&mut self, is_own: &dyn Fn(BorrowedFd<'_>) -> bool) -> Result<Met, LinkError> {
+        let mut recognised: Option<(Offer, OwnedFd)> = None;
+        loop {
+            let (message, mut descriptors) = match packet::receive(&self.socket, &mut self.buffer)?
+            {
+                Arrival::Message(message, descriptors) => (message, descriptors),
+                Arrival::Nothing => return Err(LinkError::NoWelcome),
+                Arrival::Closed => return Err(LinkError::Closed),
+            };
+            match message {
+                SupervisorMessage::Welcome(welcome) => {
+                    let file = descriptors.pop().filter(|_| welcome.taken_from.is_some());
+                    let inherited = recognised.map(|(_, uffd)| uffd).zip(file);
+                    return Ok(Met { welcome, inherited });
+                }
+                SupervisorMessage::Refuse { message } => return Err(LinkError::Refused(message)),
+                SupervisorMessage::Offered(offer) => {
+                    let own = descriptors.pop().filter(|uffd| is_own(uffd.as_fd()));
+                    recognised = recognised.or(own.map(|uffd| (offer, uffd)));
+                }
+                SupervisorMessage::AllOffered => {
+                    let offer = recognised.as_ref().map(|(offer, _)| *offer);
+                    packet::send(&self.socket, &PagerMessage::Recognised { offer }, &[])?;
+                }
+                SupervisorMessage::Limit { .. }
+                | SupervisorMessage::HandOver { .. }
+                | SupervisorMessage::Taken { .. }
+                | SupervisorMessage::Returned { .. } => return Err(LinkError::NoWelcome),
+            }
         }
     }
 
@@ -232,7 +271,19 @@ impl PagerPeer {
     /// # Errors
     /// [`LinkError::Closed`] if the pager has died, [`LinkError::Broken`] if its buffer is full.
     pub fn send(&self, message: &SupervisorMessage) -> Result<(), LinkError> {
-        packet::send(&self.socket, message, &[]).map_err(closed_or_broken)
+        self.send_with(message, &[])
+    }
+
+    /// As [`Self::send`], with descriptors.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_with(
+        &self,
+        message: &SupervisorMessage,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        packet::send(&self.socket, message, descriptors).map_err(closed_or_broken)
     }
 
     /// To wait on.
@@ -302,6 +353,8 @@ mod tests {
             reservation_bytes: 64 << 20,
             share_arena: true,
             readahead_pages_max: 64,
+            pager_mark_bytes: 1 << 20,
+            taken_from: None,
         }
     }
 
@@ -330,9 +383,11 @@ mod tests {
         thread::scope(|scope| {
             let pager = scope.spawn(|| {
                 let (stats, _other) = rustix::pipe::pipe().unwrap();
-                let (mut link, got) =
-                    PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE).unwrap();
-                assert_eq!(got, welcome());
+                let (mut link, met) =
+                    PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE, &|_| false)
+                        .unwrap();
+                assert_eq!(met.welcome, welcome());
+                assert!(met.inherited.is_none());
                 link.send_armed(stats.as_fd()).unwrap();
                 await_readable(link.fd());
                 let limit = link.try_receive().unwrap();
@@ -361,7 +416,7 @@ mod tests {
         thread::scope(|scope| {
             let pager = scope.spawn(|| {
                 let (stats, _other) = rustix::pipe::pipe().unwrap();
-                PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE).map(|_| ())
+                PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE, &|_| false).map(|_| ())
             });
             let (peer, ..) = meet(&listener);
             peer.send(&SupervisorMessage::Refuse { message: "no server".to_owned() }).unwrap();
@@ -374,11 +429,11 @@ mod tests {
     fn without_a_supervisor_connecting_fails_at_once_and_a_silent_one_is_timed_out() {
         let (stats, _other) = rustix::pipe::pipe().unwrap();
         let name = format!("farmem-test-absent-{}", std::process::id());
-        let absent = PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE);
+        let absent = PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE, &|_| false);
         assert!(matches!(absent, Err(LinkError::Connect { .. })));
         let _silent = Listener::bind(&name).unwrap();
         let timeout = Duration::from_millis(20);
-        let silent = PagerLink::connect(&name, &hello(), stats.as_fd(), timeout);
+        let silent = PagerLink::connect(&name, &hello(), stats.as_fd(), timeout, &|_| false);
         assert!(matches!(silent, Err(LinkError::NoWelcome)));
     }
 
@@ -390,7 +445,8 @@ mod tests {
             let pager = scope.spawn(|| {
                 let (stats, _other) = rustix::pipe::pipe().unwrap();
                 let (link, _) =
-                    PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE).unwrap();
+                    PagerLink::connect(&name, &hello(), stats.as_fd(), PATIENCE, &|_| false)
+                        .unwrap();
                 loop {
                     if let Err(error) = link.send(&PagerMessage::ForkChild { key: 1 }, &[]) {
                         break error;

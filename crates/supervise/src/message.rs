@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 /// The version of these messages. Both sides must have the same one.
 ///
 /// * 1: the first.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// * 2: children are handed over from pager to pager.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// From a pager to its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,24 @@ pub enum PagerMessage {
         /// The key of the [`Self::ForkChild`].
         key: u64,
     },
+    /// Which of the offered children the pager's program is; once all have been offered.
+    Recognised {
+        /// The offer; `None` if it was none of them.
+        offer: Option<Offer>,
+    },
+    /// The pager cannot take its program over after all, and begins with nothing.
+    Declined,
+    /// The child is handed over: carries a file with all that is known of its memory. It is neither
+    /// heard nor answered until [`SupervisorMessage::Taken`] or [`SupervisorMessage::Returned`].
+    HandedOver {
+        /// The key of the [`Self::ForkChild`].
+        key: u64,
+    },
+    /// The child cannot be handed over.
+    Kept {
+        /// The key of the [`Self::ForkChild`].
+        key: u64,
+    },
     /// The pager cannot go on: the supervisor stops the program and says why.
     Fatal {
         /// For a person: what was lost and where.
@@ -57,6 +76,15 @@ pub enum PagerMessage {
     },
     /// The pager has ended its session and leaves; its program needs it no more.
     Bye,
+}
+
+/// A forked child that is served by its parent's pager, and may be that of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The pager that serves it, as the supervisor numbers them.
+    pub pager: u64,
+    /// The key of the [`PagerMessage::ForkChild`].
+    pub key: u64,
 }
 
 /// Who a pager is.
@@ -107,6 +135,28 @@ pub enum SupervisorMessage {
         /// Bytes, the pager's own memory included.
         bytes: u64,
     },
+    /// Before the welcome, to a pager whose program was forked from a paged one: the userfaultfd of
+    /// a child. It may be that of this program.
+    Offered(Offer),
+    /// No more offers: which was it?
+    AllOffered,
+    /// A child has a pager of its own that will take it over.
+    HandOver {
+        /// The key of the [`PagerMessage::ForkChild`].
+        key: u64,
+        /// The child.
+        program_pid: u32,
+    },
+    /// It has been taken over.
+    Taken {
+        /// The key of the [`PagerMessage::ForkChild`].
+        key: u64,
+    },
+    /// It has not, and is to be served as before.
+    Returned {
+        /// The key of the [`PagerMessage::ForkChild`].
+        key: u64,
+    },
 }
 
 /// What a pager works with.
@@ -124,6 +174,11 @@ pub struct Welcome {
     pub share_arena: bool,
     /// The longest run that read-ahead fetches.
     pub readahead_pages_max: u32,
+    /// A process with so much memory gets a pager.
+    pub pager_mark_bytes: u64,
+    /// The session of the parent's pager, if the program is taken over from it. Carries the file of
+    /// [`PagerMessage::HandedOver`].
+    pub taken_from: Option<SessionReport>,
 }
 
 #[cfg(test)]

@@ -98,9 +98,20 @@ impl ResidentMeter {
     /// # Errors
     /// If /proc is not mounted or not readable.
     pub fn open() -> io::Result<Self> {
+        Self::open_at("/proc/self/statm")
+    }
+
+    /// Of the process of a thread.
+    ///
+    /// # Errors
+    /// If there is no such thread.
+    pub fn open_of(thread: u32) -> io::Result<Self> {
+        Self::open_at(&format!("/proc/{thread}/statm"))
+    }
+
+    fn open_at(path: &str) -> io::Result<Self> {
         use rustix::fs::{Mode, OFlags};
-        let statm =
-            rustix::fs::open("/proc/self/statm", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let statm = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { statm })
     }
 

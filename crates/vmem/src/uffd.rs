@@ -23,6 +23,9 @@ const COPY_MODE_DONTWAKE: u64 = 1;
 /// Bytes of one `struct uffd_msg`.
 const MESSAGE_BYTES: usize = 32;
 const _: () = assert!(size_of::<sys::uffd_msg>() == MESSAGE_BYTES);
+/// For so long an address space may be changing before it is given up to find out whose it is: 100 ms.
+const OWN_TRIES_MAX: u32 = 500;
+const OWN_TRY_PERIOD: std::time::Duration = std::time::Duration::from_micros(200);
 /// Messages taken by one read. A thread has at most one fault outstanding; more than this many
 /// threads fault in several reads.
 const MESSAGES_PER_READ: usize = 32;
@@ -342,6 +345,27 @@ impl Uffd {
             progress.stop = Some(Stop::Hole);
         }
         progress
+    }
+
+    /// Whether it is of the calling process's address space.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        /// The highest page of a program's addresses but one, above its stack and all else.
+        const UNMAPPED: u64 = 0x7fff_ffff_d000;
+        for _ in 0..OWN_TRIES_MAX {
+            // The kernel moves pages within the caller's address space only, which it checks before it
+            // looks for the pages. There are none.
+            let len = PAGE_SIZE as u64;
+            let mut argument =
+                sys::uffdio_move { dst: UNMAPPED, src: UNMAPPED, len, mode: 0, move_: 0 };
+            let result = self.call(UFFDIO_MOVE, &mut argument);
+            match result.err().and_then(|error| error.raw_os_error()) {
+                // A change of mappings is under way, wherever: whoever reads the events ends that.
+                Some(libc::EAGAIN) => std::thread::sleep(OWN_TRY_PERIOD),
+                errno => return errno == Some(libc::ENOENT),
+            }
+        }
+        false
     }
 
     /// Wakes threads that wait in `range`: they look again.

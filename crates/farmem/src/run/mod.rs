@@ -10,6 +10,7 @@
 
 mod family;
 mod farewell;
+mod inheritance;
 mod pagers;
 mod private_server;
 mod program;

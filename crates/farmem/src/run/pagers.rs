@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use farmem_supervise::{Counter, Hello, PagerPeer, SessionReport, StatsError, StatsSnapshot};
+use farmem_supervise::{
+    Counter, Hello, Offer, PagerPeer, SessionReport, StatsError, StatsSnapshot,
+};
 use farmem_vmem::ForkMark;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -44,13 +46,23 @@ pub(crate) struct Pager {
     /// Duplicates of the userfaultfds of the program.
     guards: Vec<OwnedFd>,
     /// Duplicates of the userfaultfds of children whose pages this pager still keeps.
-    children: BTreeMap<u64, OwnedFd>,
+    children: BTreeMap<u64, Child>,
+    /// The child that this pager's program is, until it has taken it over.
+    pub(crate) inherits: Option<Offer>,
     session: Option<SessionReport>,
     /// By what forked children of the program are known.
     mark: Option<(u64, u64)>,
     program_ended: Option<Instant>,
     /// The program was stopped and the reason told.
     stopped: bool,
+}
+
+/// A forked child that a pager serves.
+#[derive(Debug)]
+struct Child {
+    uffd: OwnedFd,
+    /// A pager of its own is taking it over.
+    promised: bool,
 }
 
 /// What is left of a pager.
@@ -85,6 +97,7 @@ impl Pager {
             stats,
             guards: Vec::new(),
             children: BTreeMap::new(),
+            inherits: None,
             session: None,
             mark: None,
             program_ended: None,
@@ -137,7 +150,8 @@ impl Pager {
 
     /// The program forked, and this pager keeps the child's pages for now.
     pub(crate) fn add_child(&mut self, key: u64, userfaultfds: Vec<OwnedFd>) {
-        self.children.extend(userfaultfds.into_iter().map(|descriptor| (key, descriptor)));
+        let children = userfaultfds.into_iter();
+        self.children.extend(children.map(|uffd| (key, Child { uffd, promised: false })));
     }
 
     /// The child needs this pager no more.
@@ -174,7 +188,36 @@ impl Pager {
 
     /// The userfaultfds of children whose pages this pager kept.
     pub(crate) fn take_children(&mut self) -> impl Iterator<Item = OwnedFd> + use<> {
-        std::mem::take(&mut self.children).into_values()
+        std::mem::take(&mut self.children).into_values().map(|child| child.uffd)
+    }
+
+    /// Whether forked children are served.
+    pub(crate) fn has_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
+    /// The children that nobody else is taking over, with their userfaultfds.
+    pub(crate) fn children_to_offer(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>)> {
+        let free = self.children.iter().filter(|(_, child)| !child.promised);
+        free.map(|(&key, child)| (key, child.uffd.as_fd()))
+    }
+
+    /// Promises a child to a pager of its own; false if that cannot be.
+    pub(crate) fn promise(&mut self, key: u64) -> bool {
+        let child = self.children.get_mut(&key).filter(|child| !child.promised);
+        child.map(|child| child.promised = true).is_some()
+    }
+
+    /// Nobody takes the child over.
+    pub(crate) fn unpromise(&mut self, key: u64) {
+        if let Some(child) = self.children.get_mut(&key) {
+            child.promised = false;
+        }
+    }
+
+    /// The session that it works with, if it has told.
+    pub(crate) fn session(&self) -> Option<&SessionReport> {
+        self.session.as_ref()
     }
 
     /// The process whose memory is paged.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use farmem_supervise::{
     Budget, Hello, LinkError, Listener, PROTOCOL_VERSION, PagerMessage, PagerPeer, QueuedSignal,
-    Received, SignalQueue, StatsSnapshot, SupervisorMessage, Welcome,
+    Received, SessionReport, SignalQueue, StatsSnapshot, SupervisorMessage,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
@@ -43,10 +43,10 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 const MESSAGES_PER_TURN: usize = 64;
 
 /// What a session asks of the server at first: one extent of the region.
-const RESERVATION_BYTES: u64 = 64 << 20;
+pub(super) const RESERVATION_BYTES: u64 = 64 << 20;
 
 /// The longest run that read-ahead fetches: 1 MiB, some 300 us of a plain TCP stream.
-const READAHEAD_PAGES_MAX: u32 = 256;
+pub(super) const READAHEAD_PAGES_MAX: u32 = 256;
 
 /// After so long people are told what a run is still waiting for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -84,16 +84,16 @@ pub(crate) struct Outcome {
 }
 
 /// Names a connection for as long as the supervisor lives.
-type PagerId = u64;
+pub(super) type PagerId = u64;
 
 /// The loop's state.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    parts: SupervisorParts,
+    pub(super) parts: SupervisorParts,
     budget: Budget<PagerId>,
     /// Connections that have not said hello, with the process that made them.
     callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
-    pagers: BTreeMap<PagerId, Pager>,
+    pub(super) pagers: BTreeMap<PagerId, Pager>,
     /// Userfaultfds of forked children whose pager was lost.
     guards: Vec<OwnedFd>,
     next_id: PagerId,
@@ -413,7 +413,11 @@ impl Supervisor {
                 let Ok(pager) = Pager::new(peer, pid, hello, program, stats) else {
                     return;
                 };
-                return self.welcome(id, pager);
+                self.pagers.insert(id, pager);
+                if !self.offer_children(id, program) {
+                    self.welcome(id, None);
+                }
+                return;
             }
             Err(refusal) => refusal,
         };
@@ -444,30 +448,27 @@ impl Supervisor {
             .ok_or_else(|| "it does not belong to this run, or has its own process ids".to_owned())
     }
 
-    fn welcome(&mut self, id: PagerId, pager: Pager) {
-        self.pagers.insert(id, pager);
+    /// Lets a pager begin, perhaps with what its program has inherited from another one's.
+    pub(super) fn welcome(&mut self, id: PagerId, legacy: Option<(OwnedFd, SessionReport)>) {
         self.budget.join(id);
-        self.share_out(Some(id));
+        self.share_out(Some((id, legacy)));
     }
 
     /// Tells pagers their new shares; those who lose come first. The newcomer gets its welcome.
-    fn share_out(&mut self, newcomer: Option<PagerId>) {
+    fn share_out(&mut self, mut newcomer: Option<(PagerId, Option<(OwnedFd, SessionReport)>)>) {
         for (id, bytes) in self.budget.changes() {
-            let message = if newcomer == Some(id) {
-                SupervisorMessage::Welcome(Welcome {
-                    limit_bytes: bytes,
-                    server: self.parts.server.clone(),
-                    spill: self.parts.spill.clone(),
-                    reservation_bytes: RESERVATION_BYTES,
-                    share_arena: self.parts.private_server.is_some(),
-                    readahead_pages_max: READAHEAD_PAGES_MAX,
-                })
-            } else {
-                SupervisorMessage::Limit { bytes }
+            let (message, file) = match newcomer.take_if(|(newcomer, _)| *newcomer == id) {
+                Some((_, legacy)) => {
+                    let (file, session) = legacy.unzip();
+                    (SupervisorMessage::Welcome(self.welcome_with(bytes, session)), file)
+                }
+                None => (SupervisorMessage::Limit { bytes }, None),
             };
+            let file: Vec<_> = file.iter().map(AsFd::as_fd).collect();
             let peer = self.pagers.get(&id).and_then(Pager::peer);
+            let sent = peer.map(|peer| peer.send_with(&message, &file));
             // Where it has ended, its closed connection will tell.
-            if let Some(Err(error @ LinkError::Broken(_))) = peer.map(|peer| peer.send(&message)) {
+            if let Some(Err(error @ LinkError::Broken(_))) = sent {
                 self.say(&format!("cannot tell a pager its limit: {error}"));
             }
         }
@@ -495,7 +496,16 @@ impl Supervisor {
         };
         match message {
             PagerMessage::Marked { place, secret } => pager.set_mark(place, secret),
-            PagerMessage::Armed => pager.arm(descriptors),
+            PagerMessage::Armed => {
+                pager.arm(descriptors);
+                self.child_taken(id);
+            }
+            PagerMessage::Recognised { offer } => self.recognised(id, offer),
+            PagerMessage::Declined => self.return_child(id),
+            PagerMessage::HandedOver { key } => {
+                self.handed_over(id, key, descriptors.into_iter().next());
+            }
+            PagerMessage::Kept { key } => self.handed_over(id, key, None),
             PagerMessage::Session(session) => pager.set_session(session),
             PagerMessage::ForkChild { key } => pager.add_child(key, descriptors),
             PagerMessage::ForkChildGone { key } => pager.remove_child(key),
@@ -526,6 +536,7 @@ impl Supervisor {
             self.say(&message);
         }
         self.stop_children_of(id);
+        self.return_child(id);
         self.retire(id);
     }
 

@@ -125,9 +125,10 @@ fn pager() -> ! {
     let pager_pid = std::process::id();
     let hello = Hello { version, program_pid: program, pager_pid, name: "tested".to_owned() };
     let fifo = fifo();
-    let connected = PagerLink::connect(&variable.socket, &hello, stats.as_fd(), PATIENCE);
+    let connected =
+        PagerLink::connect(&variable.socket, &hello, stats.as_fd(), PATIENCE, &|_| false);
     let (link, welcome) = match connected {
-        Ok(connected) => connected,
+        Ok((link, met)) => (link, met.welcome),
         Err(LinkError::Refused(reason)) => {
             println!("refused: {reason}");
             done(&fifo);

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::rig::{LIMIT, Rig, skipped};
 use crate::servers::Server;
@@ -16,9 +17,17 @@ struct Group {
     folder: PathBuf,
 }
 
+/// What four processes beside each other may keep, each of which touches 128 MiB.
+const TREE_LIMIT: &str = "64MiB";
+/// And what they may take for it: as much again for what is brought in and copied while the pagers of
+/// children start, and the supervisor. Without a limit it is 400 MiB.
+const TREE_BYTES: u64 = 160 << 20;
+
 impl Group {
-    fn limited() -> Option<Self> {
-        let name = format!("farmem-test-{}", std::process::id());
+    fn limited(bytes: u64) -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("farmem-test-{}-{number}", std::process::id());
         let first = Path::new("/sys/fs/cgroup/memory");
         let (root, limit) = if first.is_dir() {
             (first, "memory.limit_in_bytes")
@@ -30,10 +39,38 @@ impl Group {
             return skipped("no control group can be made here (needs root)");
         }
         let group = Self { folder };
-        if fs::write(group.folder.join(limit), GROUP_BYTES.to_string()).is_err() {
+        if fs::write(group.folder.join(limit), bytes.to_string()).is_err() {
             return skipped("control groups do not limit memory here");
         }
         Some(group)
+    }
+
+    /// Runs farmem in the group, with a server outside: a private one would be in it, with all that
+    /// is out.
+    fn run(
+        &self,
+        rig: &Rig,
+        server: &Server<'_>,
+        limit: &str,
+        program: &Path,
+    ) -> serde_json::Value {
+        let enter = format!("echo $$ > '{}/cgroup.procs' && exec \"$@\"", self.folder.display());
+        let farmem = rig.farmem();
+        let mut command = Command::new("timeout");
+        command.args(["100", "sh", "-c", &enter, "sh"]).arg(farmem.get_program());
+        command.args(["run", "--quiet", "--stats", "stats", "--local", limit]);
+        command.args(["--server", &server.address, "--"]).arg(program);
+        let output = command.current_dir(rig.path("")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let stats = fs::read(rig.path("stats")).unwrap();
+        serde_json::from_slice(&stats).unwrap()
+    }
+
+    /// The most that was in the group at one time.
+    fn peak_bytes(&self) -> Option<u64> {
+        let names = ["memory.max_usage_in_bytes", "memory.peak"];
+        let text = names.iter().find_map(|name| fs::read_to_string(self.folder.join(name)).ok())?;
+        text.trim().parse().ok()
     }
 }
 
@@ -47,20 +84,24 @@ impl Drop for Group {
 #[test]
 fn u20_a_program_completes_in_a_small_control_group() {
     let Some(rig) = Rig::new() else { return };
-    let Some(group) = Group::limited() else { return };
-    // A private server would be in the group, with all that is out.
+    let Some(group) = Group::limited(GROUP_BYTES) else { return };
     let server = Server::start(&rig, "1GiB");
-    let program = rig.compile("in_a_group");
-    let enter = format!("echo $$ > '{}/cgroup.procs' && exec \"$@\"", group.folder.display());
-    let farmem = rig.farmem();
-    let mut command = Command::new("timeout");
-    command.args(["100", "sh", "-c", &enter, "sh"]).arg(farmem.get_program());
-    command.args(["run", "--quiet", "--stats", "stats", "--local", LIMIT]);
-    command.args(["--server", &server.address, "--"]).arg(program);
-    let output = command.current_dir(rig.path("")).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let stats = fs::read(rig.path("stats")).unwrap();
-    let stats: serde_json::Value = serde_json::from_slice(&stats).unwrap();
+    let stats = group.run(&rig, &server, LIMIT, &rig.compile("in_a_group"));
     // 640 MiB went through 72: nearly all of them out and in again.
     assert!(stats["evicted_pages"].as_u64() > Some(128 << 10), "{stats}");
+}
+
+/// Caps 21, 33: what children inherit and bring in is held to the limit of the tree.
+#[test]
+fn u13_a_tree_of_forks_stays_near_its_limit() {
+    let Some(rig) = Rig::new() else { return };
+    let Some(group) = Group::limited(1 << 30) else { return };
+    let server = Server::start(&rig, "2GiB");
+    let stats = group.run(&rig, &server, TREE_LIMIT, &rig.compile("fork_nested"));
+    assert!(stats["fork_events"].as_u64() == Some(3), "{stats}");
+    let Some(peak) = group.peak_bytes() else {
+        return skipped("this kernel does not tell a control group's peak").unwrap_or(());
+    };
+    assert!(peak <= TREE_BYTES, "{peak} bytes: {stats}");
+    assert_eq!(server.show()["sessions"], 0);
 }

@@ -201,18 +201,36 @@ impl Engine {
         })
     }
 
-    /// Starts a session and attaches the caller to it.
+    /// Starts a session and attaches the caller to it. Its region is empty, or, if the header names
+    /// another session and proves the right to use it, a virtual copy of that one's.
     pub(crate) fn setup(
         &self,
         caller: &mut Caller,
+        header: &Header,
         setup: &Setup<'_>,
     ) -> Result<(Header, GrantedSetup), Refusal> {
         if caller.session.is_some() {
             return Err(RefusalCode::Malformed.into());
         }
+        let original = if header.session == SessionId::default() {
+            None
+        } else {
+            self.check_incarnation(header)?;
+            Some(self.session(header.session)?)
+        };
         let mut sessions = self.sessions();
+        // No region grows meanwhile: that takes the lock of the sessions too.
+        let inherited = original.as_ref().map(|original| lock(original).region.pages.bytes());
+        let amount = setup.amount.max(inherited.unwrap_or_default());
         let (id, mut session) =
-            self.session_for(&mut sessions, setup.name, setup.amount, setup.accept_partial)?;
+            self.session_for(&mut sessions, setup.name, amount, setup.accept_partial)?;
+        if let Some(original) = original
+            && let Err(refusal) = self.inherit(&mut sessions, &mut session, header, &original)
+        {
+            self.reservation.release(session.granted);
+            session.region.blocks.drain(..).for_each(|block| sessions.blocks.give_back(block));
+            return Err(refusal);
+        }
         session.dynamic = setup.dynamic;
         session.attached.push(caller.connection);
         caller.traffic = Arc::clone(&session.traffic);
@@ -221,6 +239,39 @@ impl Engine {
         sessions.by_id.insert(id, Arc::clone(&shared));
         caller.session = Some((id, shared));
         Ok(reply)
+    }
+
+    /// Makes the region of a new session a virtual copy of another session's: neither time nor memory
+    /// depend on its size.
+    fn inherit(
+        &self,
+        sessions: &mut Sessions,
+        session: &mut Session,
+        header: &Header,
+        original: &SharedSession,
+    ) -> Result<(), Refusal> {
+        let mut original = lock(original);
+        if original.ended {
+            return Err(RefusalCode::NoSession.into());
+        }
+        if original.token != header.token {
+            return Err(RefusalCode::WrongToken.into());
+        }
+        original.check_epoch(header)?;
+        if original.is_resident {
+            // Those are copied under a name of their own.
+            return Err(RefusalCode::Malformed.into());
+        }
+        let pages = original.region.pages;
+        if pages.bytes() > session.granted {
+            let asked = pages.bytes();
+            return Err(Refusal::full(FullBody { asked, free: session.granted }));
+        }
+        self.add_blocks(sessions, &mut session.region, pages)?;
+        session.region.pages = pages;
+        session.region.begin_as_copy(&mut original.region);
+        self.pages.fetch_add(original.region.table.stored().get(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// A session that nobody is attached to, not yet listed, with its memory reserved.

@@ -167,9 +167,21 @@ impl Raw {
         accept_partial: bool,
         dynamic: bool,
     ) -> Result<GrantedSetup, RefusalCode> {
+        let header = Header::request(Action::Setup, 0);
+        self.setup_as(header, pages, accept_partial, dynamic)
+    }
+
+    /// As [`Self::setup`]; the header may name the session to begin as a copy of.
+    pub(crate) fn setup_as(
+        &mut self,
+        header: Header,
+        pages: u64,
+        accept_partial: bool,
+        dynamic: bool,
+    ) -> Result<GrantedSetup, RefusalCode> {
         let amount = ByteCount::new(pages * PAGE_SIZE as u64);
         let setup = Setup { amount, accept_partial, dynamic, name: "raw", credentials: &[] };
-        let (header, body) = self.call(Header::request(Action::Setup, 0), |out| setup.encode(out));
+        let (header, body) = self.call(header, |out| setup.encode(out));
         match header.refusal {
             Some(code) => Err(code),
             None => {

@@ -140,3 +140,39 @@ fn stopping_closes_every_connection() {
     assert!(clients.iter_mut().all(Raw::is_dropped));
     assert!(!server.path.exists());
 }
+
+/// Caps 17, 21: what a forked child inherits is a session of its own, which begins as a copy.
+#[test]
+fn cap_21_a_session_begins_as_a_copy_of_another() {
+    let server = TestServer::start(64, |_| ());
+    let mut parent = Raw::with_region(&server, 16);
+    parent.write(&[(0, 1, 1), (1, 2, 2), (2, 3, 3)]).unwrap();
+    let mut child = Raw::greeted(&server);
+    let begin = parent.request(Action::Setup);
+    let wrong = farmem_wire::Header { token: begin.token ^ 1, ..begin };
+    assert_eq!(child.setup_as(wrong, 16, false, true), Err(RefusalCode::WrongToken));
+    assert_eq!(server.stat().reserved_bytes, 16 * 4096);
+    // As much is reserved as may be written, which is at least what is inherited.
+    let granted = child.setup_as(begin, 1, false, true).unwrap();
+    assert_eq!((granted.pages.get(), granted.granted.get()), (16, 16 * 4096));
+    let mut large = Raw::with_region(&server, 17);
+    let begin_large = large.request(Action::Setup);
+    assert_eq!(Raw::greeted(&server).setup_as(begin_large, 1, true, true), Err(RefusalCode::Full));
+    let gone = large.request(Action::Disconnect);
+    assert_eq!(large.call(gone, |_| ()).0.refusal, None);
+    assert_eq!((server.stat().pages, server.stat().slots), (6, 3));
+    // Either goes on by itself, also when the other has ended.
+    parent.write(&[(0, 4, 4)]).unwrap();
+    child.write(&[(1, 4, 5)]).unwrap();
+    child.free(2, 1).unwrap();
+    assert_eq!(child.read(&[(0, 1), (1, 4)]).unwrap(), [1, 5]);
+    assert_eq!(parent.read(&[(0, 4), (1, 2), (2, 3)]).unwrap(), [4, 2, 3]);
+    let gone = parent.request(Action::Disconnect);
+    assert_eq!(parent.call(gone, |_| ()).0.refusal, None);
+    assert_eq!(child.read(&[(0, 1), (1, 4)]).unwrap(), [1, 5]);
+    assert_eq!(child.read(&[(2, 0)]), Err(RefusalCode::NoPage));
+    let gone = child.request(Action::Disconnect);
+    assert_eq!(child.call(gone, |_| ()).0.refusal, None);
+    drop((parent, child, large));
+    server.wait_until_empty();
+}

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use farmem_vmem::{AddressRange, Event, Features, Uffd};
+
 use crate::MIB;
 use crate::harness::{Harness, Words, check_or_skip, fork, fork_idle};
 
@@ -79,5 +81,31 @@ fn u13_the_limit_holds_beside_children_that_share_everything() {
         let counts = harness.finish();
         assert!(counts.forks == 3 && counts.unshared_windows >= 3 * 8, "{counts:?}");
         assert!(counts.local_pages_peak <= ((18 * MIB) >> 12) as u64, "{counts:?}");
+    });
+}
+
+/// A child's own pager finds out by this which of its parent's children it is.
+#[test]
+fn a_userfaultfd_knows_whose_memory_it_is_of() {
+    check_or_skip(|| {
+        let uffd = Uffd::new(Features::Events).expect("userfaultfd works");
+        assert!(uffd.is_own());
+        let page = std::alloc::Layout::from_size_align(1 << 12, 1 << 12).expect("a page");
+        // SAFETY: a page of its own, never freed.
+        let page = unsafe { std::alloc::alloc(page) } as usize;
+        uffd.register(AddressRange::pages_from(page, 1)).expect("a heap can be registered");
+        let reader = std::thread::spawn(move || {
+            let mut events = Vec::new();
+            while events.is_empty() {
+                uffd.read_events(&mut events).expect("events can be read");
+            }
+            let child = events.into_iter().find_map(|event| match event {
+                Event::Fork(child) => Some(child),
+                _ => None,
+            });
+            child.is_some_and(|child| !child.is_own() && uffd.is_own())
+        });
+        assert!(fork(|| true).succeeded());
+        assert!(reader.join().expect("the reader ends"));
     });
 }

@@ -145,6 +145,7 @@ fn page(
         secret: std::array::from_fn(|at| at as u8 ^ 0x5a),
         region_pages: PageCount::new(1 << 20),
         slots: SlotPolicy::Allocated,
+        heir_mark_bytes: 0,
     };
     let errands = memory.errands();
     let errand_boy = std::thread::spawn(move || errands.run());
