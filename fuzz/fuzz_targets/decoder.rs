@@ -6,9 +6,9 @@
 #![no_main]
 
 use farmem_wire::{
-    Attach, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply, Malloc, MallocReply,
-    PageEntry, Payload, RangeEntry, STAT_COUNTS_MAX, ServerStat, Setup, StatCount, crc32c,
-    verify_body,
+    AskMap, Attach, Copy, Create, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply,
+    List, Malloc, MallocReply, MapReply, Open, PageEntry, Payload, Progress, RangeEntry, RegionInfo,
+    STAT_COUNTS_MAX, ServerStat, Setup, StatCount, crc32c, verify_body,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -50,8 +50,14 @@ fn decode_body(body: &[u8]) {
         )*};
     }
     round_trip!(
-        Hello, HelloReply, Setup, GrantedSetup, Attach, Malloc, MallocReply, FullBody, ServerStat
+        Hello, HelloReply, Setup, GrantedSetup, Attach, Malloc, MallocReply, FullBody, ServerStat,
+        Create, Open, Copy, List, Progress, AskMap, MapReply
     );
+    if let Ok(infos) = RegionInfo::decode_all(body) {
+        again.clear();
+        infos.iter().for_each(|info| info.encode(&mut again));
+        assert_eq!(RegionInfo::decode_all(&again), Ok(infos));
+    }
     let counts: Vec<_> = StatCount::decode_all(body).take(STAT_COUNTS_MAX).collect();
     again.clear();
     // Behind no fields.

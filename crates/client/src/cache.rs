@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use farmem_region::{
     FetchPage, FrameId, Frames, PAGE_SIZE, PageIndex, Request, StoreError, StorePage, Version,
 };
+use farmem_remote::Absent;
 
 use crate::exchange::Exchange;
 use crate::frames::HeapFrames;
@@ -49,8 +50,10 @@ pub(crate) struct Cache {
     free: Vec<u32>,
     hand: usize,
     dirty: usize,
-    /// Pages that the server has, and the version of its copy. All others read as zero.
+    /// Pages that the server has, and the version of its copy.
     versions: HashMap<u64, Version>,
+    /// What all others hold.
+    absent: Absent,
     next_version: u64,
     /// Where the last read ended, and how many pages were fetched ahead of it.
     sequence: (u64, u64),
@@ -59,7 +62,12 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// A cache of `bytes`, in front of pages that the server has already.
-    pub(crate) fn new(bytes: u64, versions: HashMap<u64, Version>, next: Version) -> Self {
+    pub(crate) fn new(
+        bytes: u64,
+        versions: HashMap<u64, Version>,
+        next: Version,
+        absent: Absent,
+    ) -> Self {
         let count = usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
         let count = count.clamp(FRAMES_MIN, u32::MAX as usize);
         Self {
@@ -70,6 +78,7 @@ impl Cache {
             hand: 0,
             dirty: 0,
             versions,
+            absent,
             next_version: next.get().max(1),
             sequence: (0, 0),
             counts: CacheCounts::default(),
@@ -202,10 +211,9 @@ impl Cache {
             }
         }
         self.counts.misses += missing.len() as u64;
-        if missing.iter().any(|page| self.versions.contains_key(page)) {
+        if missing.iter().any(|page| self.remote(*page).is_some()) {
             let more = last + 1..=last + ahead;
-            let known =
-                |page: &u64| self.versions.contains_key(page) && !self.pages.contains_key(page);
+            let known = |page: &u64| self.remote(*page).is_some() && !self.pages.contains_key(page);
             missing.extend(more.filter(known));
         }
         self.make_room(exchange, missing.len())?;
@@ -214,11 +222,14 @@ impl Cache {
             // `make_room` has made sure of it.
             let Some(number) = self.free.pop() else { break };
             let frame = FrameId::new(number);
-            match self.versions.get(&page) {
-                Some(&version) if page > last || needed(page) => {
+            match self.remote(page) {
+                Some(version) if page > last || needed(page) => {
                     fetch.push(FetchPage { page: PageIndex::new(page), version, frame });
                 }
-                _ => self.frames.bytes_mut(frame).fill(0),
+                _ => self.frames.bytes_mut(frame).fill(match self.absent {
+                    Absent::Fill(byte) => byte,
+                    Absent::Nothing | Absent::Unknown => 0,
+                }),
             }
             self.pages.insert(page, number);
             let held = page <= last;
@@ -233,6 +244,12 @@ impl Cache {
             fetch.iter().for_each(|page| self.drop_frame(page.frame.get()));
         }
         result.map(|_| ())
+    }
+
+    /// The version in which a page is to be fetched; `None` if that is not needed to know it.
+    fn remote(&self, page: u64) -> Option<Version> {
+        let made = (self.absent == Absent::Unknown).then_some(Version::new(0));
+        self.versions.get(&page).copied().or(made)
     }
 
     /// Frees frames until `count` are free: those that were not used of late; dirty ones are

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use farmem_pager::{Config, Flush, Flushed, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait};
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageStore, Version};
+use farmem_remote::Absent;
 use farmem_vmem::{AddressRange, Area};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
@@ -39,6 +40,7 @@ type Versions = (HashMap<u64, Version>, Version);
 #[derive(Debug)]
 pub struct MappedRegion {
     options: RegionOptions,
+    absent: Absent,
     area: Area,
     pager: Option<PagerThread>,
 }
@@ -46,6 +48,7 @@ pub struct MappedRegion {
 impl MappedRegion {
     pub(crate) fn start(
         options: RegionOptions,
+        absent: Absent,
         store: ProgramStore,
         versions: Versions,
     ) -> Result<Self, RegionError> {
@@ -53,7 +56,7 @@ impl MappedRegion {
         let mapping = |source| RegionError::Map { bytes: options.size, source };
         let area = Area::new(bytes).map_err(mapping)?;
         let pager = PagerThread::start(&options, area.range(), store, versions)?;
-        Ok(Self { options, area, pager: Some(pager) })
+        Ok(Self { options, absent, area, pager: Some(pager) })
     }
 
     /// Bytes of the region.
@@ -99,8 +102,8 @@ impl MappedRegion {
         self.flush()?;
         let Some(pager) = self.pager.take() else { unreachable!("only here and in drop") };
         let (store, (versions, next)) = pager.stop()?;
-        let cache = Cache::new(self.options.cache_size, versions, next);
-        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache))
+        let cache = Cache::new(self.options.cache_size, versions, next, self.absent);
+        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache, self.absent))
     }
 
     fn pager(&self) -> &PagerThread {

@@ -6,7 +6,7 @@ use farmem_region::{
     AddressWidths, ByteCount, ExternalAddress, Nanos, PAGE_SIZE, PageCount, Request, StoreError,
     Version,
 };
-use farmem_remote::RemoteConfig;
+use farmem_remote::{Absent, RemoteConfig};
 
 use crate::cache::{Cache, CacheCounts};
 use crate::exchange::Exchange;
@@ -15,12 +15,15 @@ use crate::options::{RegionError, RegionOptions, WritePolicy};
 use crate::spill::ProgramStore;
 
 /// A region on a memory server. It lives as long as this value (or the [`MappedRegion`] that it
-/// becomes): its end frees the region. What was never written reads as zero.
+/// becomes): its end frees the region. What was never written reads as zero. A [named
+/// region](Region::open) lives until it is deleted, and reads as it was made to read.
 #[derive(Debug)]
 pub struct Region {
     options: RegionOptions,
     /// `None` once the region has been handed on.
     parts: Option<(Exchange, Cache)>,
+    /// What pages hold that the server does not have.
+    absent: Absent,
 }
 
 impl Region {
@@ -36,7 +39,8 @@ impl Region {
         let (store, session) =
             ProgramStore::connect(config, options.spill.as_deref(), Nanos::new(0))?;
         let mut exchange = Exchange::new(store);
-        let mut cache = Cache::new(options.cache_size, HashMap::new(), Version::new(1));
+        let (absent, cache_size) = (Absent::Fill(0), options.cache_size);
+        let mut cache = Cache::new(cache_size, HashMap::new(), Version::new(1), absent);
         // As much on the server as it granted; a file has the rest.
         let granted = PageCount::new(session.granted.get() / PAGE_SIZE as u64);
         let wanted = size.pages_rounded_up();
@@ -48,11 +52,35 @@ impl Region {
                 pages = goal;
             }
         }
-        Ok(Self::resume(options, exchange, cache))
+        Ok(Self::resume(options, exchange, cache, absent))
     }
 
-    pub(crate) const fn resume(options: RegionOptions, exchange: Exchange, cache: Cache) -> Self {
-        Self { options, parts: Some((exchange, cache)) }
+    /// Opens a region that was made with a name (`farmem region create`), as its only writer:
+    /// whoever wrote before is refused from then on. It has the size that it was made with, whatever
+    /// `options` says, and outlives this value; only what was flushed is kept.
+    ///
+    /// The client downloads which pages are stored, so that a page that is not, and is known to hold
+    /// one byte over and over, costs no question.
+    ///
+    /// # Errors
+    /// [`RegionError::Store`] if there is no such region, or the server cannot be reached.
+    pub fn open(name: &str, mut options: RegionOptions) -> Result<Self, RegionError> {
+        let amount = ByteCount::new(0);
+        let config = RemoteConfig::new(options.server.clone(), options.name.clone(), amount);
+        let (store, session, map) = ProgramStore::open(config, name, Nanos::new(0))?;
+        options.size = session.pages.bytes().get();
+        let (next, absent) = (map.next_version(), map.absent);
+        let cache = Cache::new(options.cache_size, map.stored, next, absent);
+        Ok(Self::resume(options, Exchange::new(store), cache, absent))
+    }
+
+    pub(crate) const fn resume(
+        options: RegionOptions,
+        exchange: Exchange,
+        cache: Cache,
+        absent: Absent,
+    ) -> Self {
+        Self { options, parts: Some((exchange, cache)), absent }
     }
 
     /// Bytes of the region.
@@ -161,10 +189,19 @@ impl Region {
     pub fn map(mut self) -> Result<MappedRegion, RegionError> {
         self.flush()?;
         let Some((exchange, cache)) = self.parts.take() else { unreachable!("it is not closed") };
-        MappedRegion::start(self.options.clone(), exchange.store, cache.into_versions())
+        let (mut versions, next) = cache.into_versions();
+        if !matches!(self.absent, Absent::Nothing | Absent::Fill(0)) {
+            // A page that is touched first is zero to the kernel: these are to be fetched.
+            let pages = ByteCount::new(self.options.size).pages_rounded_up().get();
+            for page in 0..pages {
+                versions.entry(page).or_insert(Version::new(0));
+            }
+        }
+        let (options, versions) = (self.options.clone(), (versions, next));
+        MappedRegion::start(options, self.absent, exchange.store, versions)
     }
 
-    /// Ends the region and frees it on the server.
+    /// Ends the region and frees it on the server. A named region stays there; flush before.
     ///
     /// # Errors
     /// [`RegionError::Store`] if the server could not be told; it frees the region by itself

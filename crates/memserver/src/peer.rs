@@ -23,9 +23,9 @@ use farmem_region::{Nanos, PAGE_SIZE};
 use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Action, Attach, BODY_BYTES_MAX, Copy, Create, DecodeError, HEAD_BYTES_MAX, HEADER_BYTES,
-    Header, Hello, List, Malloc, Open, PageEntry, ProtocolVersion, RangeEntry, RefusalCode, Setup,
-    Slots, StatCount, seal, verify_body,
+    Action, AskMap, Attach, BODY_BYTES_MAX, Copy, Create, DecodeError, HEAD_BYTES_MAX,
+    HEADER_BYTES, Header, Hello, List, Malloc, Open, PageEntry, ProtocolVersion, RangeEntry,
+    RefusalCode, Setup, Slots, StatCount, seal, verify_body,
 };
 
 use crate::counters::{DropReason, count};
@@ -502,6 +502,7 @@ impl Peer {
             | Action::Unpin
             | Action::Invalidate
             | Action::Flush => serve_ranges(engine, caller, output, header, entries, unused)?,
+            Action::Map => tell_map(engine, caller, output, header, &AskMap::decode(body)?)?,
             Action::Disconnect => {
                 engine.disconnect(header)?;
                 push(output, granted, |_| ());
@@ -719,6 +720,36 @@ fn serve_named(
     };
     push(output, header.granted(), |bytes| info.encode(bytes));
     Ok(())
+}
+
+/// Tells which pages are stored: their entries, then the rest in a body.
+fn tell_map(
+    engine: &Engine,
+    caller: &Caller,
+    output: &mut Output,
+    header: &Header,
+    ask: &AskMap,
+) -> Result<(), Refusal> {
+    let mut result = Ok(());
+    output.push_head(|bytes, start| {
+        bytes.resize(start + HEADER_BYTES, 0);
+        let mut entries = 0;
+        let told = engine.map(caller, header, ask, |entry| {
+            entry.encode(bytes);
+            entries += 1;
+        });
+        match told {
+            Ok(reply) => {
+                reply.encode(bytes);
+                seal(Header { entries, ..header.granted() }, &mut bytes[start..]);
+            }
+            Err(refusal) => {
+                bytes.truncate(start);
+                result = Err(refusal);
+            }
+        }
+    });
+    result
 }
 
 /// Serves a request about ranges of a region.

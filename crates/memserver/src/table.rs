@@ -47,6 +47,8 @@ pub(crate) struct Portion {
 pub(crate) struct Leaf {
     pub(crate) portions: [Option<Portion>; LEAF_PAGES],
     stored: u64,
+    /// The table's count of changes when a page was stored here last.
+    pub(crate) changed: u64,
 }
 
 type SharedLeaf = Arc<Mutex<Leaf>>;
@@ -62,6 +64,10 @@ struct Branch {
 pub(crate) struct Table {
     root: Arc<Vec<Option<Arc<Branch>>>>,
     stored: u64,
+    /// Counts what was stored and forgotten.
+    changes: u64,
+    /// The count when something was forgotten last.
+    forgot: u64,
 }
 
 impl Table {
@@ -72,7 +78,13 @@ impl Table {
 
     /// The same pages once more, in constant time.
     pub(crate) fn copy(&self) -> Self {
-        Self { root: Arc::clone(&self.root), stored: self.stored }
+        Self { root: Arc::clone(&self.root), ..*self }
+    }
+
+    /// How often pages were stored or forgotten, and how often they had been when some were
+    /// forgotten last.
+    pub(crate) const fn changes(&self) -> (u64, u64) {
+        (self.changes, self.forgot)
     }
 
     /// Looks at a page, if it is stored. Only its place and its heat may be changed here.
@@ -137,8 +149,11 @@ impl Table {
         portion: Portion,
     ) -> Option<Place> {
         let at = split(page).2;
+        self.changes += 1;
+        let changes = self.changes;
         let leaf = self.own(tiers, page);
         let mut leaf = lock(leaf);
+        leaf.changed = changes;
         let before = leaf.portions[at].replace(portion);
         let added = u64::from(before.is_none());
         leaf.stored += added;
@@ -162,6 +177,8 @@ impl Table {
     pub(crate) fn remove(&mut self, tiers: &Tiers, range: PageRange, slots: &mut Vec<Slot>) {
         let end = range.start.get().saturating_add(range.count.get());
         let mut from = range.start;
+        self.changes += 1;
+        self.forgot = self.changes;
         while let Some((first, _)) = self.leaf_from(from).filter(|(first, _)| first.get() < end) {
             let start = range.start.get().saturating_sub(first.get());
             let stop = (end - first.get()).min(LEAF_PAGES as u64);
@@ -252,7 +269,7 @@ impl Branch {
 
 impl Leaf {
     fn empty() -> SharedLeaf {
-        Arc::new(Mutex::new(Self { portions: [const { None }; LEAF_PAGES], stored: 0 }))
+        Arc::new(Mutex::new(Self { portions: [const { None }; LEAF_PAGES], stored: 0, changed: 0 }))
     }
 
     /// The same portions, each place held once more.
@@ -261,7 +278,7 @@ impl Leaf {
             let portion = self.portions[at].as_ref()?;
             Some(Portion { place: tiers.share(&portion.place), ..*portion })
         });
-        Self { portions, stored: self.stored }
+        Self { portions, stored: self.stored, changed: self.changed }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod admin;
 mod config;
 mod exchange;
 mod link;
+mod map;
 mod messages;
 pub mod named;
 mod reconnect;
@@ -28,4 +29,6 @@ mod shared;
 mod store;
 
 pub use config::{RemoteConfig, SessionInfo, SessionKey, Timeouts};
+pub use farmem_wire::Absent;
+pub use map::RegionMap;
 pub use store::RemoteStore;

@@ -9,13 +9,14 @@ use farmem_region::{
 };
 use farmem_transport::ArenaFile;
 use farmem_wire::{
-    Action, Advice, FullBody, GrantedSetup, Header, Malloc, MallocReply, RANGES_PER_MESSAGE_MAX,
-    RefusalCode, Setup, Slots, page_checksum,
+    Action, Advice, FullBody, GrantedSetup, Header, Malloc, MallocReply, Open,
+    RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
 };
 
 use crate::config::{RemoteConfig, SessionInfo};
 use crate::exchange::{Exchange, ExchangeError};
 use crate::link::{Arrived, Link, LinkError};
+use crate::map::RegionMap;
 use crate::messages::{
     MESSAGE_PAGES, MESSAGES_MAX, MessageIndex, Messages, Operation, OperationIndex, Operations,
     Wanted,
@@ -92,8 +93,50 @@ impl RemoteStore {
                 .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
             Ok((exchange, hello, reply.header, body))
         };
-        let (mut exchange, hello, header, body) =
+        let (exchange, hello, header, body) =
             begin().map_err(|error: ExchangeError| error.into_store_error(&config.server))?;
+        Ok(Self::attached(config, exchange, hello.connection, &header, &body, now))
+    }
+
+    /// Attaches to a named region, as its only writer: whoever wrote before is refused from then on.
+    /// Tells also what the region holds. Of the configuration the amount does not matter.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if there is no such region, or the server cannot be reached.
+    pub fn open(
+        config: RemoteConfig,
+        name: &str,
+        now: Nanos,
+    ) -> Result<(Self, SessionInfo, RegionMap), StoreError> {
+        let deadline = Instant::now() + Duration::from_micros(config.timeouts.connect_us);
+        let begin = || {
+            let share = config.share_arena;
+            let (mut exchange, _, hello) = Exchange::open(&config.server, share, deadline)?;
+            let open = Open { take_over: true, name };
+            exchange.ask(Header::request(Action::Open, 2), |out| open.encode(out));
+            let reply = exchange.wait(deadline)?;
+            let body = GrantedSetup::decode(exchange.bytes(reply.body))
+                .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
+            exchange.accept_pages();
+            let map = RegionMap::download(&mut exchange, &reply.header, deadline)?;
+            Ok((exchange, hello, reply.header, body, map))
+        };
+        let (exchange, hello, header, body, map) =
+            begin().map_err(|error: ExchangeError| error.into_store_error(&config.server))?;
+        let attached = Self::attached(config, exchange, hello.connection, &header, &body, now);
+        let (mut store, session) = attached;
+        store.base = Some(map.address);
+        Ok((store, session, map))
+    }
+
+    fn attached(
+        config: RemoteConfig,
+        mut exchange: Exchange,
+        connection: u64,
+        header: &Header,
+        body: &GrantedSetup,
+        now: Nanos,
+    ) -> (Self, SessionInfo) {
         let session = SessionInfo {
             server: config.server.clone(),
             session: header.session,
@@ -110,7 +153,7 @@ impl RemoteStore {
             config,
             session: session.clone(),
             state: State::Up(Link::new(Box::new(exchange.into_socket()), now)),
-            connection: hello.connection,
+            connection,
             messages: Messages::default(),
             operations: Operations::default(),
             arena: arena.map(SharedArena::new),
@@ -120,7 +163,7 @@ impl RemoteStore {
         if store.arena.is_some() {
             store.messages.add_slots(&store.session);
         }
-        Ok((store, session))
+        (store, session)
     }
 
     /// The session, with the region's size as it is now.

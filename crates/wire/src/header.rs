@@ -144,13 +144,15 @@ actions! {
     FetchAndAdd = 41,
     /// Reserved: tell an observer.
     Notify = 42,
+    /// Tells which pages of a region are stored.
+    Map = 43,
 }
 
 impl Action {
     /// Whether version 1 answers the action with anything but "unsupported".
     #[must_use]
     pub const fn is_served(self) -> bool {
-        matches!(self.number(), 1..=19 | 33..=38)
+        matches!(self.number(), 1..=19 | 33..=38 | 43)
     }
 }
 

@@ -19,6 +19,7 @@ mod body;
 mod checksum;
 mod entry;
 mod header;
+mod map;
 mod named;
 mod refusal;
 mod stat;
@@ -32,6 +33,7 @@ pub use entry::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
 pub use header::{
     Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
 };
+pub use map::{Absent, AskMap, MapReply};
 pub use named::{
     Copy, Create, List, Open, PAGE_SIZES, PATH_BYTES_MAX, Progress, RegionInfo, Source,
 };

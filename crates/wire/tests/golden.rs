@@ -6,9 +6,9 @@ use farmem_region::{
     PageRange, RegionId, SessionId, Version,
 };
 use farmem_wire::{
-    Action, Attach, AttachMode, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply,
-    Malloc, MallocReply, PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, Slots,
-    page_checksum, seal,
+    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, FullBody, GrantedSetup, HEADER_BYTES,
+    Header, Hello, HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry, Progress,
+    RangeEntry, RefusalCode, RegionInfo, ServerStat, Setup, Slots, Source, page_checksum, seal,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -139,6 +139,68 @@ fn body_bytes() {
     check(&|out| Slots { wanted: 258 }.encode(out), "02010000");
     let full = FullBody { asked: ByteCount::new(1), free: ByteCount::new(2) };
     check(&|out| full.encode(out), "01000000000000000200000000000000");
+}
+
+#[test]
+fn named_region_body_bytes() {
+    let check = |write: &dyn Fn(&mut Vec<u8>), expected: &str| {
+        let mut out = Vec::new();
+        write(&mut out);
+        assert_eq!(hex(&out), expected);
+    };
+    let create =
+        |source| Create { name: "ab", size: ByteCount::new(8192), page_bytes: 512, source };
+    for (source, expected) in [
+        (Source::Nothing, "002000000000000000000000000000000002000000000000020000006162"),
+        (Source::Fill(0xa5), "00200000000000000000000000000000000200000100a500020000006162"),
+        (
+            Source::File { path: "/c", offset: 4096 },
+            "0020000000000000001000000000000000020000020000000200020061622f63",
+        ),
+    ] {
+        check(&|out| create(source).encode(out), expected);
+    }
+    check(&|out| Open { take_over: true, name: "ab" }.encode(out), "010002006162");
+    check(&|out| Copy { on_access: true, name: "ab" }.encode(out), "010002006162");
+    check(&|out| List { after: RegionId::new(3) }.encode(out), "0300000000000000");
+    let info = RegionInfo {
+        region: RegionId::new(1),
+        pages: PageCount::new(2),
+        page_bytes: 4096,
+        is_frozen: true,
+        is_file: true,
+        stored: PageCount::new(3),
+        dirty: PageCount::new(4),
+        changed: PageCount::new(5),
+        pinned: PageCount::new(6),
+        dram: PageCount::new(7),
+        compressed: PageCount::new(8),
+        file: PageCount::new(9),
+        name: "ab".to_owned(),
+    };
+    check(
+        &|out| info.encode(out),
+        "01000000000000000200000000000000030000000000000004000000000000000500000000000000060000000000000007000000000000000800000000000000090000000000000000100000030002006162",
+    );
+    let progress = Progress { changed: PageCount::new(1), next: Some((2, PageIndex::new(3))) };
+    check(&|out| progress.encode(out), "0100000000000000030000000000000002000000");
+    let progress = Progress { changed: PageCount::new(1), next: None };
+    check(&|out| progress.encode(out), "01000000000000000000000000000000ffffffff");
+    check(
+        &|out| AskMap { from: PageIndex::new(1), since: 2 }.encode(out),
+        "01000000000000000200000000000000",
+    );
+    let reply = MapReply {
+        stamp: 1,
+        next: Some(PageIndex::new(2)),
+        address: ExternalAddress::from_raw(3),
+        absent: Absent::Fill(0xa5),
+        is_all: true,
+    };
+    check(
+        &|out| reply.encode(out),
+        "0100000000000000020000000000000003000000000000000100a50001000000",
+    );
 }
 
 #[test]

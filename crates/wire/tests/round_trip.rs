@@ -59,6 +59,9 @@ proptest! {
         let _ = Setup::decode(&body);
         let _ = Attach::decode(&body);
         let _ = Malloc::decode(&body);
+        let _ = farmem_wire::Create::decode(&body);
+        let _ = farmem_wire::RegionInfo::decode_all(&body);
+        let _ = farmem_wire::MapReply::decode(&body);
         let _ = ServerStat::decode(&body);
         let _ = StatCount::decode_all(&body).count();
         let _ = PageEntry::decode_all(&body).count();

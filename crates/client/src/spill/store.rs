@@ -8,7 +8,7 @@ use farmem_region::{
     Completion, ExternalAddress, FetchPage, Frames, Nanos, Outcome, PAGE_SIZE, PageCount,
     PageIndex, PageRange, PageStore, Readiness, Request, StoreError, StorePage, Ticket,
 };
-use farmem_remote::{RemoteConfig, RemoteStore, SessionInfo};
+use farmem_remote::{RegionMap, RemoteConfig, RemoteStore, SessionInfo};
 
 use super::file::SpillFile;
 
@@ -62,6 +62,19 @@ impl ProgramStore {
         let (remote, session) = RemoteStore::connect(config, now)?;
         let granted = session.granted.pages_rounded_up();
         Ok((Self { granted, ..Self::new(remote, session.pages, file) }, session))
+    }
+
+    /// Attaches to a named region of a memory server: see [`RemoteStore::open`].
+    ///
+    /// # Errors
+    /// Those of [`RemoteStore::open`].
+    pub fn open(
+        config: RemoteConfig,
+        name: &str,
+        now: Nanos,
+    ) -> Result<(Self, SessionInfo, RegionMap), StoreError> {
+        let (remote, session, map) = RemoteStore::open(config, name, now)?;
+        Ok((Self::new(remote, session.pages, None), session, map))
     }
 
     /// The descriptor that [`PageStore::readiness`] names.

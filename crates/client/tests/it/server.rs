@@ -16,9 +16,14 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub(crate) fn start(mebibytes: u64) -> Self {
+        Self::start_with(mebibytes, |_| ())
+    }
+
+    pub(crate) fn start_with(mebibytes: u64, change: impl FnOnce(&mut ServerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let endpoint = Endpoint::Unix(directory.path().join("server"));
-        let config = ServerConfig::new(vec![endpoint.clone()], ByteCount::new(mebibytes << 20));
+        let mut config = ServerConfig::new(vec![endpoint.clone()], ByteCount::new(mebibytes << 20));
+        change(&mut config);
         let server = MemServer::bind(config).unwrap();
         let stop = server.stop_handle();
         let thread = std::thread::spawn(move || server.run().unwrap());
@@ -41,8 +46,12 @@ impl TestServer {
 
     /// Bytes that the server has promised to sessions.
     pub(crate) fn reserved(&self) -> u64 {
+        self.stat().reserved_bytes
+    }
+
+    pub(crate) fn stat(&self) -> farmem_wire::ServerStat {
         let patience = std::time::Duration::from_secs(5);
-        farmem_remote::admin::stat(&self.endpoint, patience).unwrap().reserved_bytes
+        farmem_remote::admin::stat(&self.endpoint, patience).unwrap()
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod demote;
 mod flush;
+mod map;
 mod named;
 mod pages;
 mod supply;

@@ -594,7 +594,7 @@ impl Engine {
     }
 
     /// What a client is told of a page.
-    fn entry(&self, region: &Region, page: PageIndex, portion: &Portion) -> PageEntry {
+    pub(super) fn entry(&self, region: &Region, page: PageIndex, portion: &Portion) -> PageEntry {
         let slot = match &portion.place {
             Place::Dram(slot) if self.config.share_arena => slot.number(),
             Place::Dram(_) | Place::Compressed(_) | Place::File(_) => self.no_slot(),

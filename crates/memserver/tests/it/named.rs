@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use farmem_memserver::ServerConfig;
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId};
 use farmem_wire::{
-    Action, Copy, Create, Header, List, Open, Progress, RangeEntry, RefusalCode, RegionInfo, Source,
+    Absent, Action, AskMap, Copy, Create, Header, List, MapReply, Open, PageEntry, Progress,
+    RangeEntry, RefusalCode, RegionInfo, Source,
 };
 
 use crate::raw::{Raw, TestServer};
@@ -440,6 +441,60 @@ fn a_file_that_is_cut_or_removed_is_told_and_harms_nothing_else() {
     region.delete().unwrap();
     drop((client, region));
     server.wait_until_empty();
+}
+
+impl Raw {
+    /// The pages and versions that a map tells of, and its end.
+    fn map(&mut self, since: u64) -> (Vec<(u64, u64)>, MapReply) {
+        let (mut pages, mut from, mut stamp) = (Vec::new(), PageIndex::new(0), None);
+        loop {
+            let ask = AskMap { from, since };
+            let header = self.request(Action::Map);
+            let (reply, entries, body) = self.call_all(header, |out| ask.encode(out));
+            assert_eq!(reply.refusal, None);
+            pages.extend(
+                PageEntry::decode_all(&entries)
+                    .map(|entry| (entry.page.get(), entry.version.get())),
+            );
+            let end = MapReply::decode(&body).unwrap();
+            let stamp = *stamp.get_or_insert(end.stamp);
+            match end.next {
+                Some(next) => from = next,
+                None => return (pages, MapReply { stamp, ..end }),
+            }
+        }
+    }
+}
+
+#[test]
+fn cap_93_a_map_tells_what_has_changed() {
+    let server = start(4096);
+    Raw::greeted(&server).create("map", 8 << 20, 4096, Source::Fill(3)).unwrap();
+    let mut region = Raw::opened(&server, "map").unwrap();
+    let (pages, first) = region.map(0);
+    assert_eq!((pages.len(), first.absent, first.is_all), (0, Absent::Fill(3), false));
+    for page in 0..700 {
+        region.write(&[(page, page + 1, 1)]).unwrap();
+    }
+    let (pages, second) = region.map(first.stamp);
+    assert_eq!(pages, (0..700).map(|page| (page, page + 1)).collect::<Vec<_>>());
+    assert_eq!(region.map(second.stamp).0, [], "nothing has changed");
+    region.write(&[(1024, 1, 1)]).unwrap();
+    let (pages, third) = region.map(second.stamp);
+    assert_eq!(pages, [(1024, 1)], "the leaf in which something has changed");
+    // What is forgotten is told by telling all that is there.
+    region.over(Action::Invalidate, 0, 512).unwrap();
+    let (pages, fourth) = region.map(third.stamp);
+    assert!(fourth.is_all && pages.len() == 700 - 512 + 1, "{fourth:?}");
+    // Tiers and readers change nothing of it; a copy has a map of its own.
+    region.read(&[(600, 601), (5, 0)]).unwrap();
+    region.copy(Action::Clone, "copy", false).unwrap();
+    let mut copy = Raw::opened(&server, "copy").unwrap();
+    copy.write(&[(2000, 1, 1)]).unwrap();
+    assert_eq!(copy.map(fourth.stamp).0, [(2000, 1)]);
+    assert_eq!(region.map(fourth.stamp).0, []);
+    let unknown = region.map(u64::MAX);
+    assert!(unknown.1.is_all && unknown.0 == pages);
 }
 
 #[test]

@@ -299,6 +299,20 @@ impl Raw {
         (reply, rest)
     }
 
+    /// As [`Raw::call`], with the entries of the reply.
+    pub(crate) fn call_all(
+        &mut self,
+        mut header: Header,
+        rest: impl FnOnce(&mut Vec<u8>),
+    ) -> (Header, Vec<u8>, Vec<u8>) {
+        header.request = self.next_request();
+        let mut message = vec![0; HEADER_BYTES];
+        rest(&mut message);
+        seal(header, &mut message);
+        self.stream.write_all(&message).unwrap();
+        self.receive_all()
+    }
+
     fn next_request(&mut self) -> u64 {
         self.next += 1;
         self.next

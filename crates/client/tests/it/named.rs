@@ -1,0 +1,120 @@
+//! Named regions, opened by their name.
+
+use std::time::Duration;
+
+use farmem_client::{Region, RegionError, RegionOptions, WritePolicy};
+use farmem_region::ByteCount;
+use farmem_remote::named;
+use farmem_wire::{Create, Source};
+
+use crate::mapped::may_page;
+use crate::server::TestServer;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const SIZE: u64 = 8 << 20;
+
+fn create(server: &TestServer, name: &str, source: Source<'_>) -> RegionOptions {
+    let options = server.options(0);
+    let create = Create { name, size: ByteCount::new(SIZE), page_bytes: 4096, source };
+    named::create(&options.server, &create, TIMEOUT).unwrap();
+    options
+}
+
+/// Caps 54, 78: what one process wrote another one reads, by offset and by external address.
+#[test]
+fn cap_54_a_named_region_is_there_for_who_opens_it_next() {
+    let server = TestServer::start(64);
+    for write in [WritePolicy::WriteThrough, WritePolicy::WriteBack] {
+        let name = format!("{write:?}");
+        let options = RegionOptions { write, ..create(&server, &name, Source::Fill(0)) };
+        let mut first = Region::open(&name, options.clone()).unwrap();
+        assert_eq!(first.size(), SIZE);
+        first.write(5_000, b"left here").unwrap();
+        first.write(SIZE - 5, b"at it").unwrap();
+        let address = first.address(5_000).unwrap();
+        first.flush().unwrap();
+        first.close().unwrap();
+        let mut second = Region::open(&name, options.clone()).unwrap();
+        let mut bytes = [9; 12];
+        second.read_address(address, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"left here\0\0\0");
+        second.write(5_005, b"there").unwrap();
+        second.flush().unwrap();
+        // One writer at a time.
+        let mut third = Region::open(&name, options).unwrap();
+        let lost = second.write(0, b"x").and_then(|()| second.flush());
+        assert!(matches!(lost, Err(RegionError::Store(_))), "{lost:?}");
+        third.read(5_000, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"left there\0\0");
+    }
+    let absent = Region::open("no such region", server.options(0));
+    assert!(absent.unwrap_err().to_string().contains("no such region"));
+}
+
+/// Cap 93: who has the map asks for nothing that is not there.
+#[test]
+fn cap_93_an_absent_page_costs_no_message() {
+    let server = TestServer::start(64);
+    for (name, source, byte) in
+        [("zeros", Source::Fill(0), 0), ("fives", Source::Fill(5), 5), ("none", Source::Nothing, 0)]
+    {
+        let options = create(&server, name, source);
+        let mut region = Region::open(name, options.clone()).unwrap();
+        for page in (0..SIZE / 4096).step_by(2) {
+            region.write(page * 4096 + 100, &[7]).unwrap();
+        }
+        drop(region);
+        let mut region = Region::open(name, options).unwrap();
+        let before = server.stat();
+        let mut content = [1; 4096];
+        for page in (1..SIZE / 4096).step_by(2) {
+            region.read(page * 4096, &mut content).unwrap();
+            assert_eq!(content, [byte; 4096]);
+        }
+        let after = server.stat();
+        // The second question for the counts is one of them.
+        assert_eq!((after.reads, after.requests), (before.reads, before.requests + 2));
+        for page in (0..SIZE / 4096).step_by(2) {
+            region.read(page * 4096, &mut content).unwrap();
+            assert_eq!((content[99], content[100], content[101]), (byte, 7, byte));
+        }
+        assert!(server.stat().pages_read >= after.pages_read + SIZE / 8192);
+    }
+}
+
+/// What a file holds is read from it, whether or not the server has read it before; the whole
+/// region can be used as memory.
+#[test]
+fn cap_8_a_region_made_from_a_file_is_opened_and_mapped() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    let content: Vec<u8> = (0..SIZE).map(|at| (at / 4096 * 7 + at % 251) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let server = TestServer::start_with(64, |config| {
+        config.directories = vec![directory.path().to_owned()];
+    });
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    let options = create(&server, "file", source);
+    let mut region = Region::open("file", options.clone()).unwrap();
+    let mut found = vec![0; SIZE as usize];
+    region.read(0, &mut found[..100_000]).unwrap();
+    region.write(70_000, b"new").unwrap();
+    drop(region);
+    let mut expected = content;
+    expected[70_000..70_003].copy_from_slice(b"new");
+    let mut region = Region::open("file", options.clone()).unwrap();
+    region.read(0, &mut found).unwrap();
+    assert!(found == expected);
+    if !may_page() {
+        return;
+    }
+    let mut mapped = region.map().unwrap();
+    assert!(mapped.as_slice() == expected);
+    mapped.as_mut_slice()[4096 * 5..4096 * 6].fill(0xee);
+    expected[4096 * 5..4096 * 6].fill(0xee);
+    mapped.flush().unwrap();
+    drop(mapped);
+    let mut region = Region::open("file", options).unwrap();
+    region.read(0, &mut found).unwrap();
+    assert!(found == expected);
+}

@@ -1,0 +1,54 @@
+//! The map of a region: which pages are stored. Clients keep a copy of it, so that what is absent
+//! costs them no question.
+
+use farmem_region::PageIndex;
+use farmem_wire::{Absent, AskMap, Header, MapReply, PAGES_PER_MESSAGE_MAX, PageEntry};
+
+use super::{Caller, Engine, Refusal};
+use crate::region::Source;
+use crate::table::{self, LEAF_PAGES};
+
+impl Engine {
+    /// Tells a client of pages that are stored: those of leaves that have changed since it asked
+    /// last. If pages were forgotten since, it is told of all from the beginning.
+    pub(crate) fn map(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        ask: &AskMap,
+        mut tell: impl FnMut(PageEntry),
+    ) -> Result<MapReply, Refusal> {
+        let session = self.enter(caller, header)?;
+        session.check_region(header)?;
+        let region = &session.region;
+        let (stamp, forgot) = region.table.changes();
+        // A stamp that was never given is another server's, or another region's.
+        let is_all = ask.since < forgot || ask.since > stamp;
+        let since = if is_all { 0 } else { ask.since };
+        let (mut left, mut from, mut next) = (PAGES_PER_MESSAGE_MAX, ask.from, None);
+        'leaves: while let Some((first, leaf)) = region.table.leaf_from(from) {
+            let leaf = table::lock(leaf);
+            if leaf.changed > since {
+                for (page, portion) in (first.get()..).map(PageIndex::new).zip(&leaf.portions) {
+                    let Some(portion) = portion.as_ref().filter(|_| page >= from) else {
+                        continue;
+                    };
+                    if left == 0 {
+                        next = Some(page);
+                        break 'leaves;
+                    }
+                    left -= 1;
+                    tell(self.entry(region, page, portion));
+                }
+            }
+            from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+        }
+        let absent = match &region.source {
+            Source::Nothing => Absent::Nothing,
+            Source::Fill(byte) => Absent::Fill(*byte),
+            Source::File(_) => Absent::Unknown,
+        };
+        let address = region.address(PageIndex::new(0), &self.config);
+        Ok(MapReply { stamp, next, address, absent, is_all })
+    }
+}

@@ -1,0 +1,120 @@
+//! Bodies of the action map: which pages of a region are stored, in which version.
+
+use farmem_region::{ExternalAddress, PageIndex};
+
+use crate::body::{BodyError, Fields};
+
+/// Asks which pages are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AskMap {
+    /// The first page that is asked about.
+    pub from: PageIndex,
+    /// The stamp of the last reply, or 0: pages are told of only if one near them was stored or
+    /// forgotten since.
+    pub since: u64,
+}
+
+/// What a page holds that is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// Nothing.
+    Nothing,
+    /// One byte, over and over.
+    Fill(u8),
+    /// What only the server knows: it is to be asked for, in version 0.
+    Unknown,
+}
+
+/// Follows the entries of the pages that are stored, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapReply {
+    /// To ask with the next time, once the map is complete.
+    pub stamp: u64,
+    /// The page from which on to ask for the rest; `None` if the map is complete.
+    pub next: Option<PageIndex>,
+    /// Where the region's first page is.
+    pub address: ExternalAddress,
+    /// What the other pages hold.
+    pub absent: Absent,
+    /// Whether what was told before is to be forgotten: this is all there is.
+    pub is_all: bool,
+}
+
+impl AskMap {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.from.get().to_le_bytes());
+        out.extend_from_slice(&self.since.to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        let mut fields = Fields::of(body, 16)?;
+        Ok(Self { from: PageIndex::new(fields.u64()), since: fields.u64() })
+    }
+}
+
+impl MapReply {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, fill) = match self.absent {
+            Absent::Nothing => (0_u16, 0),
+            Absent::Fill(fill) => (1, fill),
+            Absent::Unknown => (2, 0),
+        };
+        let next = self.next.map_or(u64::MAX, PageIndex::get);
+        out.extend_from_slice(&self.stamp.to_le_bytes());
+        out.extend_from_slice(&next.to_le_bytes());
+        out.extend_from_slice(&self.address.raw().to_le_bytes());
+        out.extend_from_slice(&kind.to_le_bytes());
+        out.extend_from_slice(&u16::from(fill).to_le_bytes());
+        out.extend_from_slice(&u32::from(self.is_all).to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short, or names a content that does not exist.
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        let mut fields = Fields::of(body, 32)?;
+        let (stamp, next) = (fields.u64(), fields.u64());
+        let address = ExternalAddress::from_raw(fields.u64());
+        let (kind, fill, flags) = (fields.u16(), fields.u16(), fields.u32());
+        let absent = match (kind, u8::try_from(fill)) {
+            (0, _) => Absent::Nothing,
+            (1, Ok(fill)) => Absent::Fill(fill),
+            (2, _) => Absent::Unknown,
+            _ => return Err(BodyError::Value { field: "absent", value: kind.into() }),
+        };
+        let next = (next != u64::MAX).then_some(PageIndex::new(next));
+        Ok(Self { stamp, next, address, absent, is_all: flags & 1 != 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_round_trip() {
+        for (absent, next, is_all) in [
+            (Absent::Nothing, None, true),
+            (Absent::Fill(7), Some(PageIndex::new(5)), false),
+            (Absent::Unknown, None, false),
+        ] {
+            let address = ExternalAddress::from_raw(9);
+            let reply = MapReply { stamp: 3, next, address, absent, is_all };
+            let mut bytes = Vec::new();
+            reply.encode(&mut bytes);
+            assert_eq!(MapReply::decode(&bytes), Ok(reply));
+            assert!(MapReply::decode(&bytes[1..]).is_err());
+        }
+        let ask = AskMap { from: PageIndex::new(3), since: 4 };
+        let mut bytes = Vec::new();
+        ask.encode(&mut bytes);
+        assert_eq!(AskMap::decode(&bytes), Ok(ask));
+    }
+}
