@@ -18,6 +18,14 @@ const CHANGES_MAX: usize = 1024;
 /// What a program may have beside memory that cannot be moved out and exceeds the limit by itself:
 /// 4 MiB, twice what is kept in frames for fetches. With less it would wait at every step.
 const MOVABLE_MIN: usize = 1024;
+/// However much is there that is never adopted (what a program has written to private mappings of
+/// files, generated code, stacks), half of the limit is left to what is, up to these 16 MiB: a JVM with
+/// 13 MiB of the former would have to do with 1 MiB otherwise.
+const ADOPTED_LEAST_MAX: usize = 4096;
+/// Pooled frames kept for fetches, a 64th of the limit, at most: 2 MiB.
+const POOLED_MAX: usize = 512;
+/// And at least: a request's worth.
+const POOLED_MIN: usize = 64;
 /// How long that memory is believed to be there, until eviction has to find it out anew.
 const UNMOVABLE_MICROS: u64 = 100_000;
 
@@ -34,6 +42,11 @@ pub(crate) struct Budget {
     /// more than the limit allows, or zero.
     unmovable: usize,
     unmovable_until: Nanos,
+    /// Pages of adopted ranges seen in this round of the clock hand.
+    seen: usize,
+    /// What is not adopted if that leaves less than [`Budget::adopted_least`], or zero.
+    unadopted: usize,
+    unadopted_until: Nanos,
 }
 
 impl Budget {
@@ -50,6 +63,9 @@ impl Budget {
             unexplained: 0,
             unmovable: 0,
             unmovable_until: Nanos::new(0),
+            seen: 0,
+            unadopted: 0,
+            unadopted_until: Nanos::new(0),
         }
     }
 
@@ -62,9 +78,30 @@ impl Budget {
         }
     }
 
+    /// The clock hand has seen so many resident pages of adopted ranges.
+    pub(crate) const fn saw(&mut self, pages: usize) {
+        self.seen += pages;
+    }
+
+    /// The hand has passed over all adopted ranges. `frames` have memory.
+    pub(crate) fn round_ended(&mut self, now: Nanos, frames: usize) {
+        let seen = std::mem::take(&mut self.seen);
+        let unadopted = self.estimate.saturating_sub(seen + frames);
+        let matters = unadopted + self.adopted_least() > self.limit;
+        self.unadopted = if matters { unadopted } else { 0 };
+        self.unadopted_until = now.plus_micros(UNMOVABLE_MICROS);
+    }
+
+    /// What adopted memory and frames may have in any case.
+    fn adopted_least(&self) -> usize {
+        (self.limit / 2).min(ADOPTED_LEAST_MAX)
+    }
+
     /// The limit, or what is borne above it.
     fn borne(&self) -> usize {
-        if self.unmovable == 0 { self.limit } else { self.limit.max(self.unmovable + MOVABLE_MIN) }
+        let beside = |pages: usize, more: usize| if pages == 0 { 0 } else { pages + more };
+        let unmovable = beside(self.unmovable, MOVABLE_MIN);
+        self.limit.max(unmovable).max(beside(self.unadopted, self.adopted_least()))
     }
 
     /// Another limit.
@@ -77,7 +114,14 @@ impl Budget {
     #[must_use]
     pub(crate) fn target(&self) -> usize {
         let reserve = (self.limit / 64).clamp(256.min(self.limit / 4), 4096);
-        if self.unmovable == 0 { self.limit - reserve } else { self.borne() }
+        let borne = self.borne();
+        if borne == self.limit { self.limit - reserve } else { borne }
+    }
+
+    /// Pooled frames kept for fetches.
+    #[must_use]
+    pub(crate) fn pool_target(&self) -> usize {
+        (self.limit / 64).clamp(POOLED_MIN, POOLED_MAX)
     }
 
     /// Use above which everything is registered.
@@ -140,6 +184,9 @@ impl Budget {
         if now >= self.unmovable_until {
             self.unmovable = 0;
         }
+        if now >= self.unadopted_until {
+            self.unadopted = 0;
+        }
         self.unexplained += residents.anonymous.saturating_sub(self.estimate);
         self.estimate = residents.anonymous;
         self.measured = residents;
@@ -163,5 +210,40 @@ impl Budget {
     /// Starts adding up anew.
     pub(crate) const fn reset_unexplained(&mut self) {
         self.unexplained = 0;
+        // Some of what was not adopted is now.
+        (self.seen, self.unadopted) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(limit: usize, anonymous: usize) -> Budget {
+        let mut budget = Budget::new(bytes_of(limit) as u64);
+        budget.measure(Nanos::new(0), Residents { anonymous, shared: 0 });
+        budget
+    }
+
+    /// 14 MiB of a limit of 16 MiB are not adopted: 8 MiB are left to what is.
+    #[test]
+    fn what_is_not_adopted_leaves_half_of_the_limit_to_what_is() {
+        let mut budget = of(4096, 4096);
+        budget.saw(412);
+        budget.round_ended(Nanos::new(0), 100);
+        assert_eq!((budget.target(), budget.is_full()), (3584 + 2048, false));
+        budget.measure(Nanos::new(200_000_000), Residents { anonymous: 4096, shared: 0 });
+        assert!(budget.target() < 4096, "it is forgotten unless it is found again");
+    }
+
+    #[test]
+    fn a_large_limit_is_not_exceeded_by_more_than_the_least() {
+        let mut budget = of(1 << 20, 1 << 20);
+        budget.round_ended(Nanos::new(0), 0);
+        assert_eq!(budget.target(), (1 << 20) + ADOPTED_LEAST_MAX);
+        let mut budget = of(1 << 20, 1 << 20);
+        budget.saw(1 << 19);
+        budget.round_ended(Nanos::new(0), 0);
+        assert!(budget.target() < 1 << 20);
     }
 }

@@ -28,8 +28,6 @@ const BUSY_FRAMES_MAX: usize = 4096;
 const SHRINK_STEPS_MAX: usize = 16;
 /// Stores under way at most, however few pages each has: the store's queue is bounded.
 const STORES_MAX: usize = 128;
-/// Pooled frames kept for fetches.
-pub(crate) const POOL_TARGET: usize = 512;
 /// Slots that must be free before a window is moved out, so that all its pages find one.
 const SLOTS_MIN: u64 = 2 * WINDOW_FRAMES as u64;
 /// Free slots below which the region grows ahead of need: 64 MiB, some tens of milliseconds of
@@ -172,6 +170,7 @@ impl Engine {
         let mut has_turned = false;
         for _ in 0..RANGES_PER_STEP {
             let Some(range) = self.adopted.next_from(self.hand) else {
+                self.budget.round_ended((io.clock)(), self.frames.with_memory());
                 if std::mem::replace(&mut has_turned, true) {
                     break;
                 }
@@ -204,10 +203,11 @@ impl Engine {
         spans.clear();
         let quarantined = self.quarantine.overlaps(source);
         let pinned = self.pinned.overlapping(source);
-        let table = &mut self.spaces[0].table;
+        let (table, budget) = (&mut self.spaces[0].table, &mut self.budget);
         // The end of the last page seen that must stay; a span must not reach over it.
         let mut barrier = 0;
         io.memory.present(source, &mut |run| {
+            budget.saw(if run.zero { 0 } else { run.range.pages() });
             for address in (run.range.start()..run.range.end()).step_by(PAGE_SIZE) {
                 let entry = table.get_mut(address);
                 let hot = spare_hot && entry.as_ref().is_some_and(|entry| entry.uses() > 0);
@@ -546,7 +546,7 @@ impl Engine {
         if near && self.frames.victim_frames() < self.budget.victim_target() {
             return Ok(matches!(self.evict_step(io)?, Evicted::Pages(_)));
         }
-        if near && self.frames.pooled() < POOL_TARGET / 2 {
+        if near && self.frames.pooled() < self.budget.pool_target() / 2 {
             return Ok(self.retire_oldest(io, false).is_some());
         }
         Ok(false)
@@ -554,7 +554,7 @@ impl Engine {
 
     /// Gives memory back: pooled frames that are too many, then the oldest victims, then new ones.
     fn shrink(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
-        if self.frames.pooled() > POOL_TARGET
+        if self.frames.pooled() > self.budget.pool_target()
             && let Some(pooled) = self.frames.take_to_discard()
             && self.discard_pooled(io, pooled) > 0
         {
