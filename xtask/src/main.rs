@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod ci;
 mod conform;
+mod provenance;
 mod stage;
 mod tidy;
 mod verify;

@@ -37,6 +37,10 @@ pub(crate) struct ConformOptions {
     /// Only the cases whose names contain this; the page of results is left as it is.
     #[arg(long, value_name = "TEXT")]
     cases: Option<String>,
+    /// Go on where an earlier run ended: what it has recorded of this version of a suite is not run
+    /// again.
+    #[arg(long)]
+    resume: bool,
     /// Only make the page of results anew from what was recorded.
     #[arg(long, exclusive = true)]
     page: bool,
@@ -73,6 +77,7 @@ pub(crate) fn for_ci() -> anyhow::Result<Tally> {
         local: Vec::new(),
         short: true,
         cases: None,
+        resume: false,
         page: false,
         scratch: "/var/tmp".into(),
     })
@@ -91,16 +96,31 @@ fn run(options: &ConformOptions) -> anyhow::Result<Tally> {
         ([], false) => &SHARES[..],
         (chosen, _) => chosen,
     };
-    let recorded = !options.short && options.cases.is_none();
+    let keep = match options {
+        _ if options.short || options.cases.is_some() => Keep::Nothing,
+        ConformOptions { resume: true, .. } => Keep::WithKnown,
+        _ => Keep::Anew,
+    };
     let mut tally = Tally::default();
     for name in names {
         let mut suite = name.prepare(&cache, options.short)?;
         if let Some(text) = &options.cases {
             suite.cases.retain(|case| case.name.contains(text));
         }
-        try_suite(&suite, shares, &stage, &mut tally, recorded)?;
+        try_suite(&suite, shares, &stage, &mut tally, keep)?;
     }
     Ok(tally)
+}
+
+/// What becomes of the results.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// They are only told.
+    Nothing,
+    /// They replace those of earlier runs.
+    Anew,
+    /// They join those of earlier runs.
+    WithKnown,
 }
 
 /// Runs each case natively, then with each share. What was found so far is recorded after each case.
@@ -109,15 +129,21 @@ fn try_suite(
     shares: &[u64],
     stage: &Stage,
     tally: &mut Tally,
-    recorded: bool,
+    keep: Keep,
 ) -> anyhow::Result<()> {
     eprintln!("\n== {}: {}", suite.name, suite.source);
-    let mut rows: Vec<(u64, Row)> =
-        shares.iter().map(|&share| (share, Row::new(suite.cases.len()))).collect();
+    let known =
+        if keep == Keep::WithKnown { Record::read(workspace())? } else { Record::default() };
+    let row = |share| known.row(suite, share).cloned();
+    let row = |&share| (share, row(share).unwrap_or_else(|| Row::new(suite.cases.len())));
+    let mut rows: Vec<(u64, Row)> = shares.iter().map(row).collect();
     for case in &suite.cases {
+        if rows.iter().all(|(_, row)| row.has(&case.name)) {
+            continue;
+        }
         let native = Native::of(case, stage)?;
         let mut done: Vec<Comparison> = Vec::new();
-        for (share, row) in &mut rows {
+        for (share, row) in rows.iter_mut().filter(|(_, row)| !row.has(&case.name)) {
             let limit_bytes = native.limit_bytes(*share);
             // A small program gets the least limit with more than one share.
             let known = done.iter().find(|comparison| comparison.limit_bytes == limit_bytes);
@@ -130,13 +156,11 @@ fn try_suite(
             done.push(comparison.clone());
             tally.same += comparison.same;
             tally.wrong += comparison.wrong();
-        }
-        if recorded {
-            let mut record = Record::read(workspace())?;
-            for (share, row) in &rows {
+            if keep != Keep::Nothing {
+                let mut record = Record::read(workspace())?;
                 record.put(suite, *share, row.clone());
+                record.write(workspace())?;
             }
-            record.write(workspace())?;
         }
     }
     Ok(())

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::suites::{Name, Suite};
 use super::trial::{Comparison, Difference};
+use crate::provenance::Provenance;
 
 const JSON: &str = "docs/conformance.json";
 const PAGE: &str = "docs/conformance.md";
@@ -35,7 +35,7 @@ struct Found {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Row {
     /// Cases that were run, and how many the suite has.
-    cases: usize,
+    cases: Vec<String>,
     cases_all: usize,
     /// Results that are those of the native run.
     same: usize,
@@ -48,9 +48,8 @@ pub(crate) struct Row {
     fetched_pages: u64,
     seconds: f64,
     native_seconds: f64,
-    /// When, and of which commit.
-    date: String,
-    commit: String,
+    /// When its cases were run, and of which commit.
+    of: Vec<Provenance>,
 }
 
 impl Row {
@@ -59,7 +58,7 @@ impl Row {
     }
 
     pub(crate) fn add(&mut self, found: &Comparison) {
-        self.cases += 1;
+        self.cases.push(found.case.clone());
         self.same += found.same;
         self.counted += if found.counts() { found.same } else { 0 };
         self.differences.extend(found.differences.iter().cloned());
@@ -69,6 +68,11 @@ impl Row {
         self.fetched_pages += found.fetched_pages;
         self.seconds += found.seconds;
         self.native_seconds += found.native_seconds;
+    }
+
+    /// Whether the case has been run.
+    pub(crate) fn has(&self, case: &str) -> bool {
+        self.cases.iter().any(|known| known == case)
     }
 
     fn wrong(&self) -> usize {
@@ -86,11 +90,17 @@ impl Record {
         serde_json::from_slice(&text).with_context(|| format!("parse {JSON}"))
     }
 
+    /// What is known of a suite with a share of its memory, if it is of the same version.
+    pub(crate) fn row(&self, suite: &Suite, share: u64) -> Option<&Row> {
+        let found = self.suites.get(&suite.name.to_string())?;
+        (found.source == suite.source).then(|| found.rows.get(&share))?
+    }
+
     pub(crate) fn put(&mut self, suite: &Suite, share: u64, mut row: Row) {
-        row.date = said_by("date", &["--utc", "+%Y-%m-%d"]).unwrap_or_default();
-        row.commit =
-            said_by("git", &["describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"])
-                .unwrap_or_default();
+        let now = Provenance::now();
+        if !row.of.contains(&now) {
+            row.of.push(now);
+        }
         let found = self.suites.entry(suite.name.to_string()).or_default();
         if found.source != suite.source {
             // Results of another version of the suite stand for nothing beside these.
@@ -122,7 +132,7 @@ impl Record {
                 let _ = writeln!(
                     page,
                     "| {name} | {share} % | {} of {} | {results} | {} | {} | {} | {} | {} | {} | {} | {:.0} | {:.0} |",
-                    row.cases,
+                    row.cases.len(),
                     row.cases_all,
                     row.same,
                     row.counted,
@@ -139,7 +149,7 @@ impl Record {
         page += "\n## Suites\n\n| suite | what | measured |\n| --- | --- | --- |\n";
         for (name, found) in self.in_order() {
             let mut when: Vec<String> =
-                found.rows.values().map(|row| format!("{} at {}", row.date, row.commit)).collect();
+                found.rows.values().flat_map(|row| &row.of).map(ToString::to_string).collect();
             when.sort();
             when.dedup();
             let _ = writeln!(page, "| {name} | {} | {} |", found.source, when.join(", "));
@@ -193,12 +203,6 @@ Seconds are of a machine that did other work meanwhile: they say how long it tak
 how fast farmem is.
 
 ";
-
-fn said_by(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program).args(arguments).output().context("run it")?;
-    ensure!(output.status.success(), "{program} failed");
-    Ok(String::from_utf8(output.stdout).context("its output")?.trim().to_owned())
-}
 
 #[cfg(test)]
 mod tests {

@@ -151,7 +151,7 @@ pub(crate) struct Difference {
 /// A case with less memory beside its native run.
 #[derive(Clone)]
 pub(crate) struct Comparison {
-    case: String,
+    pub(crate) case: String,
     pub(crate) limit_bytes: u64,
     pub(crate) same: usize,
     pub(crate) differences: Vec<Difference>,

@@ -1,6 +1,8 @@
 //! `cargo xtask verify`: real programs, each with the whole, a half, a quarter and a tenth of the
 //! memory that it takes natively. What they print must be what they print natively, and a result
-//! counts only if pages were evicted.
+//! counts only if pages were evicted. What was found is kept in docs/programs.json ([`record`]).
+
+mod record;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,7 +13,9 @@ use clap::{Args, ValueEnum};
 
 use crate::bench::cases::{Redis, evicted_pages};
 use crate::build;
+use crate::provenance::Provenance;
 use crate::stage::{Program, Stage, Variant, digest};
+use record::{Record, Row};
 
 /// Shares of the native peak, in percent.
 const SHARES: [u64; 4] = [100, 50, 25, 10];
@@ -33,6 +37,12 @@ pub(crate) struct VerifyOptions {
     /// How farmem is run.
     #[arg(long, value_enum, default_value = "unix")]
     variant: Variant,
+    /// Leave the page of results as it is.
+    #[arg(long)]
+    unrecorded: bool,
+    /// Only make the page of results anew from what was recorded.
+    #[arg(long, exclusive = true)]
+    page: bool,
     /// A folder on a disk for large files.
     #[arg(long, default_value = "/var/tmp")]
     scratch: PathBuf,
@@ -79,7 +89,19 @@ pub(crate) struct Tally {
     pub(crate) wrong: usize,
 }
 
+impl Tally {
+    const fn count(&mut self, judged: &anyhow::Result<Shown>) {
+        match judged {
+            Ok(_) => self.same += 1,
+            Err(_) => self.wrong += 1,
+        }
+    }
+}
+
 pub(crate) fn verify(options: &VerifyOptions) -> anyhow::Result<()> {
+    if options.page {
+        return Record::read(build::workspace())?.write(build::workspace());
+    }
     ensure!(options.variant.is_farmem(), "--variant must be a way of running farmem");
     let tally = compare(options)?;
     ensure!(tally.wrong == 0, "{} of {} runs failed", tally.wrong, tally.wrong + tally.same);
@@ -93,6 +115,8 @@ pub(crate) fn for_ci() -> anyhow::Result<Tally> {
         programs: Vec::new(),
         share: Some(25),
         variant: Variant::Unix,
+        unrecorded: true,
+        page: false,
         scratch: "/var/tmp".into(),
     })
 }
@@ -118,26 +142,44 @@ fn compare(options: &VerifyOptions) -> anyhow::Result<Tally> {
             let judged = trial
                 .show(&stage, options.variant, limit)
                 .and_then(|shown| judge(&native, shown, share));
-            print!("{name:9} {share:4} %  {:9}  ", limit >> 20);
-            match judged {
-                Ok(shown) => {
-                    tally.same += 1;
-                    println!(
-                        "same        {:13}  {:7.1}  {:6.1}  {:15.1}",
-                        shown.evicted_pages,
-                        shown.wall_seconds,
-                        native.wall_seconds,
-                        (shown.peak_anonymous_bytes as f64 - limit as f64) / 1048576.0,
-                    );
-                }
-                Err(error) => {
-                    tally.wrong += 1;
-                    println!("FAILED      {error:#}");
-                }
+            tally.count(&judged);
+            tell(*name, share, limit, &native, &judged);
+            if !(options.quick || options.unrecorded) {
+                let mut record = Record::read(build::workspace())?;
+                record.put(&name.to_string(), share, row(limit, &native, &judged));
+                record.write(build::workspace())?;
             }
         }
     }
     Ok(tally)
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the result")]
+fn tell(name: Name, share: u64, limit: u64, native: &Shown, judged: &anyhow::Result<Shown>) {
+    print!("{name:9} {share:4} %  {:9}  ", limit >> 20);
+    match judged {
+        Ok(shown) => println!(
+            "same        {:13}  {:7.1}  {:6.1}  {:15.1}",
+            shown.evicted_pages,
+            shown.wall_seconds,
+            native.wall_seconds,
+            (shown.peak_anonymous_bytes as f64 - limit as f64) / 1048576.0,
+        ),
+        Err(error) => println!("FAILED      {error:#}"),
+    }
+}
+
+fn row(limit_bytes: u64, native: &Shown, judged: &anyhow::Result<Shown>) -> Row {
+    let shown = judged.as_ref().ok();
+    Row {
+        result: judged.as_ref().err().map_or("same".to_owned(), |error| format!("{error:#}")),
+        limit_bytes,
+        peak_bytes: shown.map_or(0, |shown| shown.peak_anonymous_bytes),
+        evicted_pages: shown.map_or(0, |shown| shown.evicted_pages),
+        seconds: shown.map_or(0.0, |shown| shown.wall_seconds),
+        native_seconds: native.wall_seconds,
+        of: Provenance::now(),
+    }
 }
 
 fn judge(native: &Shown, shown: Shown, share: u64) -> anyhow::Result<Shown> {

@@ -1,0 +1,36 @@
+//! When, and of which commit, a result is.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+
+/// What a recorded result is of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Provenance {
+    pub(crate) date: String,
+    pub(crate) commit: String,
+}
+
+impl Provenance {
+    /// Today, and the commit that is checked out: `-dirty` if files differ from it.
+    pub(crate) fn now() -> Self {
+        let describe = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"];
+        Self {
+            date: said_by("date", &["--utc", "+%Y-%m-%d"]).unwrap_or_default(),
+            commit: said_by("git", &describe).unwrap_or_default(),
+        }
+    }
+}
+
+impl std::fmt::Display for Provenance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {}", self.date, self.commit)
+    }
+}
+
+fn said_by(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program).args(arguments).output().context("run it")?;
+    ensure!(output.status.success(), "{program} failed");
+    Ok(String::from_utf8(output.stdout).context("its output")?.trim().to_owned())
+}
