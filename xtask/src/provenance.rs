@@ -13,13 +13,14 @@ pub(crate) struct Provenance {
 }
 
 impl Provenance {
-    /// Today, and the commit that is checked out: `-dirty` if files differ from it.
+    /// Today, and the commit that is checked out: `-dirty` if what is built differs from it.
     pub(crate) fn now() -> Self {
-        let describe = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"];
-        Self {
-            date: said_by("date", &["--utc", "+%Y-%m-%d"]).unwrap_or_default(),
-            commit: said_by("git", &describe).unwrap_or_default(),
+        let mut commit = said_by("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
+        let status = ["status", "--porcelain", "--untracked-files=no", "--", "crates", "xtask"];
+        if said_by("git", &status).is_ok_and(|changes| !changes.is_empty()) {
+            commit += "-dirty";
         }
+        Self { date: said_by("date", &["--utc", "+%Y-%m-%d"]).unwrap_or_default(), commit }
     }
 }
 
