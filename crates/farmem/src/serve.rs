@@ -73,7 +73,12 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     if let Some(metrics) = metrics {
         refuse_public(&Endpoint::Tcp(metrics), options.insecure)?;
     }
-    let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory(options.memory)?));
+    let memory = memory(options.memory)?;
+    if !private {
+        // What a private server lends was chosen to fit.
+        refuse_beyond_group(memory, machine::control_group_available())?;
+    }
+    let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory));
     config.share_arena = private;
     if private {
         // Its client reads the arena by itself; what is left to serve can wait for a wake-up, and
@@ -153,6 +158,20 @@ fn memory(asked: Option<Size>) -> anyhow::Result<u64> {
         .or_else(half)
         .context("cannot read how much memory is available; name an amount by --memory")?;
     Ok(bytes)
+}
+
+/// Beyond what its control group leaves, the kernel would end the server in the middle of its work.
+fn refuse_beyond_group(memory: u64, left: Option<u64>) -> anyhow::Result<()> {
+    match left {
+        Some(left) if memory > left => bail!(
+            "refusing to lend {}: the control group that this process is in leaves {}, and the \
+             kernel would kill the server once it is used up; give a smaller --memory, with \
+             --tier file=DIR:SIZE for the rest, or a larger limit",
+            Size(memory),
+            Size(left)
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn workers() -> usize {

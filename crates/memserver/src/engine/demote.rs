@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use farmem_region::{PAGE_SIZE, PageIndex, SessionId};
 use farmem_vmem::Slot;
+use farmem_wire::PAGES_PER_MESSAGE_MAX;
 
 use super::pages::{HEAT_MAX, SPARE_SLOTS};
 use super::{Engine, SharedSession, lock};
@@ -38,6 +39,8 @@ const BATCH: usize = 64;
 /// Slots that nobody else takes, at most: a batch compressed needs as many, for each of a few
 /// threads.
 const DEMOTION_SLOTS_MAX: u32 = 4 * BATCH as u32;
+/// Slots that are left for reads, at most: the longest message for each of a few connections.
+const READING_SLOTS_MAX: u32 = 4 * PAGES_PER_MESSAGE_MAX as u32;
 /// Pages that are shared between leaves and have been moved, remembered at most.
 const TWINS_MAX: usize = 1 << 16;
 /// How long the keeper rests when nothing could be moved.
@@ -341,12 +344,23 @@ impl Engine {
         if self.tiers.has_slower() { DEMOTION_SLOTS_MAX.min(self.arena.slots() / 8) } else { 0 }
     }
 
+    /// Slots that only reads may take, for as long as it takes to send what is copied there.
+    pub(super) fn reading_slots(&self) -> u32 {
+        if self.tiers.has_slower() { READING_SLOTS_MAX.min(self.arena.slots() / 8) } else { 0 }
+    }
+
+    /// Whether a page that is asked for often may stay in memory.
+    pub(super) fn may_promote(&self) -> bool {
+        let free = self.arena.slots() - self.arena.taken();
+        free > self.demotion_slots() + self.reading_slots()
+    }
+
     /// Whether compressed pages are to leave memory: they take more of it than they should, or
     /// there is none left.
     fn sinks_compressed(&self) -> bool {
         let free = self.arena.slots() - self.arena.taken();
         self.tiers.has_file()
-            && (free < self.demotion_slots() + SPARE_SLOTS
+            && (free < self.demotion_slots() + self.reading_slots() + SPARE_SLOTS
                 || self.tiers.usage().compressed_slots > self.slots_at(COMPRESSED_32NDS))
     }
 

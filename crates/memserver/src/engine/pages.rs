@@ -11,7 +11,7 @@ use farmem_wire::{
     page_checksum,
 };
 
-use super::supply::{Stop, Supply};
+use super::supply::{Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
 use crate::region::{Region, Source};
@@ -60,7 +60,7 @@ impl Engine {
         slots: &mut Vec<Slot>,
         found: impl FnMut(PageEntry),
     ) -> Result<(), Refusal> {
-        let mut supply = Supply::default();
+        let mut supply = Supply::of(Purpose::Send);
         let mut wanted = wanted.peekable();
         let result = self.read_with(caller, header, &mut wanted, slots, &mut supply, found);
         self.end_supply(supply);
@@ -161,7 +161,7 @@ impl Engine {
             let slot = self.copy_in(page, portion, supply)?;
             warm(&mut portion.heat);
             let mut former = None;
-            if portion.heat >= PROMOTE_HEAT {
+            if portion.heat >= PROMOTE_HEAT && self.may_promote() {
                 let place = Place::Dram(self.arena.share(&slot));
                 former = Some(std::mem::replace(&mut portion.place, place));
                 count(&self.counters.promoted_pages, 1);
@@ -189,6 +189,7 @@ impl Engine {
         let slot = match own {
             Some(slot) => slot,
             None => {
+                supply.purpose = Purpose::Keep;
                 let copied = region.table.with(page, |portion| self.copy_in(page, portion, supply));
                 let slot = copied.unwrap_or(Err(RefusalCode::NoPage.into()))?;
                 let token = self.arena.share(&slot);
@@ -259,7 +260,8 @@ impl Engine {
         }
         drop(session);
         caller.traffic.let_in(header.entries, self.config.limits.session_slots_max())?;
-        let taken = self.take_slots(caller.may_wait, header.entries, slots);
+        let purpose = Purpose::Keep;
+        let taken = self.take_slots(purpose, caller.may_wait, header.entries, slots);
         if taken.is_err() {
             caller.traffic.let_go(header.entries);
         }
@@ -276,13 +278,14 @@ impl Engine {
     /// [`Refusal::waits`].
     pub(super) fn take_slots(
         &self,
+        purpose: Purpose,
         may_wait: bool,
         count: u32,
         slots: &mut Vec<Slot>,
     ) -> Result<(), Refusal> {
         let (began, mut fruitless) = (Instant::now(), 0);
         loop {
-            if self.take(count, slots) {
+            if self.take(purpose, count, slots) {
                 self.note_pressure();
                 return Ok(());
             }
@@ -312,9 +315,14 @@ impl Engine {
         Err(RefusalCode::Busy.into())
     }
 
-    /// Takes slots, unless that would leave none for pages to be compressed into.
-    pub(super) fn take(&self, count: u32, slots: &mut Vec<Slot>) -> bool {
-        self.arena.take_leaving(self.demotion_slots(), count, slots)
+    /// Takes slots, unless that would leave none for pages to be compressed into, or for those that
+    /// are stored to be read.
+    fn take(&self, purpose: Purpose, count: u32, slots: &mut Vec<Slot>) -> bool {
+        let left = match purpose {
+            Purpose::Keep => self.demotion_slots() + self.reading_slots(),
+            Purpose::Send => self.demotion_slots(),
+        };
+        self.arena.take_leaving(left, count, slots)
     }
 
     /// Ends a write: the pages are in their slots. Either all of them match their checksums and
@@ -483,7 +491,7 @@ impl Engine {
         mut list: impl FnMut(u32),
     ) {
         let count = u32::try_from(count).expect("at most SLOTS_ASSIGNED_MAX");
-        if self.take(count, slots) {
+        if self.take(Purpose::Keep, count, slots) {
             for slot in slots.drain(..) {
                 list(slot.number());
                 session.assigned.insert(slot.number(), slot);

@@ -60,9 +60,21 @@ pub(super) struct FromSource {
     removals: u64,
 }
 
+/// What slots are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Purpose {
+    /// Pages that stay in them.
+    #[default]
+    Keep,
+    /// Copies that are sent: the slots are free again soon. Some are left for this, so that what is
+    /// stored can be read even when nothing more can be stored.
+    Send,
+}
+
 /// What one request has been supplied with and not used yet.
 #[derive(Debug, Default)]
 pub(super) struct Supply {
+    pub(super) purpose: Purpose,
     spare: Vec<Slot>,
     fetched: Vec<(Place, Slot)>,
     made: Vec<Made>,
@@ -106,6 +118,11 @@ impl Need {
 }
 
 impl Supply {
+    /// Nothing yet.
+    pub(super) fn of(purpose: Purpose) -> Self {
+        Self { purpose, ..Self::default() }
+    }
+
     /// An empty slot.
     pub(super) fn slot(&mut self) -> Result<Slot, Stop> {
         self.spare.pop().ok_or(Stop::Needs(Need::Slots))
@@ -224,7 +241,9 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let slots = needs.iter().map(Need::slots).sum();
         let mut result = if may_wait || needs.iter().all(|need| matches!(need, Need::Slots)) {
-            self.take_slots(may_wait, slots, &mut supply.spare)
+            let made = needs.iter().any(|need| matches!(need, Need::Source(_)));
+            let purpose = if made { Purpose::Keep } else { supply.purpose };
+            self.take_slots(purpose, may_wait, slots, &mut supply.spare)
         } else {
             Err(Refusal::waits())
         };
@@ -254,7 +273,7 @@ impl Engine {
 
     /// Gives back what was not used.
     pub(super) fn end_supply(&self, supply: Supply) {
-        let Supply { mut spare, fetched, made } = supply;
+        let Supply { mut spare, fetched, made, purpose: _ } = supply;
         for (place, slot) in fetched {
             self.tiers.give_up(place, &mut spare);
             spare.push(slot);

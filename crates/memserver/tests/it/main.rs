@@ -1,6 +1,7 @@
 //! The server against clients that keep the protocol, break it, or mean harm.
 
 mod fairness;
+mod faults;
 mod limits;
 mod metrics;
 mod misbehaviour;

@@ -32,7 +32,7 @@ fn with_file(directory: &tempfile::TempDir) -> impl FnOnce(&mut ServerConfig) {
 
 /// A page whose bytes all differ from those of other pages and versions: compressible five times
 /// or so, or not at all.
-fn content(page: u64, version: u64, is_compressible: bool) -> [u8; PAGE_SIZE] {
+pub(crate) fn content(page: u64, version: u64, is_compressible: bool) -> [u8; PAGE_SIZE] {
     let mut content = [0; PAGE_SIZE];
     let mut word = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ version << 40 | 1;
     for (at, chunk) in content.chunks_mut(8).enumerate() {

@@ -1,0 +1,144 @@
+//! Disks that are full or lose what they were given: told, and nothing else is disturbed.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use farmem_memserver::{FileTierConfig, ServerConfig};
+use farmem_region::{ByteCount, PageCount};
+use farmem_wire::RefusalCode;
+
+use crate::raw::{Raw, TestServer};
+use crate::tiers::content;
+
+/// Memory of these servers, in pages.
+const MEMORY: u64 = 1024;
+
+/// A server whose file tier believes that it may have `pages`.
+fn with_file_tier(directory: &Path, pages: u64) -> impl FnOnce(&mut ServerConfig) {
+    let directory = directory.to_owned();
+    move |config| {
+        let size = PageCount::new(pages).bytes();
+        config.tiers.file = Some(FileTierConfig { directory, size });
+        config.limits.inflight_bytes = ByteCount::new(512 << 10);
+    }
+}
+
+/// A file system of that many bytes, while this lives.
+struct SmallDisk {
+    directory: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` where mounting is not permitted; says so.
+    fn mount(bytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "farmem-test"])
+            .arg(directory.path())
+            .output()
+            .unwrap();
+        if mount.status.success() {
+            return Some(Self { directory });
+        }
+        assert!(std::env::var_os("CI").is_none(), "not possible in CI: {mount:?}");
+        eprintln!("skipped: {}", String::from_utf8_lossy(&mount.stderr));
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The server has the file open until it has ended.
+        let _ = Command::new("umount").arg("-l").arg(self.directory.path()).status();
+    }
+}
+
+#[test]
+fn cap_90_a_disk_that_is_full_sooner_than_promised_refuses_and_loses_nothing() {
+    const DISK: u64 = 512;
+    let Some(disk) = SmallDisk::mount(DISK * 4096) else { return };
+    let server = TestServer::start(MEMORY, with_file_tier(disk.directory.path(), 4 * MEMORY));
+    let mut client = Raw::with_region(&server, 4 * MEMORY);
+    let mut other = Raw::with_region(&server, 16);
+    other.write_pages(&[(3, 1, content(3, 1, false))]).unwrap();
+    let mut written = 0;
+    let refusal = loop {
+        match client.write_pages(&[(written, 1, content(written, 1, false))]) {
+            Ok(()) => written += 1,
+            Err(RefusalCode::Busy) => {}
+            Err(code) => break code,
+        }
+        // Arenas come in chunks of 512 slots.
+        assert!(written < MEMORY + DISK + 1024, "more than there is room for");
+    };
+    assert_eq!(refusal, RefusalCode::Full);
+    assert!(written > MEMORY, "{written}");
+    assert!(server.logs("cannot write to the file tier"));
+    // All that was acknowledged is there, and nobody else has lost anything.
+    for page in 0..written {
+        assert!(client.read_page(page).unwrap().1 == content(page, 1, false), "page {page}");
+    }
+    assert!(other.read_page(3).unwrap().1 == content(3, 1, false));
+    // What is freed can be used again.
+    client.free(0, written / 2).unwrap();
+    for page in 0..written / 4 {
+        client.write_pages(&[(page, 2, content(page, 2, false))]).unwrap();
+    }
+    for page in 0..written / 4 {
+        assert!(client.read_page(page).unwrap().1 == content(page, 2, false), "page {page}");
+    }
+}
+
+#[test]
+fn a_file_tier_that_lost_its_content_refuses_what_was_there_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(MEMORY, with_file_tier(directory.path(), 4 * MEMORY));
+    let mut client = Raw::with_region(&server, 2 * MEMORY);
+    for page in 0..2 * MEMORY {
+        client.write_pages(&[(page, 1, content(page, 1, false))]).unwrap();
+    }
+    cut_files_in(directory.path());
+    let (mut lost, mut there) = (0, 0);
+    for page in 0..2 * MEMORY {
+        match client.read_page(page) {
+            Ok((_, found)) => {
+                assert!(found == content(page, 1, false), "page {page} is another one");
+                there += 1;
+            }
+            Err(code) => {
+                assert_eq!(code, RefusalCode::TierFailed);
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost > MEMORY / 2 && there > MEMORY / 2, "{lost} and {there}");
+    assert!(server.stat().tier_failures >= lost && server.logs("lost a page in a slower tier"));
+    // A page that is lost can be written anew.
+    let mut other = Raw::with_region(&server, 16);
+    other.write_pages(&[(0, 1, content(0, 1, true))]).unwrap();
+    for page in 0..2 * MEMORY {
+        client.write_pages(&[(page, 2, content(page, 2, false))]).unwrap();
+    }
+    for page in 0..2 * MEMORY {
+        assert!(client.read_page(page).unwrap().1 == content(page, 2, false), "page {page}");
+    }
+    assert!(other.read_page(0).unwrap().1 == content(0, 1, true));
+}
+
+/// Cuts the files without names that this process has open in a directory, as somebody else could
+/// with access to it.
+fn cut_files_in(directory: &Path) {
+    let device = std::fs::metadata(directory).unwrap().dev();
+    let mut cut = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.starts_with(directory) {
+            let file = std::fs::OpenOptions::new().write(true).open(entry.path()).unwrap();
+            assert_eq!(file.metadata().unwrap().dev(), device);
+            file.set_len(0).unwrap();
+            cut += 1;
+        }
+    }
+    assert_eq!(cut, 1, "the file tier's");
+}
