@@ -243,4 +243,12 @@ mod tests {
             assert!(check(address, true).is_ok(), "{address}");
         }
     }
+
+    #[test]
+    fn more_than_the_control_group_leaves_is_not_lent() {
+        assert!(refuse_beyond_group(1 << 30, None).is_ok());
+        assert!(refuse_beyond_group(1 << 30, Some(1 << 30)).is_ok());
+        let refused = refuse_beyond_group(2 << 30, Some(1 << 30)).unwrap_err().to_string();
+        assert!(refused.contains("2 GiB") && refused.contains("1 GiB"), "{refused}");
+    }
 }
