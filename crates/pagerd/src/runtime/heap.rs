@@ -113,14 +113,18 @@ fn or_no_memory(pointer: *mut u8) -> *mut c_void {
     pointer.cast()
 }
 
+/// # Safety
+/// None: declared as the standard library does.
 #[unsafe(no_mangle)]
-extern "C" fn malloc(bytes: usize) -> *mut c_void {
+unsafe extern "C" fn malloc(bytes: usize) -> *mut c_void {
     // SAFETY: any size is accepted.
     or_no_memory(unsafe { heap().c_malloc(bytes) })
 }
 
+/// # Safety
+/// None: declared as the standard library does.
 #[unsafe(no_mangle)]
-extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
+unsafe extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
     let Some(all) = count.checked_mul(bytes) else {
         return or_no_memory(std::ptr::null_mut());
     };
