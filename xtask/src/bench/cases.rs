@@ -366,7 +366,7 @@ impl Redis {
         variant: Variant,
         limit_bytes: u64,
     ) -> anyhow::Result<Vec<Run>> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+        let port = Self::free_port()?;
         let command = ["redis-server", "--save", "", "--appendonly", "no", "--port", &port];
         let program = Program::new("redis-server", command.map(str::to_owned));
         let mut running = stage.start(variant, limit_bytes, &program)?;
@@ -397,7 +397,12 @@ impl Redis {
         Ok(rates.into_iter().map(run).collect())
     }
 
-    fn await_answer(&self, running: &mut Running<'_>, port: &str) -> anyhow::Result<()> {
+    /// A port at which nobody listens.
+    pub(super) fn free_port() -> anyhow::Result<String> {
+        Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
+    }
+
+    pub(super) fn await_answer(&self, running: &mut Running<'_>, port: &str) -> anyhow::Result<()> {
         const PATIENCE: Duration = Duration::from_secs(20);
         let started = Instant::now();
         loop {
@@ -411,7 +416,12 @@ impl Redis {
         }
     }
 
-    fn content(&self, stage: &Stage, port: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    pub(super) fn content(
+        &self,
+        stage: &Stage,
+        port: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<()> {
         let (keys, bytes) = (self.keys.to_string(), Self::VALUE_BYTES.to_string());
         let output = Command::new(stage.built("redis_content"))
             .args(["--address", &format!("127.0.0.1:{port}")])

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`. `paging`: what farmem costs and gains, side by side with the kernel's swap.
-//! `server`: the memory server beside others.
+//! `server`: the memory server beside others. `fork`: what forking costs.
 //!
 //! Every case runs in every way in turn, round after round, so that a slow minute of the machine
 //! hits all alike; figures are medians, and only ratios within one run mean anything.
@@ -7,6 +7,7 @@
 mod bars;
 pub(crate) mod cases;
 mod figures;
+mod fork;
 mod plot;
 mod server;
 mod stream;
@@ -28,6 +29,8 @@ use figures::Figures;
 pub(crate) enum BenchCommand {
     /// Programs that need more memory than they may keep.
     Paging(PagingOptions),
+    /// What forking costs, and a save of a redis-server that is mostly out.
+    Fork(fork::ForkOptions),
     /// The memory server beside memcached and Redis.
     Server(server::ServerOptions),
 }
@@ -60,6 +63,7 @@ pub(crate) struct PagingOptions {
 pub(crate) fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Paging(options) => paging(options),
+        BenchCommand::Fork(options) => fork::fork(options),
         BenchCommand::Server(options) => server::server(options),
     }
 }

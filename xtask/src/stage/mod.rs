@@ -24,7 +24,7 @@ use crate::build::Built;
 use group::{Group, command_inside};
 use kernel_swap::{SwapPlace, SwitchedOn};
 pub(crate) use peaks::Peak;
-use peaks::Watch;
+use peaks::{SumWatch, Watch};
 
 /// How a program is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize)]
@@ -289,6 +289,11 @@ impl Running<'_> {
     /// Processor time so far of the program and everybody who works for it.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         self.counting.cpu_seconds()
+    }
+
+    /// Begins to add up the memory of the program and its children.
+    pub(crate) fn watch_sum(&self) -> SumWatch {
+        SumWatch::start(Arc::clone(&self.counting))
     }
 
     /// Whether it still runs; what it said is in the error if not.

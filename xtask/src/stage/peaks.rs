@@ -103,3 +103,49 @@ impl Drop for Watch {
         }
     }
 }
+
+/// A thread that adds up the anonymous memory of all processes of a group, each page that several of
+/// them share divided among them.
+pub(crate) struct SumWatch {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+/// Between two sums: each walks over all page tables.
+const SUM_INTERVAL: Duration = Duration::from_millis(200);
+
+impl SumWatch {
+    /// Starts to add up what is not farmem's own. A pager has no memory but its program's.
+    pub(super) fn start(group: Arc<Group>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            let mut peak = 0;
+            while !ends.load(Ordering::Relaxed) {
+                let processes = group.processes();
+                let sum = processes.iter().map(|process| proportional(*process)).sum();
+                peak = peak.max(sum);
+                thread::sleep(SUM_INTERVAL);
+            }
+            peak
+        });
+        Self { over, thread }
+    }
+
+    /// The largest sum so far.
+    pub(crate) fn end(self) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or(0)
+    }
+}
+
+fn proportional(process: i32) -> u64 {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{process}/{file}"));
+    if read("comm").is_ok_and(|name| name.starts_with("farmem")) {
+        return 0;
+    }
+    let rollup = read("smaps_rollup").unwrap_or_default();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss_Anon:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}

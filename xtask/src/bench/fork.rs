@@ -1,0 +1,186 @@
+//! `cargo xtask bench fork`: what forking costs, and whether a Redis that is mostly out saves its
+//! data at one instant.
+//!
+//! The cost is that of `fork` itself in a program whose resident memory is what it would be natively,
+//! with eight times as much out beside it. For the save a redis-server is filled to four times its
+//! limit, told to save, and overwritten meanwhile, every key of it. Then the dump is loaded into a
+//! fresh server and must hold what was there at the fork: not one value of the later ones.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use super::cases::Redis;
+use crate::build;
+use crate::stage::{Program, Running, Stage, Variant};
+
+#[derive(Args)]
+pub(crate) struct ForkOptions {
+    /// Local memory of the redis-server, of which the data is four times as much.
+    #[arg(long, default_value_t = 128)]
+    redis_limit_mebibytes: u64,
+    /// Resident memory of the program that forks.
+    #[arg(long, default_value_t = 128)]
+    fork_limit_mebibytes: u64,
+    /// A folder on a disk for dumps.
+    #[arg(long, default_value = "/var/tmp")]
+    scratch: PathBuf,
+    /// Only the cost of forking.
+    #[arg(long)]
+    no_redis: bool,
+}
+
+/// How much more a program has out than here when it forks.
+const TIMES_OUT: u64 = 8;
+
+/// Forking may cost so much more than natively, or so much longer, whichever is more.
+const RATIO_MAX: f64 = 1.3;
+const MORE_US_MAX: f64 = 2_000.0;
+
+pub(crate) fn fork(options: &ForkOptions) -> anyhow::Result<()> {
+    let variants = [Variant::Native, Variant::Unix, Variant::Zram];
+    let built = build::with_workloads()?;
+    let stage = Stage::prepare(built, &options.scratch, &variants)?;
+    let mut missed = cost(&stage, options.fork_limit_mebibytes)?;
+    if !options.no_redis {
+        missed += save(&stage, options.redis_limit_mebibytes << 20, &variants)?;
+    }
+    ensure!(missed == 0, "{missed} bars were missed");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are the result")]
+fn cost(stage: &Stage, limit_mebibytes: u64) -> anyhow::Result<usize> {
+    let measure = |variant, mebibytes: u64| -> anyhow::Result<(f64, f64)> {
+        let size = format!("--mebibytes={mebibytes}");
+        let program = Program::new("forks", [stage.built("forks"), size]);
+        let outcome = stage.run(variant, limit_mebibytes << 20, &program)?;
+        let report = outcome.report()?;
+        let number = |name: &str| report[name].as_f64().with_context(|| format!("no {name}"));
+        Ok((number("fork_us")?, number("write_us")?))
+    };
+    let (native, native_write) = measure(Variant::Native, limit_mebibytes)?;
+    let (paged, paged_write) = measure(Variant::Unix, limit_mebibytes * (TIMES_OUT + 1))?;
+    let bar = (native * RATIO_MAX).max(native + MORE_US_MAX);
+    println!(
+        "fork with {limit_mebibytes} MiB here: native {native:.0} us (first write after it \
+         {native_write:.1} us)\n\
+         with {} MiB out: {paged:.0} us ({paged_write:.1} us), {:.2} x; at most {bar:.0} us: {}",
+        limit_mebibytes * TIMES_OUT,
+        paged / native,
+        if paged <= bar { "met" } else { "missed" }
+    );
+    Ok(usize::from(paged > bar))
+}
+
+/// How a save went.
+struct Save {
+    seconds: f64,
+    writes_seconds: f64,
+    peak_bytes: u64,
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are the result")]
+fn save(stage: &Stage, limit_bytes: u64, variants: &[Variant]) -> anyhow::Result<usize> {
+    let mut swapped = None;
+    let mut paged = None;
+    for &variant in variants {
+        if let Some(reason) = stage.obstacle(variant) {
+            println!("{variant}: skipped: {reason}");
+            continue;
+        }
+        let save = save_once(stage, variant, limit_bytes).with_context(|| variant.to_string())?;
+        println!(
+            "redis save under writes, {} MiB of data, {} MiB here: {variant:12} {:.1} s (writes {:.1} s), \
+             anonymous peak {} MiB; dump equal to the data at the fork",
+            limit_bytes >> 18,
+            limit_bytes >> 20,
+            save.seconds,
+            save.writes_seconds,
+            save.peak_bytes >> 20
+        );
+        match variant {
+            Variant::Zram => swapped = Some(save.seconds),
+            Variant::Unix => paged = Some(save.seconds),
+            Variant::Native | Variant::Tcp | Variant::SwapFile => {}
+        }
+    }
+    let Some((paged, swapped)) = paged.zip(swapped) else {
+        return Ok(0);
+    };
+    let met = paged <= 2.0 * swapped;
+    let verdict = if met { "met" } else { "missed" };
+    println!("farmem takes {:.2} x the time of zram; at most 2: {verdict}", paged / swapped);
+    Ok(usize::from(!met))
+}
+
+fn save_once(stage: &Stage, variant: Variant, limit_bytes: u64) -> anyhow::Result<Save> {
+    let redis = Redis { keys: Redis::keys_of(4 * limit_bytes), requests: 0 };
+    let folder = stage.scratch("redis");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder)?;
+    let (running, port) = start(stage, &redis, variant, limit_bytes, &folder)?;
+    redis.content(stage, &port, &["--seed=1", "fill"])?;
+    let peak = running.watch_sum();
+    let started = Instant::now();
+    ensure!(ask(&port, &["bgsave"])?.contains("started"), "redis does not save");
+    let (saved, written) = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            redis.content(stage, &port, &["--seed=2", "fill"]).map(|()| started.elapsed())
+        });
+        let saved = await_save(&port, started);
+        let written = writer.join().unwrap_or_else(|_| Err(anyhow::anyhow!("writing failed")));
+        (saved, written)
+    });
+    let (saved, written) = (saved?, written?);
+    let peak_bytes = peak.end();
+    redis.content(stage, &port, &["--seed=2", "verify"])?;
+    ask(&port, &["shutdown", "nosave"])?;
+    running.finish()?;
+    let (fresh, port) = start(stage, &redis, Variant::Native, limit_bytes, &folder)?;
+    redis.content(stage, &port, &["--seed=1", "verify"]).context("the dump")?;
+    ask(&port, &["shutdown", "nosave"])?;
+    fresh.finish()?;
+    let (seconds, writes_seconds) = (saved.as_secs_f64(), written.as_secs_f64());
+    Ok(Save { seconds, writes_seconds, peak_bytes })
+}
+
+fn start<'a>(
+    stage: &'a Stage,
+    redis: &Redis,
+    variant: Variant,
+    limit_bytes: u64,
+    folder: &Path,
+) -> anyhow::Result<(Running<'a>, String)> {
+    let port = Redis::free_port()?;
+    let folder = folder.display().to_string();
+    let command =
+        ["redis-server", "--save", "", "--appendonly", "no", "--dir", &folder, "--port", &port];
+    let program = Program::new("redis-server", command.map(str::to_owned));
+    let mut running = stage.start(variant, limit_bytes, &program)?;
+    redis.await_answer(&mut running, &port)?;
+    Ok((running, port))
+}
+
+fn await_save(port: &str, started: Instant) -> anyhow::Result<Duration> {
+    const PATIENCE: Duration = Duration::from_secs(500);
+    loop {
+        let state = ask(port, &["info", "persistence"])?;
+        if state.contains("rdb_bgsave_in_progress:0") {
+            ensure!(state.contains("rdb_last_bgsave_status:ok"), "redis could not save");
+            return Ok(started.elapsed());
+        }
+        ensure!(started.elapsed() < PATIENCE, "redis saves for too long");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn ask(port: &str, words: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new("redis-cli").args(["-p", port]).args(words).output();
+    Ok(String::from_utf8_lossy(&output.context("run redis-cli")?.stdout).into_owned())
+}
