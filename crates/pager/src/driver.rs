@@ -27,8 +27,10 @@ const RETRY_MICROS: u64 = 100;
 /// What has become ready since the last turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready {
-    /// A userfaultfd of the program or of a forked child.
+    /// The userfaultfd of the program.
     pub events: bool,
+    /// One of a forked child. There may be a thousand of them.
+    pub children: bool,
     /// The store's descriptor.
     pub store: bool,
     /// Nothing was, and the pager slept.
@@ -37,7 +39,7 @@ pub struct Ready {
 
 impl Ready {
     /// Look at everything.
-    pub const ALL: Self = Self { events: true, store: true, slept: true };
+    pub const ALL: Self = Self { events: true, children: true, store: true, slept: true };
 }
 
 /// What the caller waits for before the next turn.
@@ -224,7 +226,10 @@ impl<S: PageStore> Pager<S> {
         }
         self.had_events = false;
         if ready.events {
-            self.take_events()?;
+            self.take_events_of(SpaceId::OWN)?;
+        }
+        if ready.children {
+            self.take_events_of_children()?;
         }
         // A store that makes its connection anew has no descriptor that would be ready.
         let due = self.store.readiness().deadline.is_some_and(|deadline| deadline <= clock());
@@ -296,8 +301,7 @@ impl<S: PageStore> Pager<S> {
         }
     }
 
-    fn take_events(&mut self) -> Result<(), Fatal> {
-        self.take_events_of(SpaceId::OWN)?;
+    fn take_events_of_children(&mut self) -> Result<(), Fatal> {
         let children: Vec<SpaceId> = self.engine.child_spaces().collect();
         for space in children {
             if !self.engine.is_handed_over(space) {

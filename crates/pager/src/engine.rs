@@ -228,7 +228,7 @@ impl Engine {
             spaces: vec![Space {
                 id: SpaceId::OWN,
                 parent: None,
-                table: PageTable::default(),
+                table: PageTable::new(slots.holders()),
                 streams: Streams::new(config.readahead_pages_max),
                 ranges: RangeSet::default(),
                 doubts: Vec::new(),
@@ -425,7 +425,7 @@ impl Engine {
         let Some(space) = self.space_mut(fault.space) else {
             return Ok(());
         };
-        let place = space.table.get(fault.address).map(Entry::place);
+        let place = space.table.get(fault.address).map(|entry| entry.place());
         if !matches!(place, Some(Place::Resident | Place::Fetching | Place::Victim(_)))
             && self.awaits_heir(io, &fault)
         {
@@ -574,7 +574,7 @@ impl Engine {
             return 1;
         }
         let untouched = |at: &usize| {
-            let place = table.get(fault.address + at * PAGE_SIZE).map(Entry::place);
+            let place = table.get(fault.address + at * PAGE_SIZE).map(|entry| entry.place());
             matches!(place, None | Some(Place::Zero))
         };
         (1..most).take_while(untouched).count() + 1
@@ -707,7 +707,8 @@ impl Engine {
         pages.clear();
         request.clear();
         for (&address, &frame) in addresses.iter().zip(&frames) {
-            let copy = self.table_mut(space).and_then(|t| t.get(address)).and_then(Entry::copy);
+            let copy =
+                self.table_mut(space).and_then(|t| t.get(address)).and_then(|entry| entry.copy());
             let Some((page, version)) = copy else {
                 unreachable!("a page that is out has a copy on the servers")
             };

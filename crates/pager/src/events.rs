@@ -259,7 +259,14 @@ impl Engine {
         self.catch_up_with(io, space);
         let everything = AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1));
         self.forget_doubts(space, everything);
-        self.drop_pages(io, space, everything);
+        for fetch in self.fetches.values_mut().chain(&mut self.arrived) {
+            if fetch.space == space {
+                fetch.pages.iter_mut().for_each(|page| page.cancelled = true);
+            }
+        }
+        if let Some(table) = self.table_mut(space) {
+            table.clear();
+        }
         self.spaces.retain(|other| other.id != space);
         self.forget_changes(space);
         self.deferred.retain(|fault| fault.space != space);

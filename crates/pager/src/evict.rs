@@ -209,7 +209,7 @@ impl Engine {
         io.memory.present(source, &mut |run| {
             budget.saw(if run.zero { 0 } else { run.range.pages() });
             for address in (run.range.start()..run.range.end()).step_by(PAGE_SIZE) {
-                let entry = table.get_mut(address);
+                let entry = table.get(address);
                 let hot = spare_hot && entry.as_ref().is_some_and(|entry| entry.uses() > 0);
                 // Not seen being filled since its removal was announced: it may vanish yet.
                 let vanishing = quarantined && entry.is_none();
@@ -217,7 +217,7 @@ impl Engine {
                     || hot
                     || vanishing
                     || pinned.iter().any(|part| part.contains(address));
-                if let Some(entry) = entry.filter(|_| hot) {
+                if hot && let Some(entry) = table.get_mut(address) {
                     entry.set_uses(entry.uses() - 1);
                 }
                 let end = address + PAGE_SIZE;
@@ -390,9 +390,10 @@ impl Engine {
         let mut fresh = PageRange { start: PageIndex::new(0), count: Default::default() };
         scan.request.clear();
         for (at, &(address, frame, fingerprint)) in scan.dirty.iter().enumerate() {
-            let shared = |slot: &PageIndex| self.slots.is_shared(*slot);
-            let held = self.spaces[0].table.get(address).and_then(Entry::copy).map(|(s, _)| s);
-            let page = match held.filter(|slot| !shared(slot)) {
+            // To change it: what a child's table has in common with this one counts as shared then.
+            let entry = self.own_table().get_mut(address);
+            let held = entry.and_then(|entry| entry.copy()).map(|(slot, _)| slot);
+            let page = match held.filter(|slot| !self.slots.is_shared(*slot)) {
                 Some(slot) => slot,
                 None => {
                     // A slot shared with a forked child must keep what the child inherited.
@@ -609,6 +610,7 @@ impl Engine {
     }
 
     fn send_releases(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {
+        self.slots.take_dropped().into_iter().for_each(|slot| self.release(slot));
         if self.releases.is_empty() {
             return Ok(());
         }

@@ -124,15 +124,15 @@ impl Engine {
     }
 
     fn inherit(&mut self, io: &mut Io<'_>, fork: &Fork) -> Inheritance {
-        let table = self.table_mut(fork.parent).map(|table| table.clone()).unwrap_or_default();
+        let empty = || PageTable::new(self.slots.holders());
+        let parent = self.spaces.iter().find(|space| space.id == fork.parent);
+        let table = parent.map_or_else(empty, |parent| parent.table.fork());
         let mut inherited = Inheritance {
             table,
             ranges: self.ranges(fork.parent).cloned().unwrap_or_default(),
             doubts: Vec::new(),
             moved_to: RangeSet::default(),
         };
-        let slots = &mut self.slots;
-        inherited.table.retain(&mut |_, entry| inherit_entry(slots, entry));
         let past = std::mem::take(&mut self.changes.past);
         for (at, newest) in past.iter().enumerate().rev() {
             if newest.space == fork.parent {

@@ -127,11 +127,14 @@ impl Engine {
             number(out, range.end() as u64)?;
         }
         let mut pages = 0;
-        space.table.for_each(&mut |_, entry| pages += u64::from(entry.copy().is_some()));
+        let is_out = |entry: &Entry| entry.place() == Place::Out;
+        space.table.for_each(&mut |_, entry| pages += u64::from(is_out(entry)));
         number(out, pages)?;
         let mut result = Ok(());
         space.table.for_each(&mut |address, entry| {
-            if let (Ok(()), Some((slot, version))) = (&result, entry.copy()) {
+            if is_out(entry)
+                && let (Ok(()), Some((slot, version))) = (&result, entry.copy())
+            {
                 result = [address as u64, slot.get(), version.get()]
                     .iter()
                     .try_for_each(|part| number(out, *part))

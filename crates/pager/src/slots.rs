@@ -1,9 +1,11 @@
 //! Which pages of the region are in use. A slot is a page of the region that holds the server's
 //! copy of one page of the program; the table from pages to slots is the client's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use farmem_region::{PAGE_SHIFT, PageCount, PageIndex, PageRange};
+
+use crate::table::{SharedHolders, lock};
 
 /// Slots are numbered in 32 bits, the last number means none: 16 TiB of external memory.
 pub(crate) const SLOTS_MAX: u64 = (u32::MAX - 1) as u64;
@@ -34,8 +36,8 @@ pub(crate) struct Slots {
     /// Freed runs below `fresh`: start to length.
     free: BTreeMap<u64, u64>,
     free_count: u64,
-    /// Slots with more than one holder (after fork): number of holders beyond the first.
-    shared: HashMap<u64, u32>,
+    /// Slots with more than one holder (after fork).
+    holders: SharedHolders,
     in_use: u64,
     in_use_peak: u64,
 }
@@ -154,15 +156,26 @@ impl Slots {
         Some(PageRange { start: PageIndex::new(start), count: PageCount::new(taken) })
     }
 
+    /// What tables note their slots' holders in.
+    #[must_use]
+    pub(crate) fn holders(&self) -> SharedHolders {
+        SharedHolders::clone(&self.holders)
+    }
+
+    /// The slots that have lost a holder with a chunk of a table, each once for each loss.
+    pub(crate) fn take_dropped(&self) -> Vec<PageIndex> {
+        std::mem::take(&mut lock(&self.holders).dropped)
+    }
+
     /// One more holder of a slot in use.
     pub(crate) fn share(&mut self, slot: PageIndex) {
-        *self.shared.entry(slot.get()).or_insert(0) += 1;
+        *lock(&self.holders).others.entry(slot.get()).or_insert(0) += 1;
     }
 
     /// Whether a slot has several holders: then its content must not be written over.
     #[must_use]
     pub(crate) fn is_shared(&self, slot: PageIndex) -> bool {
-        self.shared.contains_key(&slot.get())
+        lock(&self.holders).others.contains_key(&slot.get())
     }
 
     /// One holder less. Returns whether that was the last one, so that the servers may forget the
@@ -170,13 +183,15 @@ impl Slots {
     /// what is stored there next.
     pub(crate) fn release(&mut self, slot: PageIndex) -> bool {
         let number = slot.get();
-        if let Some(others) = self.shared.get_mut(&number) {
+        let mut holders = lock(&self.holders);
+        if let Some(others) = holders.others.get_mut(&number) {
             *others -= 1;
             if *others == 0 {
-                self.shared.remove(&number);
+                holders.others.remove(&number);
             }
             return false;
         }
+        drop(holders);
         self.in_use -= 1;
         true
     }

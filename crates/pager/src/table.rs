@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use farmem_region::{FrameId, PAGE_SHIFT, PageIndex, Version};
 use farmem_vmem::AddressRange;
@@ -146,10 +147,38 @@ impl Hasher for ChunkHasher {
     }
 }
 
+/// Who holds the slots of chunks beyond the first, and which slots have lost a holder in passing.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    /// Slots with more than one holder: number of holders beyond the first.
+    pub(crate) others: HashMap<u64, u32>,
+    /// Slots of which a holder is gone that has not been released.
+    pub(crate) dropped: Vec<PageIndex>,
+}
+
+/// The tables of all spaces and the slots have it in common.
+pub(crate) type SharedHolders = Arc<Mutex<Holders>>;
+
+/// Locks it: it is never held for long, nor by two threads.
+pub(crate) fn lock(holders: &SharedHolders) -> MutexGuard<'_, Holders> {
+    holders.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The entries of one address space.
-#[derive(Debug, Clone, Default)]
+///
+/// A forked child's table begins with the chunks of its parent's, which are copied when one of the
+/// two changes them. Each chunk is one holder of the slots in it, however many tables have it.
+#[derive(Debug, Default)]
 pub(crate) struct PageTable {
-    chunks: HashMap<usize, Box<ChunkSlot>, BuildHasherDefault<ChunkHasher>>,
+    chunks: HashMap<usize, Chunk, BuildHasherDefault<ChunkHasher>>,
+    holders: SharedHolders,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    slot: Arc<ChunkSlot>,
+    /// It is as an ancestor had it: see [`as_inherited`].
+    is_inherited: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -160,9 +189,22 @@ struct ChunkSlot {
     entries: [Entry; CHUNK_PAGES],
 }
 
+/// What a child has of a page of which its parent has this entry. What the parent has in memory the
+/// child has too, and its pager knows nothing of it.
+fn as_inherited(mut entry: Entry) -> Option<Entry> {
+    match entry.place() {
+        Place::Resident => None,
+        Place::Zero => Some(entry),
+        Place::Out | Place::Fetching | Place::Victim(_) => {
+            entry.set_place(Place::Out);
+            entry.copy().map(|_| entry)
+        }
+    }
+}
+
 impl ChunkSlot {
-    fn new() -> Box<Self> {
-        Box::new(Self {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
             used: 0,
             known: [0; CHUNK_PAGES / 64],
             entries: [Entry::new(Place::Zero); CHUNK_PAGES],
@@ -172,6 +214,62 @@ impl ChunkSlot {
     const fn has(&self, index: usize) -> bool {
         self.known[index / 64] & (1 << (index % 64)) != 0
     }
+
+    const fn forget(&mut self, index: usize) {
+        self.known[index / 64] &= !(1 << (index % 64));
+        self.used -= 1;
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..CHUNK_PAGES).filter(|&index| self.has(index))
+    }
+
+    /// Makes it what a child has; the copies that the child has not lose a holder.
+    fn become_inherited(&mut self, holders: &mut Holders) {
+        for index in 0..CHUNK_PAGES {
+            if !self.has(index) {
+                continue;
+            }
+            match as_inherited(self.entries[index]) {
+                Some(entry) => self.entries[index] = entry,
+                None => {
+                    holders.dropped.extend(self.entries[index].copy().map(|(slot, _)| slot));
+                    self.forget(index);
+                }
+            }
+        }
+    }
+}
+
+impl Chunk {
+    fn get(&self, index: usize) -> Option<Entry> {
+        let entry = self.slot.has(index).then(|| self.slot.entries[index])?;
+        if self.is_inherited { as_inherited(entry) } else { Some(entry) }
+    }
+
+    /// The chunk, to change: this table's own from now on.
+    fn own(&mut self, holders: &SharedHolders) -> &mut ChunkSlot {
+        let is_shared = Arc::strong_count(&self.slot) > 1;
+        if is_shared || self.is_inherited {
+            let mut holders = lock(holders);
+            if is_shared {
+                for index in self.slot.indices() {
+                    if let Some((slot, _)) = self.slot.entries[index].copy() {
+                        *holders.others.entry(slot.get()).or_insert(0) += 1;
+                    }
+                }
+                self.slot = Arc::new(ChunkSlot::clone(&self.slot));
+            }
+            if std::mem::take(&mut self.is_inherited) {
+                own_slot(&mut self.slot).become_inherited(&mut holders);
+            }
+        }
+        own_slot(&mut self.slot)
+    }
+}
+
+fn own_slot(slot: &mut Arc<ChunkSlot>) -> &mut ChunkSlot {
+    Arc::get_mut(slot).unwrap_or_else(|| unreachable!("a chunk is copied before it is changed"))
 }
 
 const fn split(address: usize) -> (usize, usize) {
@@ -180,25 +278,40 @@ const fn split(address: usize) -> (usize, usize) {
 }
 
 impl PageTable {
+    /// An empty one, whose slots are held as is noted there.
+    #[must_use]
+    pub(crate) fn new(holders: SharedHolders) -> Self {
+        Self { chunks: HashMap::default(), holders }
+    }
+
+    /// What a forked child begins with. Costs no more than the table has chunks.
+    #[must_use]
+    pub(crate) fn fork(&self) -> Self {
+        let inherit = |chunk: &Chunk| Chunk { slot: Arc::clone(&chunk.slot), is_inherited: true };
+        let chunks = self.chunks.iter().map(|(&number, chunk)| (number, inherit(chunk)));
+        Self { chunks: chunks.collect(), holders: Arc::clone(&self.holders) }
+    }
+
     /// The entry of the page at `address`.
     #[must_use]
-    pub(crate) fn get(&self, address: usize) -> Option<&Entry> {
+    pub(crate) fn get(&self, address: usize) -> Option<Entry> {
         let (chunk, index) = split(address);
-        let chunk = self.chunks.get(&chunk)?;
-        chunk.has(index).then(|| &chunk.entries[index])
+        self.chunks.get(&chunk)?.get(index)
     }
 
     /// The entry of the page at `address`, to change.
     pub(crate) fn get_mut(&mut self, address: usize) -> Option<&mut Entry> {
-        let (chunk, index) = split(address);
-        let chunk = self.chunks.get_mut(&chunk)?;
-        if chunk.has(index) { Some(&mut chunk.entries[index]) } else { None }
+        let (number, index) = split(address);
+        let chunk = self.chunks.get_mut(&number)?;
+        chunk.get(index)?;
+        Some(&mut chunk.own(&self.holders).entries[index])
     }
 
     /// Puts an entry, over an earlier one.
     pub(crate) fn put(&mut self, address: usize, entry: Entry) -> &mut Entry {
-        let (chunk, index) = split(address);
-        let chunk = self.chunks.entry(chunk).or_insert_with(ChunkSlot::new);
+        let (number, index) = split(address);
+        let empty = || Chunk { slot: ChunkSlot::new(), is_inherited: false };
+        let chunk = self.chunks.entry(number).or_insert_with(empty).own(&self.holders);
         if !chunk.has(index) {
             chunk.known[index / 64] |= 1 << (index % 64);
             chunk.used += 1;
@@ -211,13 +324,10 @@ impl PageTable {
     pub(crate) fn take(&mut self, address: usize) -> Option<Entry> {
         let (number, index) = split(address);
         let chunk = self.chunks.get_mut(&number)?;
-        if !chunk.has(index) {
-            return None;
-        }
-        chunk.known[index / 64] &= !(1 << (index % 64));
-        chunk.used -= 1;
-        let entry = chunk.entries[index];
-        if chunk.used == 0 {
+        let entry = chunk.get(index)?;
+        let own = chunk.own(&self.holders);
+        own.forget(index);
+        if own.used == 0 {
             self.chunks.remove(&number);
         }
         Some(entry)
@@ -244,23 +354,37 @@ impl PageTable {
         }
     }
 
+    /// Drops everything. Costs nothing for chunks that another table has too.
+    pub(crate) fn clear(&mut self) {
+        let mut holders = lock(&self.holders);
+        for (_, chunk) in self.chunks.drain() {
+            if Arc::strong_count(&chunk.slot) == 1 {
+                let entries = chunk.slot.indices().map(|index| &chunk.slot.entries[index]);
+                holders.dropped.extend(entries.filter_map(Entry::copy).map(|(slot, _)| slot));
+            }
+        }
+    }
+
     /// Calls `each` for every entry, in any order.
     pub(crate) fn for_each(&self, each: &mut dyn FnMut(usize, &Entry)) {
         for (&number, chunk) in &self.chunks {
-            for index in (0..CHUNK_PAGES).filter(|&index| chunk.has(index)) {
-                each(((number << CHUNK_SHIFT) + index) << PAGE_SHIFT, &chunk.entries[index]);
+            for index in 0..CHUNK_PAGES {
+                if let Some(entry) = chunk.get(index) {
+                    each(((number << CHUNK_SHIFT) + index) << PAGE_SHIFT, &entry);
+                }
             }
         }
     }
 
     /// Calls `each` for every entry, to change it; entries for which it returns false are dropped.
     pub(crate) fn retain(&mut self, each: &mut dyn FnMut(usize, &mut Entry) -> bool) {
+        let holders = &self.holders;
         self.chunks.retain(|&number, chunk| {
+            let chunk = chunk.own(holders);
             for index in 0..CHUNK_PAGES {
                 let address = ((number << CHUNK_SHIFT) + index) << PAGE_SHIFT;
                 if chunk.has(index) && !each(address, &mut chunk.entries[index]) {
-                    chunk.known[index / 64] &= !(1 << (index % 64));
-                    chunk.used -= 1;
+                    chunk.forget(index);
                 }
             }
             chunk.used > 0
@@ -303,5 +427,62 @@ mod tests {
         table.take_range(AddressRange::new(0, usize::MAX), &mut |_, _| taken += 1);
         assert_eq!(taken, 2000);
         assert!(table.chunks.is_empty());
+    }
+
+    fn entry(place: Place, slot: u64) -> Entry {
+        let mut entry = Entry::new(place);
+        entry.set_copy(PageIndex::new(slot), Version::new(1), 0);
+        entry
+    }
+
+    /// Which slots have how many holders beyond the first, and which have lost one.
+    fn noted(table: &PageTable) -> (Vec<(u64, u32)>, Vec<u64>) {
+        let mut holders = lock(&table.holders);
+        let mut others: Vec<_> =
+            holders.others.iter().map(|(&slot, &count)| (slot, count)).collect();
+        others.sort_unstable();
+        let mut dropped: Vec<_> = holders.dropped.drain(..).map(PageIndex::get).collect();
+        dropped.sort_unstable();
+        (others, dropped)
+    }
+
+    /// Cap 21: a child sees what its parent had, neither sees what the other changes, and nothing is
+    /// copied before.
+    #[test]
+    fn a_child_has_its_parents_entries_until_one_of_them_changes_them() {
+        let at = |page: usize| page << PAGE_SHIFT;
+        let mut parent = PageTable::default();
+        parent.put(at(0), entry(Place::Out, 10));
+        parent.put(at(1), entry(Place::Resident, 11));
+        parent.put(at(2), entry(Place::Victim(FrameId::new(4)), 12));
+        parent.put(at(3), Entry::new(Place::Zero));
+        parent.put(at(600), entry(Place::Out, 13));
+        let mut child = parent.fork();
+        assert_eq!(noted(&parent), (vec![], vec![]));
+        let places = |table: &PageTable| {
+            [0, 1, 2, 3, 600].map(|page| table.get(at(page)).map(|entry| entry.place()))
+        };
+        let (out, zero) = (Some(Place::Out), Some(Place::Zero));
+        assert_eq!(places(&child), [out, None, out, zero, out]);
+        assert!(child.get_mut(at(1)).is_none() && child.take(at(1)).is_none());
+        // The parent's page comes in: its chunk is its own now, and what was common has two holders.
+        parent.get_mut(at(0)).unwrap().set_place(Place::Resident);
+        assert_eq!(noted(&parent), (vec![(10, 1), (11, 1), (12, 1)], vec![]));
+        assert_eq!(places(&child), [out, None, out, zero, out]);
+        // The child, alone with the old chunk, gives up what it does not have.
+        assert!(child.take(at(3)).is_some());
+        assert_eq!(noted(&parent).1, [11]);
+        assert_eq!(places(&child), [out, None, out, None, out]);
+        assert_eq!(places(&parent)[2], Some(Place::Victim(FrameId::new(4))));
+        // A grandchild, and the end of its parent: it alone has that chunk.
+        let mut grandchild = child.fork();
+        child.clear();
+        assert_eq!(noted(&parent).1, []);
+        assert_eq!(places(&grandchild), [out, None, out, None, out]);
+        grandchild.clear();
+        assert_eq!(noted(&parent).1, [10, 12]);
+        assert!(parent.get(at(600)).is_some());
+        parent.clear();
+        assert_eq!(noted(&parent).1, [10, 11, 12, 13]);
     }
 }

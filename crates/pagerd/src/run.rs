@@ -340,7 +340,7 @@ impl<'a> Service<'a> {
         self.hand_over()?;
         if wait.more && self.unlooked < UNLOOKED_MAX {
             self.unlooked += 1;
-            return Ok(Ready { events: true, store: false, slept: false });
+            return Ok(Ready { events: true, children: true, store: false, slept: false });
         }
         self.unlooked = 0;
         self.waiter.follow_store(self.pager.store().descriptor(), wait.store_writable);
@@ -379,7 +379,7 @@ impl<'a> Service<'a> {
         let key = |space: SpaceId| u64::from(space.0);
         for (space, uffd) in children.iter().filter(|(space, _)| !self.children.contains(space)) {
             // Without it the child's faults are still seen with the next ones of the program.
-            let _ = self.waiter.watch(uffd.as_fd(), Source::Events);
+            let _ = self.waiter.watch(uffd.as_fd(), Source::Children);
             let message = PagerMessage::ForkChild { key: key(*space) };
             self.link.send(&message, &[uffd.as_fd()]).map_err(|_| End::SupervisorDied)?;
         }
@@ -454,7 +454,7 @@ impl<'a> Service<'a> {
         let children = self.pager.memory().children();
         if let Some((_, uffd)) = children.iter().find(|(space, _)| *space == child) {
             // It may be watched still.
-            let _ = self.waiter.watch(uffd.as_fd(), Source::Events);
+            let _ = self.waiter.watch(uffd.as_fd(), Source::Children);
         }
     }
 
@@ -576,6 +576,7 @@ fn report(welcome: &Welcome, session: &SessionInfo) -> SessionReport {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Events = 1,
+    Children,
     Store,
     Link,
     Program,
@@ -688,7 +689,12 @@ impl Waiter {
         let _ = epoll::wait(&self.epoll, spare, timeout);
         let is = |source: Source| self.events.iter().any(|e| e.data.u64() == source as u64);
         let woken = Woken {
-            ready: Ready { events: is(Source::Events), store: is(Source::Store), slept: false },
+            ready: Ready {
+                events: is(Source::Events),
+                children: is(Source::Children),
+                store: is(Source::Store),
+                slept: false,
+            },
             link: is(Source::Link),
             program: is(Source::Program),
             supervisor: is(Source::Supervisor),

@@ -38,6 +38,9 @@ pub(crate) struct ForkOptions {
 /// How much more a program has out than here when it forks.
 const TIMES_OUT: u64 = 8;
 
+/// How often the cost is measured.
+const ROUNDS: usize = 5;
+
 /// Forking may cost so much more than natively, or so much longer, whichever is more.
 const RATIO_MAX: f64 = 1.3;
 const MORE_US_MAX: f64 = 2_000.0;
@@ -64,8 +67,15 @@ fn cost(stage: &Stage, limit_mebibytes: u64) -> anyhow::Result<usize> {
         let number = |name: &str| report[name].as_f64().with_context(|| format!("no {name}"));
         Ok((number("fork_us")?, number("write_us")?))
     };
-    let (native, native_write) = measure(Variant::Native, limit_mebibytes)?;
-    let (paged, paged_write) = measure(Variant::Unix, limit_mebibytes * (TIMES_OUT + 1))?;
+    let (mut native, mut native_write) = (f64::MAX, f64::MAX);
+    let (mut paged, mut paged_write) = (f64::MAX, f64::MAX);
+    // The best of the medians, in turn: whatever else the machine does makes them longer only.
+    for _ in 0..ROUNDS {
+        let (call, write) = measure(Variant::Native, limit_mebibytes)?;
+        (native, native_write) = (native.min(call), native_write.min(write));
+        let (call, write) = measure(Variant::Unix, limit_mebibytes * (TIMES_OUT + 1))?;
+        (paged, paged_write) = (paged.min(call), paged_write.min(write));
+    }
     let bar = (native * RATIO_MAX).max(native + MORE_US_MAX);
     println!(
         "fork with {limit_mebibytes} MiB here: native {native:.0} us (first write after it \
