@@ -13,10 +13,11 @@ pub(crate) struct Provenance {
 }
 
 impl Provenance {
-    /// Today, and the commit that is checked out: `-dirty` if what is built differs from it.
+    /// Today, and the commit that is checked out: `-dirty` if what is run differs from it.
     pub(crate) fn now() -> Self {
         let mut commit = said_by("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
-        let status = ["status", "--porcelain", "--untracked-files=no", "--", "crates", "xtask"];
+        let status =
+            ["status", "--porcelain", "--untracked-files=no", "--", "crates", "xtask/suites"];
         if said_by("git", &status).is_ok_and(|changes| !changes.is_empty()) {
             commit += "-dirty";
         }

@@ -87,7 +87,7 @@ from docs/programs.json; numbers are those of runs that were made.
 * sqlite: sqlite3 builds, joins and sorts tables in memory.
 * gcc: cc1 compiles 6,000 functions to assembler text.
 * redis: redis-server with half a GiB of values, under redis-benchmark, read key by key.
-* stamp: eight threads stamp pages with their number and version and check every load, while others
+* stamp: two threads stamp pages with their number and version and check every load, while others
   move, drop, protect and fork them.
 * counter: two threads count in shared pages; no increment may be lost.
 
