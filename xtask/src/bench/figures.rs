@@ -15,6 +15,7 @@ use crate::stage::Variant;
 pub(crate) struct Figures {
     runs: BTreeMap<(What, Variant), Vec<Run>>,
     streams: Vec<f64>,
+    round_trips: Vec<f64>,
     failures: BTreeMap<(What, Variant), String>,
     skipped: BTreeMap<Variant, String>,
 }
@@ -41,6 +42,10 @@ impl Figures {
 
     pub(crate) fn add_stream(&mut self, gigabytes_per_second: f64) {
         self.streams.push(gigabytes_per_second);
+    }
+
+    pub(crate) fn add_round_trip(&mut self, microseconds: f64) {
+        self.round_trips.push(microseconds);
     }
 
     pub(crate) fn skip(&mut self, variant: Variant, reason: &str) {
@@ -107,6 +112,10 @@ impl Figures {
         }
         if let Some(stream) = self.stream() {
             let _ = writeln!(table, "one plain TCP stream over loopback: {stream:.2} GB/s");
+        }
+        if let Some(time) = median(self.round_trips.clone()) {
+            let _ =
+                writeln!(table, "one plain TCP round trip of a page, looked out for: {time:.1} us");
         }
         for (variant, reason) in &self.skipped {
             let _ = writeln!(table, "{variant}: skipped: {reason}");
@@ -196,6 +205,7 @@ impl Figures {
         let whole = json!({
             "rounds": rounds, "quick": quick, "figures": figures, "failures": failures,
             "skipped": self.skipped, "tcp_stream_gigabytes_per_second": self.streams,
+            "tcp_round_trip_microseconds": self.round_trips,
             "bars": verdicts,
         });
         serde_json::to_string_pretty(&whole).context("write the figures as JSON")

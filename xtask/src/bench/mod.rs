@@ -127,6 +127,10 @@ fn measure_case(
             if case == Case::Sequential && variant.is_farmem() {
                 figures.add_stream(stream::gigabytes_per_second().context("TCP stream")?);
             }
+            if matches!(case, Case::Random | Case::Random2) && *variant == Variant::Tcp {
+                let time = stream::round_trip_microseconds().context("TCP round trip")?;
+                figures.add_round_trip(time);
+            }
             match prepared.measure(stage, *variant) {
                 Ok(runs) => {
                     for run in &runs {
