@@ -21,7 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use farmem_region::PAGE_SIZE;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// Slots of a chunk: 2 MiB, what the system gives and takes back cheaply.
@@ -84,6 +85,8 @@ struct FreeSlots {
     taken: u32,
     /// Free slots of chunks that have memory.
     kept: u32,
+    /// Whether a chunk is given blocks in the file before it is used.
+    allocates: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -104,14 +107,32 @@ impl Arena {
     /// # Errors
     /// If the memfd cannot be made, sized, sealed or mapped.
     pub fn new(slots: u32) -> io::Result<Self> {
-        let chunks = slots.div_ceil(CHUNK_SLOTS);
-        let bytes = u64::from(chunks) * CHUNK_BYTES;
+        let bytes = Self::file_bytes(slots);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("farmem-arena", flags)?;
         rustix::fs::ftruncate(&file, bytes)?;
         // Who maps it relies on its never becoming shorter.
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let base = map_shared(&file, bytes)?;
+        Self::over(file, slots, false)
+    }
+
+    /// Bytes of the file of an arena of `slots` pages.
+    #[must_use]
+    pub const fn file_bytes(slots: u32) -> u64 {
+        slots.div_ceil(CHUNK_SLOTS) as u64 * CHUNK_BYTES
+    }
+
+    /// An arena in a file of [`Arena::file_bytes`], which nobody else shortens or writes. All slots
+    /// are free; those that are not are named by [`Arena::restore`] before any is taken.
+    ///
+    /// `allocates` says that the file system may run out of room: then a chunk is used only once
+    /// the file has blocks for it.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped.
+    pub fn over(file: OwnedFd, slots: u32, allocates: bool) -> io::Result<Self> {
+        let chunks = slots.div_ceil(CHUNK_SLOTS);
+        let base = map_shared(&file, Self::file_bytes(slots))?;
         let full = Chunk { free: [u64::MAX; CHUNK_WORDS], free_count: CHUNK_SLOTS, open: false };
         let free = FreeSlots {
             chunks: vec![full; chunks as usize],
@@ -120,6 +141,7 @@ impl Arena {
             untouched: 0,
             taken: 0,
             kept: 0,
+            allocates,
         };
         Ok(Self {
             base,
@@ -162,12 +184,48 @@ impl Arena {
     /// them more.
     pub fn take_leaving(&self, rest: u32, count: u32, slots: &mut Vec<Slot>) -> bool {
         let mut free = self.free();
-        if self.slots - free.taken < count.saturating_add(rest) {
+        if self.slots - free.taken < count.saturating_add(rest) || !free.keep(count, &self.file) {
             return false;
         }
         free.taken += count;
         slots.extend((0..count).map(|_| Slot { number: free.pop(), tag: self.tag }));
         true
+    }
+
+    /// A token for a slot whose content is from before, to be counted by [`Arena::restore`]. `None` if
+    /// there is no such slot.
+    #[must_use]
+    pub fn adopt(&self, number: u32) -> Option<Slot> {
+        (number < self.slots).then_some(Slot { number, tag: self.tag })
+    }
+
+    /// Says how many tokens each slot has, before any was taken. Slots that are not named have none.
+    ///
+    /// # Errors
+    /// If the kernel does not say which chunks have memory.
+    pub fn restore(&self, tokens: impl Iterator<Item = (u32, u32)>) -> io::Result<()> {
+        let mut free = self.free();
+        assert!(free.taken == 0 && free.untouched == 0, "the arena is in use");
+        for (number, count) in tokens.filter(|(_, count)| *count > 0) {
+            self.sharers[number as usize].store(count - 1, Ordering::Relaxed);
+            let chunk = &mut free.chunks[(number / CHUNK_SLOTS) as usize];
+            let at = number % CHUNK_SLOTS;
+            chunk.free[(at / u64::BITS) as usize] &= !(1 << (at % u64::BITS));
+            chunk.free_count -= 1;
+            free.taken += 1;
+        }
+        free.untouched = self.slots / CHUNK_SLOTS;
+        for id in (0..free.untouched).rev() {
+            let free_count = free.chunks[id as usize].free_count;
+            if free_count == CHUNK_SLOTS && !has_memory(&self.file, id)? {
+                free.returned.push(id);
+            } else if free_count > 0 {
+                free.chunks[id as usize].open = true;
+                free.open.push(id);
+                free.kept += free_count;
+            }
+        }
+        Ok(())
     }
 
     /// A second token for the same slot: until one of them is released the page cannot change.
@@ -350,11 +408,30 @@ impl FreeSlots {
         id * CHUNK_SLOTS + word as u32 * u64::BITS + bit
     }
 
-    fn open_another(&mut self) -> u32 {
-        let id = self.returned.pop().unwrap_or_else(|| {
+    /// Sees to it that so many free slots have blocks in the file; false if there are none to be had.
+    fn keep(&mut self, count: u32, file: &OwnedFd) -> bool {
+        while self.allocates && self.kept < count {
+            let id = self.another();
+            let at = u64::from(id) * CHUNK_BYTES;
+            let flags = FallocateFlags::empty();
+            if rustix::fs::fallocate(file, flags, at, CHUNK_BYTES).is_err() {
+                self.returned.push(id);
+                return false;
+            }
+            self.open(id);
+        }
+        true
+    }
+
+    fn another(&mut self) -> u32 {
+        self.returned.pop().unwrap_or_else(|| {
             self.untouched += 1;
             self.untouched - 1
-        });
+        })
+    }
+
+    fn open_another(&mut self) -> u32 {
+        let id = self.another();
         self.open(id);
         id
     }
@@ -396,7 +473,17 @@ impl FreeSlots {
     }
 }
 
-/// Maps a memfd, kept out of forked children and core dumps.
+/// Whether any part of a chunk has memory.
+fn has_memory(file: &OwnedFd, chunk: u32) -> io::Result<bool> {
+    let start = u64::from(chunk) * CHUNK_BYTES;
+    match rustix::fs::seek(file, SeekFrom::Data(start)) {
+        Ok(at) => Ok(at < start + CHUNK_BYTES),
+        Err(Errno::NXIO) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Maps the file, kept out of forked children and core dumps.
 fn map_shared(file: &OwnedFd, bytes: u64) -> io::Result<NonNull<u8>> {
     let length = usize::try_from(bytes).map_err(io::Error::other)?;
     let protection = ProtFlags::READ | ProtFlags::WRITE;
@@ -490,6 +577,31 @@ mod tests {
         let slots = take(&arena, 40 * CHUNK_SLOTS);
         assert!(slots.iter().any(|slot| *arena.bytes(slot) == [0; PAGE_SIZE]));
         arena.release(slots);
+    }
+
+    #[test]
+    fn slots_outlive_their_arena_in_its_file() {
+        let arena = Arena::new(4 * CHUNK_SLOTS).unwrap();
+        let mut slots = take(&arena, 700);
+        for slot in &mut slots {
+            let number = slot.number() as u8;
+            arena.bytes_mut(slot).fill(number);
+        }
+        let file = arena.file.try_clone().unwrap();
+        drop(arena);
+        let arena = Arena::over(file, 4 * CHUNK_SLOTS, true).unwrap();
+        let numbers: Vec<u32> = slots.iter().map(Slot::number).step_by(2).collect();
+        let mut kept: Vec<_> = numbers.iter().map(|at| arena.adopt(*at).unwrap()).collect();
+        arena.restore(numbers.iter().map(|at| (*at, 2))).unwrap();
+        assert_eq!((arena.taken(), arena.tokens(&kept[3])), (350, 2));
+        let others = take(&arena, 4 * CHUNK_SLOTS - 350);
+        assert!(others.iter().all(|slot| !numbers.contains(&slot.number())));
+        assert!(!arena.take(1, &mut Vec::new()));
+        arena.release(numbers.iter().map(|at| arena.adopt(*at).unwrap()));
+        assert!(kept.iter().all(|slot| *arena.bytes(slot) == [slot.number() as u8; PAGE_SIZE]));
+        kept.extend(others);
+        arena.release(kept);
+        assert_eq!(arena.taken(), 0);
     }
 
     #[test]
