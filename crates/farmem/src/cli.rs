@@ -99,6 +99,10 @@ pub(crate) struct ServeOptions {
     /// Let regions be made from files in DIR, and write them back. May be given more than once
     #[arg(long, value_name = "DIR", env = "FARMEM_ALLOW_DIR", value_delimiter = ',')]
     pub(crate) allow_dir: Vec<PathBuf>,
+    /// Keep all that is needed to go on in DIR, after the server was killed or replaced: clients do
+    /// not notice but by a pause. Best on a tmpfs, as on /dev/shm
+    #[arg(long, value_name = "DIR", env = "FARMEM_DATA")]
+    pub(crate) data: Option<PathBuf>,
     /// Listen on an address that other machines reach, although nothing is encrypted and nobody is
     /// asked who they are
     #[arg(long, env = "FARMEM_INSECURE", value_parser = FalseyValueParser::new())]

@@ -85,6 +85,8 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         // a server that polls takes the processor from the program it serves.
         config.spin = std::time::Duration::ZERO;
     }
+    // A private server ends with the only one who uses it.
+    config.data = options.data.clone().filter(|_| !private);
     config.promise_percent = options.promise_ratio.0;
     config.directories =
         options.allow_dir.iter().map(|directory| allowed(directory)).collect::<Result<_, _>>()?;

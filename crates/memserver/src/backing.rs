@@ -16,7 +16,8 @@ use crate::session::Session;
 /// An open file, and the part of it that a region is.
 #[derive(Debug)]
 pub(crate) struct BackingFile {
-    file: OwnedFd,
+    /// `None` if it could not be opened again after a restart.
+    file: Option<OwnedFd>,
     path: PathBuf,
     /// First byte that belongs to the region.
     offset: u64,
@@ -48,14 +49,28 @@ impl BackingFile {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file = rustix::fs::openat2(&directory, &rest, flags, Mode::empty(), resolve)?;
-        let opened = Self { file, path: path.to_owned(), offset, copies: Mutex::default() };
+        let opened =
+            Self { file: Some(file), path: path.to_owned(), offset, copies: Mutex::default() };
         let end = offset.checked_add(bytes).ok_or(io::ErrorKind::InvalidInput)?;
         opened.check_end(end)?;
         Ok(opened)
     }
 
+    /// A file that cannot be opened any more: whatever is asked of it fails.
+    pub(crate) fn missing(path: &str, offset: u64) -> Self {
+        Self { file: None, path: path.into(), offset, copies: Mutex::default() }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn file(&self) -> io::Result<&OwnedFd> {
+        self.file.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Remembers a copy, which needs to be told before the file changes.
@@ -79,7 +94,7 @@ impl BackingFile {
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let (mut rest, mut done) = (slices, 0);
         while done < total {
-            match rustix::io::preadv(&self.file, rest, self.offset + at + done as u64) {
+            match rustix::io::preadv(self.file()?, rest, self.offset + at + done as u64) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(bytes) => {
                     done += bytes;
@@ -101,7 +116,7 @@ impl BackingFile {
         self.check_end(self.offset + at + total as u64)?;
         let (mut rest, mut done) = (slices, 0);
         while done < total {
-            match rustix::io::pwritev(&self.file, rest, self.offset + at + done as u64) {
+            match rustix::io::pwritev(self.file()?, rest, self.offset + at + done as u64) {
                 Ok(bytes) => {
                     done += bytes;
                     rest = skip_bytes(rest, bytes);
@@ -118,14 +133,15 @@ impl BackingFile {
     /// # Errors
     /// If the disk fails, or if the file has been removed: then nobody would find it.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        if rustix::fs::fstat(&self.file)?.st_nlink == 0 {
+        let file = self.file()?;
+        if rustix::fs::fstat(file)?.st_nlink == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(rustix::fs::fsync(&self.file)?)
+        Ok(rustix::fs::fsync(file)?)
     }
 
     fn check_end(&self, end: u64) -> io::Result<()> {
-        let stat = rustix::fs::fstat(&self.file)?;
+        let stat = rustix::fs::fstat(self.file()?)?;
         if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
         }

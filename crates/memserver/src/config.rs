@@ -24,6 +24,9 @@ pub struct ServerConfig {
     pub promise_percent: u64,
     /// Bytes to promise at most, if it is to be less than the tiers hold.
     pub promise_max: Option<ByteCount>,
+    /// A directory for all that another process needs to go on where this one was killed: best one
+    /// in memory (tmpfs). `None`: what a server holds ends with it.
+    pub data: Option<PathBuf>,
     /// Directories whose files regions may be made from.
     pub directories: Vec<PathBuf>,
     /// The server's part in external addresses.
@@ -56,6 +59,7 @@ impl ServerConfig {
             tiers: TierConfig::default(),
             promise_percent: 100,
             promise_max: None,
+            data: None,
             directories: Vec::new(),
             server: ServerId::new(0),
             widths: AddressWidths::DEFAULT,
@@ -130,6 +134,10 @@ pub struct Limits {
     pub output_timeout: Duration,
     /// A session without a connection lives this long.
     pub session_timeout: Duration,
+    /// A journal longer than this is rewritten, if it is also three times longer than it was when it
+    /// was last rewritten. All that are connected wait meanwhile, some tens of nanoseconds for each
+    /// page that is stored. The disk must hold the old and the new one.
+    pub journal_bytes: ByteCount,
     /// A connection to the port for metrics ends this long after it was accepted, whatever has
     /// been asked and answered.
     pub metrics_timeout: Duration,
@@ -162,6 +170,7 @@ impl Default for Limits {
             message_timeout: Duration::from_secs(10),
             output_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(10),
+            journal_bytes: ByteCount::new(64 << 20),
             metrics_timeout: Duration::from_secs(5),
         }
     }

@@ -16,10 +16,12 @@
 #![forbid(unsafe_code)]
 
 mod backing;
+mod backup;
 mod config;
 mod counters;
 mod engine;
 mod http;
+mod journal;
 mod log;
 mod metrics;
 mod output;
@@ -33,5 +35,6 @@ mod tiers;
 mod worker;
 
 pub use config::{FileTierConfig, Limits, ServerConfig, TierConfig};
+pub use journal::DataError;
 pub use log::{LogLevel, LogLine, LogSink, LogValue};
 pub use server::{MemServer, ServerError, StopHandle};

@@ -23,7 +23,7 @@ use farmem_region::{Nanos, PAGE_SIZE};
 use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Action, AskMap, Attach, BODY_BYTES_MAX, Copy, Create, DecodeError, HEAD_BYTES_MAX,
+    Action, AskMap, Attach, BODY_BYTES_MAX, BackupPlace, Copy, Create, DecodeError, HEAD_BYTES_MAX,
     HEADER_BYTES, Header, Hello, List, Malloc, Open, PageEntry, ProtocolVersion, RangeEntry,
     RefusalCode, Setup, Slots, StatCount, seal, verify_body,
 };
@@ -495,7 +495,9 @@ impl Peer {
             | Action::Show
             | Action::Delete
             | Action::Clone
-            | Action::Snapshot => serve_named(engine, caller, output, header, body)?,
+            | Action::Snapshot
+            | Action::Backup
+            | Action::Restore => serve_named(engine, caller, output, header, body)?,
             Action::Initialise
             | Action::Prefetch
             | Action::Pin
@@ -507,10 +509,7 @@ impl Peer {
                 engine.disconnect(header)?;
                 push(output, granted, |_| ());
             }
-            Action::Stat => push(output, granted, |bytes| {
-                engine.stat().encode(bytes);
-                StatCount::encode_all(engine.counters.served.counts(), bytes);
-            }),
+            Action::Stat => push(output, granted, |bytes| tell_stat(engine, bytes)),
             Action::Ping => push(output, granted, |_| ()),
             _ => return Err(RefusalCode::Unsupported.into()),
         }
@@ -637,6 +636,8 @@ const fn takes_long(action: Action) -> bool {
             | Action::Prefetch
             | Action::Pin
             | Action::Flush
+            | Action::Backup
+            | Action::Restore
     )
 }
 
@@ -708,18 +709,33 @@ fn serve_named(
             });
             return Ok(());
         }
+        Action::Backup => {
+            let BackupPlace { flag, path, .. } = BackupPlace::decode(body)?;
+            let progress = engine.back_up(caller, header, path, flag)?;
+            push(output, header.granted(), |bytes| progress.encode(bytes));
+            return Ok(());
+        }
         Action::Delete => {
             engine.delete(caller, header)?;
             push(output, header.granted(), |_| ());
             return Ok(());
         }
         Action::Create => engine.create(&Create::decode(body)?)?,
+        Action::Restore => {
+            let BackupPlace { flag, name, path } = BackupPlace::decode(body)?;
+            engine.restore(path, name, flag)?
+        }
         Action::Clone => engine.copy_region(caller, header, &Copy::decode(body)?, false)?,
         Action::Snapshot => engine.copy_region(caller, header, &Copy::decode(body)?, true)?,
         _ => engine.show(caller, header)?,
     };
     push(output, header.granted(), |bytes| info.encode(bytes));
     Ok(())
+}
+
+fn tell_stat(engine: &Engine, bytes: &mut Vec<u8>) {
+    engine.stat().encode(bytes);
+    StatCount::encode_all(engine.counters.served.counts(), bytes);
 }
 
 /// Tells which pages are stored: their entries, then the rest in a body.

@@ -62,7 +62,7 @@ impl Region {
             epoch: Epoch::new(1),
             pages: PageCount::new(0),
             blocks: Vec::new(),
-            table: Table::default(),
+            table: Table::new(id),
             source: Source::Nothing,
             page_bytes: PAGE_SIZE as u32,
             is_frozen: false,
@@ -79,7 +79,7 @@ impl Region {
     /// Makes an empty region, which keeps its own name and blocks, hold what another one holds. Takes
     /// constant time.
     pub(crate) fn begin_as_copy(&mut self, original: &mut Self) {
-        self.table = original.table.copy();
+        self.table = original.table.copy(self.id);
         self.source = original.source.clone();
         self.page_bytes = original.page_bytes;
         // What is written from now on, in either of them, is newer than what they share.
@@ -161,6 +161,13 @@ impl Pins {
     pub(crate) fn overlaps(&self, range: PageRange) -> bool {
         let end = range.start.get().saturating_add(range.count.get());
         self.ranges.iter().any(|(first, last)| *first < end && range.start.get() < *last)
+    }
+
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = PageRange> {
+        self.ranges.iter().map(|(start, end)| PageRange {
+            start: PageIndex::new(*start),
+            count: PageCount::new(end - start),
+        })
     }
 
     pub(crate) fn pages(&self) -> PageCount {

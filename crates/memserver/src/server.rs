@@ -8,15 +8,19 @@ use std::thread;
 
 use farmem_region::{ByteCount, Incarnation};
 use farmem_transport::{Endpoint, Listener};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::http::HttpPort;
-use crate::log::RateLimitedLog;
+use crate::journal::DataError;
+use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::metrics::{self, Snapshot};
 use crate::patience::{self, PATIENT_THREADS, Patience};
 use crate::worker::{Mailbox, Shared, Worker};
+
+/// How often the journal is looked at: the disk must hold what is noted in between.
+const JOURNAL_PAUSE_NANOS: i64 = 100_000_000;
 
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,12 @@ pub enum ServerError {
         #[source]
         source: io::Error,
     },
+    /// What is to outlive the process cannot be kept, or be gone on with.
+    #[error("cannot use the directory for data")]
+    Data(#[from] DataError),
+    /// What is to outlive the process did not reach the disk.
+    #[error("cannot leave the data in order: after the machine's end it would count as lost")]
+    Settle(#[source] io::Error),
     /// The kernel's event interface failed.
     #[error("cannot wait for events")]
     Events(#[source] io::Error),
@@ -104,8 +114,8 @@ impl MemServer {
                 .map_err(|source| ServerError::Metrics { address, source })
         });
         let metrics = metrics.transpose()?;
-        let (log, workers, memory) = (config.log.clone(), config.workers.max(1), config.memory);
-        let engine = Engine::new(config).map_err(|source| ServerError::Arena { memory, source })?;
+        let (log, workers) = (config.log.clone(), config.workers.max(1));
+        let engine = Engine::new(config)?;
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect::<io::Result<Vec<_>>>();
         let shared = Shared {
             engine,
@@ -159,6 +169,8 @@ impl MemServer {
                 })
                 .collect();
             let keeper = scope.spawn(|| shared.engine.keep_room());
+            let journal =
+                shared.engine.has_journal().then(|| scope.spawn(|| shared.keep_journal()));
             for _ in 0..PATIENT_THREADS {
                 scope.spawn(|| patience::serve(&shared));
             }
@@ -167,6 +179,9 @@ impl MemServer {
             StopHandle { shared: Arc::clone(&shared) }.stop();
             shared.patience.stop();
             keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if let Some(journal) = journal {
+                journal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            }
             let results = others.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             });
@@ -176,11 +191,26 @@ impl MemServer {
             });
             result.and(served.unwrap_or(Ok(())))
         })
-        .map_err(ServerError::Events)
+        .map_err(ServerError::Events)?;
+        shared.engine.settle().map_err(ServerError::Settle)
     }
 }
 
 impl Shared {
+    /// Rewrites the journal whenever that is worth it, until the server is stopped.
+    fn keep_journal(&self) {
+        let pause = Timespec { tv_sec: 0, tv_nsec: JOURNAL_PAUSE_NANOS };
+        // Whatever poll says: nobody waits for this thread but who stops the server.
+        while !matches!(poll(&mut [PollFd::new(&self.stop, PollFlags::IN)], Some(&pause)), Ok(1)) {
+            if self.engine.has_long_journal()
+                && let Err(error) = self.engine.rewrite_journal()
+            {
+                let message = format_args!("cannot rewrite the journal: {error}");
+                self.log.line(&LogLine::new(LogLevel::Error, "journal_failed", message));
+            }
+        }
+    }
+
     /// What is asked for at the HTTP port.
     fn metrics(&self) -> String {
         let engine = &self.engine;

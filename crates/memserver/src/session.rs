@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) region: Region,
     /// Whether it is a named region's: then it lives until that is deleted.
     pub(crate) is_resident: bool,
+    /// Whether it is to be gone after a restart.
+    pub(crate) is_temporary: bool,
     pub(crate) traffic: Arc<Traffic>,
     /// Connections that may use the session.
     pub(crate) attached: Vec<ConnectionId>,
@@ -147,6 +149,11 @@ pub(crate) struct Reservation {
 impl Reservation {
     pub(crate) const fn new(capacity: ByteCount) -> Self {
         Self { capacity: capacity.get(), reserved: AtomicU64::new(0) }
+    }
+
+    /// Reserves what was reserved before.
+    pub(crate) fn restore(&self, amount: ByteCount) {
+        self.reserved.store(amount.get(), Ordering::Relaxed);
     }
 
     pub(crate) const fn capacity(&self) -> ByteCount {

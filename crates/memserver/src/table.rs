@@ -13,9 +13,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use farmem_region::{Checksum, PageCount, PageIndex, PageRange, Version};
+use farmem_region::{Checksum, PageCount, PageIndex, PageRange, RegionId, Version};
 use farmem_vmem::Slot;
 
+use crate::journal::{PageRecord, Record};
 use crate::tiers::{Place, Tiers};
 
 /// Pages of a leaf: 2 MiB of region.
@@ -51,7 +52,7 @@ pub(crate) struct Leaf {
     pub(crate) changed: u64,
 }
 
-type SharedLeaf = Arc<Mutex<Leaf>>;
+pub(crate) type SharedLeaf = Arc<Mutex<Leaf>>;
 
 #[derive(Debug, Clone)]
 struct Branch {
@@ -62,6 +63,8 @@ struct Branch {
 /// would keep its pages' memory for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
+    /// By which the journal knows it.
+    region: RegionId,
     root: Arc<Vec<Option<Arc<Branch>>>>,
     stored: u64,
     /// Counts what was stored and forgotten.
@@ -71,20 +74,31 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    pub(crate) fn new(region: RegionId) -> Self {
+        Self { region, ..Self::default() }
+    }
+
     /// Pages stored.
     pub(crate) const fn stored(&self) -> PageCount {
         PageCount::new(self.stored)
     }
 
     /// The same pages once more, in constant time.
-    pub(crate) fn copy(&self) -> Self {
-        Self { root: Arc::clone(&self.root), ..*self }
+    pub(crate) fn copy(&self, region: RegionId) -> Self {
+        Self { region, root: Arc::clone(&self.root), ..*self }
     }
 
     /// How often pages were stored or forgotten, and how often they had been when some were
     /// forgotten last.
     pub(crate) const fn changes(&self) -> (u64, u64) {
         (self.changes, self.forgot)
+    }
+
+    /// Counts on from a number that nobody has been told of, as if something had been forgotten: what
+    /// a former process has told of its count means nothing here.
+    pub(crate) const fn count_from(&mut self, number: u64) {
+        self.changes = number;
+        self.forgot = number;
     }
 
     /// Looks at a page, if it is stored. Only its place and its heat may be changed here.
@@ -124,20 +138,52 @@ impl Table {
         None
     }
 
-    /// Changes what is said of a page; the leaf becomes the table's own. Nothing happens if the
-    /// page is not stored.
-    pub(crate) fn change(
-        &mut self,
-        tiers: &Tiers,
-        page: PageIndex,
-        change: impl FnOnce(&mut Portion),
-    ) {
-        if self.with(page, |_| ()).is_some() {
-            let at = split(page).2;
-            if let Some(portion) = &mut lock(self.own(tiers, page)).portions[at] {
-                change(portion);
-            }
+    /// Notes that a page has moved. To be called within [`Table::with`], before its former place can
+    /// be used again.
+    pub(crate) fn note_move(&self, tiers: &Tiers, page: PageIndex, to: &Place) {
+        tiers.note(|| Record::Move { region: self.region, page, spot: to.spot() });
+    }
+
+    /// Notes that a page is as its file has it, as [`Table::note_move`].
+    pub(crate) fn note_clean(&self, tiers: &Tiers, page: PageIndex) {
+        tiers.note(|| Record::Clean { region: self.region, page });
+    }
+
+    /// The leaf of a page, to be shared.
+    pub(crate) fn leaf_of(&self, page: PageIndex) -> Option<SharedLeaf> {
+        let (branch, leaf, _) = split(page);
+        self.root.get(branch)?.as_ref()?.leaves[leaf].clone()
+    }
+
+    /// Takes over the leaf of a page of which nothing is stored here.
+    pub(crate) fn share_leaf(&mut self, page: PageIndex, leaf: SharedLeaf) {
+        let (branch, at, _) = split(page);
+        let root = Arc::make_mut(&mut self.root);
+        if branch >= root.len() {
+            root.resize_with(branch + 1, || None);
         }
+        self.stored += lock(&leaf).stored;
+        let branch = Arc::make_mut(root[branch].get_or_insert_with(Branch::empty));
+        branch.leaves[at] = Some(leaf);
+    }
+
+    /// Makes the leaf of a page the table's own, if it is shared.
+    pub(crate) fn make_own(&mut self, tiers: &Tiers, page: PageIndex) {
+        self.own(tiers, page);
+    }
+
+    /// Puts a stored page elsewhere, for this table alone: the leaf becomes its own. Returns where the
+    /// page lay before; or where it should have gone, if it is not stored.
+    pub(crate) fn move_own(&mut self, tiers: &Tiers, page: PageIndex, to: Place) -> Place {
+        if self.with(page, |_| ()).is_none() {
+            return to;
+        }
+        self.make_own(tiers, page);
+        self.note_move(tiers, page, &to);
+        let mut to = Some(to);
+        let former = self
+            .with(page, |portion| to.take().map(|to| std::mem::replace(&mut portion.place, to)));
+        former.flatten().or(to).expect("the place is either there or here")
     }
 
     /// Stores a page; returns where it lay before. The caller has checked that the page lies in
@@ -148,12 +194,13 @@ impl Table {
         page: PageIndex,
         portion: Portion,
     ) -> Option<Place> {
-        let at = split(page).2;
+        let (at, region) = (split(page).2, self.region);
         self.changes += 1;
         let changes = self.changes;
         let leaf = self.own(tiers, page);
         let mut leaf = lock(leaf);
         leaf.changed = changes;
+        tiers.note(|| Record::Put(portion.record(region, page)));
         let before = leaf.portions[at].replace(portion);
         let added = u64::from(before.is_none());
         leaf.stored += added;
@@ -194,7 +241,12 @@ impl Table {
         within: std::ops::Range<usize>,
         slots: &mut Vec<Slot>,
     ) {
+        let start = PageIndex::new(first.get() + within.start as u64);
+        let range = PageRange { start, count: PageCount::new(within.len() as u64) };
+        let region = self.region;
+        let note = || tiers.note(|| Record::Remove { region, range });
         if within == (0..LEAF_PAGES) {
+            note();
             if let Some(leaf) = self.take_leaf(first) {
                 self.stored -= lock(&leaf).stored;
                 end_leaf(leaf, tiers, slots);
@@ -202,6 +254,7 @@ impl Table {
             return;
         }
         let mut leaf = lock(self.own(tiers, first));
+        note();
         let mut removed = 0;
         for portion in leaf.portions[within].iter_mut().filter_map(Option::take) {
             tiers.give_up(portion.place, slots);
@@ -243,6 +296,7 @@ impl Table {
     /// The leaf of a page, which no other table holds. Made if there is none.
     fn own(&mut self, tiers: &Tiers, page: PageIndex) -> &Mutex<Leaf> {
         let (branch, leaf, _) = split(page);
+        let region = self.region;
         let root = Arc::make_mut(&mut self.root);
         if branch >= root.len() {
             root.resize_with(branch + 1, || None);
@@ -250,7 +304,11 @@ impl Table {
         let branch = Arc::make_mut(root[branch].get_or_insert_with(Branch::empty));
         let shared = branch.leaves[leaf].get_or_insert_with(Leaf::empty);
         if Arc::get_mut(shared).is_none() {
-            let own = lock(shared).copy(tiers);
+            let own = {
+                let leaf = lock(shared);
+                tiers.note(|| Record::Own { region, page });
+                leaf.copy(tiers)
+            };
             let former = std::mem::replace(shared, Arc::new(Mutex::new(own)));
             // The other holders may have let go meanwhile.
             let mut slots = Vec::new();
@@ -258,6 +316,14 @@ impl Table {
             tiers.arena.release(slots);
         }
         shared
+    }
+}
+
+impl Portion {
+    /// What the journal says of it.
+    pub(crate) fn record(&self, region: RegionId, page: PageIndex) -> PageRecord {
+        let Self { generation, dirty, version, checksum, .. } = *self;
+        PageRecord { region, page, version, checksum, spot: self.place.spot(), generation, dirty }
     }
 }
 
@@ -361,8 +427,8 @@ mod tests {
         let tiers = Tiers::dram_only(4096).unwrap();
         let mut original = Table::default();
         (0..1500).for_each(|page| put(&mut original, &tiers, page, 1));
-        let mut copy = original.copy();
-        let mut grandchild = copy.copy();
+        let mut copy = original.copy(RegionId::new(2));
+        let mut grandchild = copy.copy(RegionId::new(3));
         assert_eq!(tiers.arena.taken(), 1500, "a copy costs no page");
         put(&mut copy, &tiers, 3, 2);
         put(&mut original, &tiers, 600, 3);
@@ -390,7 +456,7 @@ mod tests {
         for _ in 0..20 {
             let mut original = Table::default();
             (0..1500).for_each(|page| put(&mut original, &tiers, page, 1));
-            let mut copies: Vec<_> = (0..4).map(|_| original.copy()).collect();
+            let mut copies: Vec<_> = (0..4).map(|_| original.copy(RegionId::new(2))).collect();
             std::thread::scope(|scope| {
                 for (at, copy) in copies.iter_mut().enumerate() {
                     let tiers = &tiers;

@@ -156,6 +156,8 @@ impl Worker {
             watch(listener.descriptor(), data)?;
         }
         let limit = shared.engine.config.spin;
+        // Sessions of a former process may time out though nobody ever comes.
+        let next_tick = shared.engine.has_orphans().then(Instant::now);
         Ok(Self {
             shared: Arc::clone(shared),
             index,
@@ -167,7 +169,7 @@ impl Worker {
             active: Vec::new(),
             polling: Polling { limit, current: limit },
             poll_until: Instant::now(),
-            next_tick: None,
+            next_tick,
         })
     }
 

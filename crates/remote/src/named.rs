@@ -9,8 +9,8 @@ use farmem_region::{
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Action, BodyError, Copy, Create, Header, List, Open, PAGES_PER_MESSAGE_MAX, PageEntry,
-    Progress, RangeEntry, RefusalCode, RegionInfo, page_checksum,
+    Action, BackupPlace, BodyError, Copy, Create, Header, List, Open, PAGES_PER_MESSAGE_MAX,
+    PageEntry, Progress, RangeEntry, RefusalCode, RegionInfo, page_checksum,
 };
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
@@ -87,6 +87,28 @@ pub fn list(server: &Endpoint, timeout: Duration) -> Result<Vec<RegionInfo>, Sto
     ask().map_err(|error: ExchangeError| error.into_store_error(server))
 }
 
+/// Makes a named region from a backup in a directory of the server's machine. It is there as a whole
+/// or not at all; a region that has the name is replaced if `replaces` says so.
+///
+/// # Errors
+/// As [`create`].
+pub fn restore(
+    server: &Endpoint,
+    path: &str,
+    name: &str,
+    replaces: bool,
+    timeout: Duration,
+) -> Result<RegionInfo, StoreError> {
+    let make = || {
+        let mut connection = Connection::open(server, timeout)?;
+        let place = BackupPlace { flag: replaces, name, path };
+        let header = Header::request(Action::Restore, 0);
+        let reply = connection.ask(header, |out| place.encode(out))?;
+        connection.info(reply)
+    };
+    make().map_err(|error| error.into_store_error(server))
+}
+
 /// A named region, attached to by a connection of its own.
 #[derive(Debug)]
 pub struct NamedRegion {
@@ -155,6 +177,23 @@ impl NamedRegion {
             .ask(header, |out| copy.encode(out))
             .and_then(|reply| self.connection.info(reply));
         copied.map_err(|error| self.error(error))
+    }
+
+    /// Backs the region up, as it is now, to a directory of the server's machine. What a former
+    /// backup there holds already is not written again, unless `is_full`. Returns the pages that
+    /// were written.
+    ///
+    /// # Errors
+    /// As [`create`]. A former backup there still is, as it was.
+    pub fn back_up(&mut self, path: &str, is_full: bool) -> Result<u64, StoreError> {
+        let header = self.request(Action::Backup);
+        let place = BackupPlace { flag: is_full, name: "", path };
+        let asked = self.connection.ask(header, |out| place.encode(out));
+        let progress = asked.and_then(|reply| {
+            Progress::decode(self.connection.exchange.bytes(reply.body))
+                .map_err(|error| bad_body(&error))
+        });
+        progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
     }
 
     /// Deletes the region with all that it holds.

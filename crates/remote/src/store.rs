@@ -9,7 +9,7 @@ use farmem_region::{
 };
 use farmem_transport::ArenaFile;
 use farmem_wire::{
-    Action, Advice, FullBody, GrantedSetup, Header, Malloc, MallocReply, Open,
+    Action, Advice, FullBody, GrantedSetup, Header, HelloReply, Malloc, MallocReply, Open,
     RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
 };
 
@@ -95,7 +95,7 @@ impl RemoteStore {
         };
         let (exchange, hello, header, body) =
             begin().map_err(|error: ExchangeError| error.into_store_error(&config.server))?;
-        Ok(Self::attached(config, exchange, hello.connection, &header, &body, now))
+        Ok(Self::attached(config, exchange, &hello, &header, &body, now))
     }
 
     /// Attaches to a named region, as its only writer: whoever wrote before is refused from then on.
@@ -123,16 +123,16 @@ impl RemoteStore {
         };
         let (exchange, hello, header, body, map) =
             begin().map_err(|error: ExchangeError| error.into_store_error(&config.server))?;
-        let attached = Self::attached(config, exchange, hello.connection, &header, &body, now);
+        let attached = Self::attached(config, exchange, &hello, &header, &body, now);
         let (mut store, session) = attached;
         store.base = Some(map.address);
         Ok((store, session, map))
     }
 
     fn attached(
-        config: RemoteConfig,
+        mut config: RemoteConfig,
         mut exchange: Exchange,
-        connection: u64,
+        hello: &HelloReply,
         header: &Header,
         body: &GrantedSetup,
         now: Nanos,
@@ -147,13 +147,17 @@ impl RemoteStore {
             granted: body.granted,
             pages: body.pages,
         };
+        if hello.lasts {
+            // Where nobody listens for a while, another process may be about to go on.
+            config.timeouts.refused_us = config.timeouts.reconnect_us;
+        }
         // A file that cannot be used is as good as none.
         let arena = exchange.passed.take().and_then(|file| ArenaFile::adopt(file).ok());
         let mut store = Self {
             config,
             session: session.clone(),
             state: State::Up(Link::new(Box::new(exchange.into_socket()), now)),
-            connection,
+            connection: hello.connection,
             messages: Messages::default(),
             operations: Operations::default(),
             arena: arena.map(SharedArena::new),

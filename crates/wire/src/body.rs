@@ -54,6 +54,9 @@ pub struct HelloReply {
     pub version: u16,
     /// Whether the arena's descriptor rides on this message.
     pub arena_shared: bool,
+    /// Whether the server's memory outlives its process: when that has ended, another one may go on
+    /// in the same incarnation, and is worth waiting for.
+    pub lasts: bool,
     /// How long a session without a connection lives.
     pub session_timeout_ms: u32,
     /// Names this connection, for a later attach to replace it.
@@ -151,7 +154,8 @@ impl HelloReply {
     /// Appends the body's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.version.to_le_bytes());
-        out.extend_from_slice(&u16::from(self.arena_shared).to_le_bytes());
+        let flags = u16::from(self.arena_shared) | u16::from(self.lasts) << 1;
+        out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&self.session_timeout_ms.to_le_bytes());
         out.extend_from_slice(&self.connection.to_le_bytes());
         out.extend_from_slice(&self.actions.to_le_bytes());
@@ -164,9 +168,11 @@ impl HelloReply {
     /// [`BodyError::Short`].
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
         let mut fields = Fields::of(body, 32)?;
+        let (version, flags) = (fields.u16(), fields.u16());
         Ok(Self {
-            version: fields.u16(),
-            arena_shared: fields.u16() & 1 != 0,
+            version,
+            arena_shared: flags & 1 != 0,
+            lasts: flags & 2 != 0,
             session_timeout_ms: fields.u32(),
             connection: fields.u64(),
             actions: fields.u64(),

@@ -146,13 +146,17 @@ actions! {
     Notify = 42,
     /// Tells which pages of a region are stored.
     Map = 43,
+    /// Makes a backup of the region that the connection is attached to.
+    Backup = 44,
+    /// Makes a named region from a backup.
+    Restore = 45,
 }
 
 impl Action {
     /// Whether version 1 answers the action with anything but "unsupported".
     #[must_use]
     pub const fn is_served(self) -> bool {
-        matches!(self.number(), 1..=19 | 33..=38 | 43)
+        matches!(self.number(), 1..=19 | 33..=38 | 43..=45)
     }
 }
 

@@ -35,7 +35,7 @@ pub use header::{
 };
 pub use map::{Absent, AskMap, MapReply};
 pub use named::{
-    Copy, Create, List, Open, PAGE_SIZES, PATH_BYTES_MAX, Progress, RegionInfo, Source,
+    BackupPlace, Copy, Create, List, Open, PAGE_SIZES, PATH_BYTES_MAX, Progress, RegionInfo, Source,
 };
 pub use refusal::{Advice, RefusalCode};
 pub use stat::{CountOf, STAT_COUNTS_MAX, ServerStat, StatCount};

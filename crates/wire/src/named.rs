@@ -153,6 +153,45 @@ impl<'a> Copy<'a> {
     }
 }
 
+/// Where a backup lies on the server's machine, and the region's name when it is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackupPlace<'a> {
+    /// To back up: whether also what a former backup there holds already. To restore: whether a
+    /// region of that name is replaced.
+    pub flag: bool,
+    /// The name of the region to restore; empty in a request to back up.
+    pub name: &'a str,
+    /// The directory.
+    pub path: &'a str,
+}
+
+impl<'a> BackupPlace<'a> {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let name = cut(self.name, NAME_BYTES_MAX);
+        let path = cut(self.path, PATH_BYTES_MAX);
+        out.extend_from_slice(&u16::from(self.flag).to_le_bytes());
+        // Both were cut far below 64 KiB.
+        out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.extend_from_slice(&(path.len() as u16).to_le_bytes());
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(path.as_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short or a text is none.
+    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        const FIXED: usize = 6;
+        let mut fields = Fields::of(body, FIXED)?;
+        let flag = fields.u16() & 1 != 0;
+        let lengths = [usize::from(fields.u16()), usize::from(fields.u16())];
+        let [name, path] = texts(&body[FIXED..], lengths, [NAME_BYTES_MAX, PATH_BYTES_MAX])?;
+        Ok(Self { flag, name, path })
+    }
+}
+
 /// What a server says of a named region. Counts are pages of 4 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionInfo {
@@ -364,6 +403,11 @@ mod tests {
         let open = Open { take_over: true, name };
         open.encode(&mut bytes);
         assert_eq!(Open::decode(&bytes), Ok(open));
+        let place = BackupPlace { flag: true, name, path: "/b/c" };
+        let mut place_bytes = Vec::new();
+        place.encode(&mut place_bytes);
+        assert_eq!(BackupPlace::decode(&place_bytes), Ok(place));
+        assert!(BackupPlace::decode(&place_bytes[..place_bytes.len() - 1]).is_err());
         let copy = Copy { on_access: true, name };
         assert_eq!(Copy::decode(&bytes), Ok(copy));
         for next in [None, Some((3, PageIndex::new(77)))] {

@@ -125,6 +125,12 @@ refusals! {
     FileFailed = 24, GiveUp, "the backing file cannot be read or written where it should be";
     /// A slower tier does not give a page back as it was put there.
     TierFailed = 25, GiveUp, "a slower tier of the server has lost the page";
+    /// What was there before still is.
+    DiskFull = 26, GiveUp, "the disk of the server has no room for it: what was there still is";
+    /// A backup's table or a page of it is damaged, or a file of it is gone.
+    BadBackup = 27, GiveUp, "the backup is damaged or not whole";
+    /// Written by a version of farmem that this one does not know.
+    BackupVersion = 28, GiveUp, "the backup was written by another version of farmem";
 }
 
 #[cfg(test)]

@@ -103,6 +103,7 @@ fn body_bytes() {
     let reply = HelloReply {
         version: 1,
         arena_shared: true,
+        lasts: false,
         session_timeout_ms: 10_000,
         connection: 7,
         actions: 0x1ffe,

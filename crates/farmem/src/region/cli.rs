@@ -35,6 +35,12 @@ pub(crate) enum RegionCommand {
     Invalidate(RangeOptions),
     /// Write what changed to the region's file, and wait until the disk has it
     Flush(RangeOptions),
+    /// Back a region up to a directory of the server's machine, as it is at this instant
+    Backup(BackupOptions),
+    /// Make a region from a backup
+    Restore(RestoreOptions),
+    /// Copy a region, as it is at this instant, or a part of it, here or to another server
+    Copy(CopyOptions),
     /// Write a range of a region to standard output
     Read(RangeOptions),
     /// Write standard input to a region
@@ -123,6 +129,54 @@ pub(crate) struct SnapshotOptions {
     pub(crate) name: String,
     /// The snapshot's name
     pub(crate) copy: String,
+    #[command(flatten)]
+    pub(crate) server: ServerOption,
+}
+
+/// `farmem region backup`.
+#[derive(Debug, Args)]
+pub(crate) struct BackupOptions {
+    /// The region
+    pub(crate) name: String,
+    /// The directory, in one that the server allows; it is made if there is none
+    pub(crate) directory: PathBuf,
+    /// Write everything anew, not only what has changed since the backup that is there
+    #[arg(long)]
+    pub(crate) full: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerOption,
+}
+
+/// `farmem region restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    /// The directory of the backup
+    pub(crate) directory: PathBuf,
+    /// The region's name
+    pub(crate) name: String,
+    /// Take the place of a region that has the name
+    #[arg(long)]
+    pub(crate) replace: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerOption,
+}
+
+/// `farmem region copy`.
+#[derive(Debug, Args)]
+pub(crate) struct CopyOptions {
+    /// The region
+    pub(crate) name: String,
+    /// The region to copy to, which is made if there is none
+    pub(crate) to: String,
+    /// The range, as OFFSET:LENGTH [default: all of it]
+    #[arg(long, value_name = "RANGE")]
+    pub(crate) range: Option<ByteRange>,
+    /// Where it begins in the other region [default: where it does in this one]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) to_offset: Option<Size>,
+    /// The server of the other region [default: the same]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) to_server: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerOption,
 }

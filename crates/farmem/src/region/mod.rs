@@ -1,6 +1,7 @@
 //! `farmem region`: named regions of one memory server.
 
 pub(crate) mod cli;
+mod copy;
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -15,8 +16,8 @@ use farmem_wire::{Create, RegionInfo, Source};
 use serde_json::{Value, json};
 
 use self::cli::{
-    ByteRange, CloneOptions, CreateOptions, ListOptions, NameOptions, RangeOptions, RegionCommand,
-    ServerOption, ShowOptions, SnapshotOptions, WriteOptions,
+    BackupOptions, ByteRange, CloneOptions, CreateOptions, ListOptions, NameOptions, RangeOptions,
+    RegionCommand, RestoreOptions, ServerOption, ShowOptions, SnapshotOptions, WriteOptions,
 };
 use crate::cli::OutputForm;
 use crate::size::Size;
@@ -24,6 +25,9 @@ use crate::table;
 
 /// The longest that one request takes: a server that reads or writes 64 MiB on a slow disk.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest that a backup or a restore takes.
+const LONG_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Bytes that are read or written before the next ones: 4 MiB.
 const STEP: usize = 4 << 20;
@@ -49,6 +53,9 @@ pub(crate) fn run(command: &RegionCommand) -> anyhow::Result<ExitCode> {
         RegionCommand::Initialise(options) => over(options, RangeAction::Initialise)?,
         RegionCommand::Invalidate(options) => over(options, RangeAction::Invalidate)?,
         RegionCommand::Flush(options) => over(options, RangeAction::Flush)?,
+        RegionCommand::Backup(options) => back_up(options)?,
+        RegionCommand::Restore(options) => restore(options)?,
+        RegionCommand::Copy(options) => copy::copy(options)?,
         RegionCommand::Read(options) => read(options)?,
         RegionCommand::Write(options) => write(options)?,
     }
@@ -82,6 +89,36 @@ fn create(options: &CreateOptions) -> anyhow::Result<()> {
     let create = Create { name, size: ByteCount::new(size), page_bytes, source };
     named::create(&endpoint(server)?, &create, TIMEOUT)?;
     Ok(())
+}
+
+fn back_up(options: &BackupOptions) -> anyhow::Result<()> {
+    let endpoint = endpoint(&options.server)?;
+    let region = NamedRegion::open(&endpoint, &options.name, false, LONG_TIMEOUT);
+    let mut region = region.with_context(|| format!("region {}", options.name))?;
+    let path = place(&options.directory)?;
+    let written = region.back_up(&path, options.full).with_context(|| format!("backup {path}"))?;
+    eprintln!("farmem region: {} written", Size(PageCount::new(written).bytes().get()));
+    Ok(())
+}
+
+fn restore(options: &RestoreOptions) -> anyhow::Result<()> {
+    let (endpoint, path) = (endpoint(&options.server)?, place(&options.directory)?);
+    let restored = named::restore(&endpoint, &path, &options.name, options.replace, LONG_TIMEOUT);
+    let info = restored.with_context(|| format!("backup {path}"))?;
+    eprintln!("farmem region: {} restored", Size(info.stored.bytes().get()));
+    Ok(())
+}
+
+/// A directory, which need not be there, as the server finds it, wherever that was started.
+fn place(path: &Path) -> anyhow::Result<String> {
+    let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    // On another machine it may be another one: then the path is taken as it is.
+    let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+    let path = parent.join(name);
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(text.to_owned())
 }
 
 /// A path as the server finds it, wherever that was started.

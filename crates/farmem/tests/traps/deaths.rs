@@ -117,6 +117,32 @@ fn a_killed_server_stops_an_idle_program() {
     outcome.has_paged();
 }
 
+/// R1, cap 95: a server that keeps its data is waited for, and another process goes on where it was
+/// killed.
+#[test]
+fn cap_95_a_program_survives_a_server_that_is_killed_and_started_again() {
+    let Some(rig) = Rig::new() else { return };
+    let data = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let data = data.path().join("data");
+    let start = |address: &str| {
+        let data = data.to_str().unwrap();
+        Server::start_with(&rig, &["--listen", address, "--memory", "1GiB", "--data", data])
+    };
+    let mut server = start("127.0.0.1:0");
+    let address = server.address.clone();
+    let mut cast = Cast::new(&rig, &["--server", &address], "busy");
+    for _ in 0..3 {
+        server.kill();
+        server = start(&address);
+        assert!(!ends_within(cast.program, SECOND / 2));
+    }
+    kill(cast.supervisor, Signal::TERM);
+    let outcome = cast.running.end(5 * SECOND);
+    assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
+    outcome.has_paged();
+    drop(server);
+}
+
 /// R6: a server that is stopped for a while is waited for, and the program goes on.
 #[test]
 fn a_stopped_server_is_waited_for() {

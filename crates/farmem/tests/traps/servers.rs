@@ -17,8 +17,12 @@ pub(crate) struct Server<'a> {
 
 impl<'a> Server<'a> {
     pub(crate) fn start(rig: &'a Rig, memory: &str) -> Self {
+        Self::start_with(rig, &["--listen", "127.0.0.1:0", "--memory", memory])
+    }
+
+    pub(crate) fn start_with(rig: &'a Rig, options: &[&str]) -> Self {
         let mut command = rig.farmem();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--memory", memory]);
+        command.arg("serve").args(options);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());

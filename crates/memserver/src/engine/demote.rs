@@ -233,6 +233,7 @@ impl Engine {
                 if portion.place.is(&place)
                     && let Some(to) = to.take()
                 {
+                    session.region.table.note_move(&self.tiers, page, &to);
                     let former = std::mem::replace(&mut portion.place, to);
                     self.tiers.give_up(former, &mut unused);
                     moved += 1;

@@ -92,6 +92,7 @@ impl Engine {
                 for page in &dirty {
                     session.region.table.with(page.page, |portion| {
                         if portion.place.is(&page.place) {
+                            session.region.table.note_clean(&self.tiers, page.page);
                             portion.dirty = 0;
                         }
                     });

@@ -2,13 +2,15 @@
 //! request is checked for session, token, epoch, incarnation and bounds before it is served.
 //!
 //! Workers share one engine. Locks are taken in the order hand, sessions, session, leaf, shelves,
-//! arena, and never two sessions at once. None is held while a disk is waited for.
+//! arena, journal, and never two sessions at once but to rewrite the journal. None is held while a disk is waited for.
 
+mod backup;
 mod demote;
 mod flush;
 mod map;
 mod named;
 mod pages;
+mod revive;
 mod supply;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,8 +32,11 @@ use crate::config::ServerConfig;
 use crate::counters::{Counters, count};
 use crate::engine::demote::Keeper;
 pub(crate) use crate::engine::named::Bring;
+use crate::engine::revive::Revived;
+use crate::journal::Record;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::region::{Region, block_pages};
+use crate::server::ServerError;
 use crate::session::{ConnectionId, Reservation, Session, Traffic};
 use crate::tiers::Tiers;
 
@@ -57,6 +62,7 @@ pub(crate) struct Engine {
     /// Whether slots were freed since someone looked: there may be memory to give back.
     surplus: AtomicBool,
     next_connection: AtomicU64,
+    jobs: backup::Jobs,
 }
 
 #[derive(Debug)]
@@ -138,32 +144,26 @@ pub(crate) struct Caller {
 }
 
 impl Engine {
-    pub(crate) fn new(config: ServerConfig) -> io::Result<Self> {
-        let beyond = config.limits.inflight_bytes.pages_rounded_up().get();
-        let slots = config.memory.get() / PAGE_SIZE as u64 + beyond;
-        let slots = u32::try_from(slots).map_err(|_| {
-            io::Error::new(io::ErrorKind::InvalidInput, "a server lends at most 16 TiB")
-        })?;
-        let tiers = Tiers::new(Arena::new(slots)?, &config.tiers)?;
+    /// A server's state, with what a former process has left of it.
+    pub(crate) fn new(config: ServerConfig) -> Result<Self, ServerError> {
+        let Revived { tiers, incarnation, sessions, tally } = revive::revive(&config)?;
+        let reservation = Reservation::new(config.promise().max(tally.granted));
+        reservation.restore(tally.granted);
         Ok(Self {
             arena: Arc::clone(&tiers.arena),
             tiers,
             keeper: Keeper::default(),
             log: RateLimitedLog::new(config.log.clone()),
             counters: Counters::default(),
-            incarnation: Incarnation::new(random()?),
-            reservation: Reservation::new(config.promise()),
-            sessions: Mutex::new(Sessions {
-                by_id: BTreeMap::new(),
-                names: HashMap::new(),
-                next: 1,
-                blocks: BlockIds::default(),
-            }),
-            orphans: AtomicU64::new(0),
-            pages: AtomicU64::new(0),
-            pinned: AtomicU64::new(0),
-            surplus: AtomicBool::new(false),
-            next_connection: AtomicU64::new(1),
+            incarnation,
+            reservation,
+            sessions: Mutex::new(sessions),
+            orphans: AtomicU64::new(tally.orphans),
+            pages: AtomicU64::new(tally.pages),
+            pinned: AtomicU64::new(tally.pinned),
+            surplus: AtomicBool::new(true),
+            next_connection: AtomicU64::new(tally.next_connection),
+            jobs: backup::Jobs::default(),
             config,
         })
     }
@@ -195,6 +195,7 @@ impl Engine {
         Some(HelloReply {
             version,
             arena_shared: caller.shares_arena,
+            lasts: self.tiers.journal().is_some(),
             session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
             connection: caller.connection.0,
             actions: (1..64).filter(|n| Action::from_number(*n).is_served()).map(|n| 1 << n).sum(),
@@ -225,6 +226,7 @@ impl Engine {
         let amount = setup.amount.max(inherited.unwrap_or_default());
         let (id, mut session) =
             self.session_for(&mut sessions, setup.name, amount, setup.accept_partial)?;
+        let is_copy = original.is_some();
         if let Some(original) = original
             && let Err(refusal) = self.inherit(&mut sessions, &mut session, header, &original)
         {
@@ -236,6 +238,11 @@ impl Engine {
         session.attached.push(caller.connection);
         caller.traffic = Arc::clone(&session.traffic);
         let reply = self.describe(&session);
+        if is_copy {
+            self.note_session(&session);
+        } else {
+            self.note_new(&session);
+        }
         let shared = Arc::new(Mutex::new(session));
         sessions.by_id.insert(id, Arc::clone(&shared));
         caller.session = Some((id, shared));
@@ -271,6 +278,7 @@ impl Engine {
         self.add_blocks(sessions, &mut session.region, pages)?;
         session.region.pages = pages;
         session.region.begin_as_copy(&mut original.region);
+        self.note_copy(&original, session);
         self.pages.fetch_add(original.region.table.stored().get(), Ordering::Relaxed);
         Ok(())
     }
@@ -283,6 +291,7 @@ impl Engine {
         amount: ByteCount,
         accept_partial: bool,
     ) -> Result<(SessionId, Session), Refusal> {
+        self.check_journal()?;
         let token = random().map_err(|_| RefusalCode::Busy)?;
         if sessions.by_id.len() >= self.config.limits.sessions_max {
             return Err(RefusalCode::Busy.into());
@@ -298,6 +307,7 @@ impl Engine {
             dynamic: false,
             region: Region::new(RegionId::new(id.get())),
             is_resident: false,
+            is_temporary: false,
             traffic: Arc::default(),
             attached: Vec::new(),
             orphaned_since: None,
@@ -348,6 +358,9 @@ impl Engine {
             return Err(RefusalCode::Busy.into());
         }
         session.attached.push(caller.connection);
+        if attach.mode == AttachMode::TakeOver {
+            self.note_session(session);
+        }
         if session.orphaned_since.take().is_some() {
             self.orphans.fetch_sub(1, Ordering::Relaxed);
         }
@@ -392,9 +405,16 @@ impl Engine {
             return Err(RefusalCode::Malformed.into());
         }
         if wanted > had {
+            self.check_journal()?;
             self.cover(&mut session, wanted)?;
-            self.add_blocks(&mut sessions, &mut session.region, wanted)?;
-            session.region.pages = wanted;
+            let blocks = session.region.blocks.len();
+            let added = self.add_blocks(&mut sessions, &mut session.region, wanted);
+            if added.is_ok() {
+                session.region.pages = wanted;
+            }
+            self.note_session(&session);
+            self.note_blocks(&session.region, blocks);
+            added?;
         }
         Ok(MallocReply {
             address: session.region.address(PageIndex::new(malloc.from.get()), &self.config),
@@ -521,6 +541,8 @@ impl Engine {
             return false;
         }
         session.ended = true;
+        // Before anything of it is free.
+        self.tiers.note(|| Record::End(session.region.id));
         sessions.by_id.remove(&session.id);
         if session.is_resident {
             sessions.names.remove(&session.name);

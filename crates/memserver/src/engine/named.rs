@@ -16,6 +16,7 @@ use super::pages::SPARE_SLOTS;
 use super::supply::{Stop, Supply};
 use super::{Caller, Cause, Engine, Refusal, Sessions, SharedSession, lock};
 use crate::backing::BackingFile;
+use crate::journal::Record;
 use crate::region::{Region, Source};
 use crate::session::Session;
 use crate::table::{LEAF_PAGES, Portion};
@@ -67,12 +68,13 @@ impl Engine {
         session.region.source = source;
         session.region.page_bytes = create.page_bytes;
         let info = info(&session, None);
+        self.note_new(&session);
         sessions.by_id.insert(id, Arc::new(Mutex::new(session)));
         Ok(info)
     }
 
     /// A resident session with an empty region, not yet listed. Reserves what it may hold.
-    fn resident(
+    pub(super) fn resident(
         &self,
         sessions: &mut Sessions,
         name: &str,
@@ -81,6 +83,7 @@ impl Engine {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
             return Err(RefusalCode::Malformed.into());
         }
+        self.check_journal()?;
         if sessions.names.contains_key(name) {
             return Err(RefusalCode::NameTaken.into());
         }
@@ -190,6 +193,7 @@ impl Engine {
         let (stored, source) = (from.table.stored().get(), from.source.clone());
         session.region.is_frozen = is_frozen;
         session.region.copies_on_access = copy.on_access && !is_frozen;
+        self.note_copy(&original, &session);
         let info = info(&session, None);
         let shared = Arc::new(Mutex::new(session));
         if let Source::File(file) = source {
@@ -340,8 +344,10 @@ impl Engine {
     ) -> Result<(), Stop> {
         let former = region.table.with(page, |portion| {
             let slot = self.copy_in(page, portion, supply)?;
+            let place = Place::Dram(slot);
+            region.table.note_move(&self.tiers, page, &place);
             portion.heat = portion.heat.max(1);
-            Ok::<_, Stop>(std::mem::replace(&mut portion.place, Place::Dram(slot)))
+            Ok::<_, Stop>(std::mem::replace(&mut portion.place, place))
         });
         if let Some(place) = former.transpose()? {
             self.tiers.give_up(place, supply.unused());
@@ -382,6 +388,7 @@ impl Engine {
     fn pin(&self, region: &mut Region, range: PageRange) -> Result<(), Refusal> {
         let before = region.pins.pages().get();
         region.pins.pin(range);
+        self.tiers.note(|| Record::Pin { region: region.id, range });
         let added = region.pins.pages().get() - before;
         let limit = self.config.memory.get() / PAGE_SIZE as u64 * PINNED_32NDS / 32;
         let pinned = self.pinned.fetch_add(added, Ordering::Relaxed) + added;
@@ -399,6 +406,7 @@ impl Engine {
     fn unpin_range(&self, region: &mut Region, range: PageRange) {
         let before = region.pins.pages().get();
         region.pins.unpin(range);
+        self.tiers.note(|| Record::Unpin { region: region.id, range });
         let removed = before - region.pins.pages().get();
         self.pinned.fetch_sub(removed, Ordering::Relaxed);
     }
@@ -435,7 +443,7 @@ impl Work {
 /// How many pages of a region lie where, differ from the backing file, and were made or written
 /// since the last copy.
 #[derive(Debug, Default)]
-struct Places {
+pub(super) struct Places {
     dram: u64,
     compressed: u64,
     file: u64,
@@ -461,7 +469,7 @@ fn places(region: &Region) -> Places {
     places
 }
 
-fn info(session: &Session, places: Option<Places>) -> RegionInfo {
+pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
     let Session { name, region, .. } = session;
     let places = places.unwrap_or_default();
     RegionInfo {

@@ -163,6 +163,7 @@ impl Engine {
             let mut former = None;
             if portion.heat >= PROMOTE_HEAT && self.may_promote() {
                 let place = Place::Dram(self.arena.share(&slot));
+                region.table.note_move(&self.tiers, page, &place);
                 former = Some(std::mem::replace(&mut portion.place, place));
                 count(&self.counters.promoted_pages, 1);
             }
@@ -192,12 +193,9 @@ impl Engine {
                 supply.purpose = Purpose::Keep;
                 let copied = region.table.with(page, |portion| self.copy_in(page, portion, supply));
                 let slot = copied.unwrap_or(Err(RefusalCode::NoPage.into()))?;
-                let token = self.arena.share(&slot);
-                let mut former = None;
-                region.table.change(&self.tiers, page, |portion| {
-                    former = Some(std::mem::replace(&mut portion.place, Place::Dram(token)));
-                });
-                former.into_iter().for_each(|place| self.tiers.give_up(place, supply.unused()));
+                let token = Place::Dram(self.arena.share(&slot));
+                let former = region.table.move_own(&self.tiers, page, token);
+                self.tiers.give_up(former, supply.unused());
                 slot
             }
         };
@@ -259,6 +257,7 @@ impl Engine {
             return Err(Refusal::page(RefusalCode::OutOfBounds, outside));
         }
         drop(session);
+        self.check_journal()?;
         caller.traffic.let_in(header.entries, self.config.limits.session_slots_max())?;
         let purpose = Purpose::Keep;
         let taken = self.take_slots(purpose, caller.may_wait, header.entries, slots);

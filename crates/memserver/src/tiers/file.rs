@@ -32,6 +32,11 @@ impl FilePlace {
     pub(crate) const fn is(&self, other: &Self) -> bool {
         self.number == other.number
     }
+
+    /// A token for a place from before, to be counted by [`FileTier::restore`].
+    pub(crate) const fn adopt(number: u32) -> Self {
+        Self { number }
+    }
 }
 
 /// The file, and which of its places are taken.
@@ -52,15 +57,34 @@ struct Places {
 }
 
 impl FileTier {
-    pub(crate) fn create(config: &FileTierConfig) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    /// Makes the file, without a name unless it is given one: then it is the one that is there, or a
+    /// new one if `empty`.
+    pub(crate) fn create(
+        config: &FileTierConfig,
+        name: Option<&str>,
+        empty: bool,
+    ) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let (path, flags) = match name {
+            None => (config.directory.clone(), flags | OFlags::TMPFILE),
+            Some(name) if empty => {
+                let flags = flags | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+                (config.directory.join(name), flags)
+            }
+            Some(name) => (config.directory.join(name), flags | OFlags::NOFOLLOW),
+        };
         let mode = Mode::RUSR | Mode::WUSR;
-        let direct = rustix::fs::open(&config.directory, flags | OFlags::DIRECT, mode);
+        let direct = rustix::fs::open(&path, flags | OFlags::DIRECT, mode);
         let file = match direct {
             // Not every file system can go past its cache.
-            Err(Errno::INVAL) => rustix::fs::open(&config.directory, flags, mode)?,
+            Err(Errno::INVAL) => rustix::fs::open(&path, flags, mode)?,
             other => other?,
         };
+        Ok(Self::over(file, config))
+    }
+
+    /// A file that another process has made.
+    pub(crate) fn over(file: OwnedFd, config: &FileTierConfig) -> Self {
         let limit = config.size.get() / PAGE_SIZE as u64;
         let places = Places {
             next: 0,
@@ -68,7 +92,30 @@ impl FileTier {
             free: Vec::new(),
             sharers: HashMap::new(),
         };
-        Ok(Self { file, places: Mutex::new(places) })
+        Self { file, places: Mutex::new(places) }
+    }
+
+    /// Waits until the disk has what was written.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.file)?)
+    }
+
+    /// Says how many tokens there are for places from before. `None` if the file does not reach as
+    /// far.
+    pub(crate) fn restore(&self, tokens: &HashMap<u32, u32>) -> Option<()> {
+        let mut places = self.places();
+        let Some(last) = tokens.keys().max() else {
+            return Some(());
+        };
+        let bytes = rustix::fs::fstat(&self.file).ok()?.st_size;
+        if *last >= places.limit || offset(*last) + PAGE_SIZE as u64 > u64::try_from(bytes).ok()? {
+            return None;
+        }
+        places.next = last + 1;
+        places.free = (0..*last).filter(|number| !tokens.contains_key(number)).collect();
+        let shared = tokens.iter().filter(|(_, tokens)| **tokens > 1);
+        places.sharers = shared.map(|(number, tokens)| (*number, tokens - 1)).collect();
+        Some(())
     }
 
     /// Pages that lie here.
@@ -207,7 +254,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let size = ByteCount::new(pages * PAGE_SIZE as u64);
         let config = FileTierConfig { directory: directory.path().to_owned(), size };
-        (FileTier::create(&config).unwrap(), Arena::new(512).unwrap(), directory)
+        (FileTier::create(&config, None, true).unwrap(), Arena::new(512).unwrap(), directory)
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod file;
 mod shelf;
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +20,9 @@ use farmem_region::PAGE_SIZE;
 use farmem_vmem::{Arena, Slot};
 
 use crate::config::TierConfig;
-use crate::tiers::file::{FilePlace, FileTier};
+use crate::journal::{Journal, Record, Shelved, Spot};
+use crate::tiers::file::FilePlace;
+pub(crate) use crate::tiers::file::FileTier;
 use crate::tiers::shelf::{PARCEL_BYTES_MAX, Parcel, Shelves};
 
 /// Where one page lies.
@@ -31,6 +34,18 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    /// Where, as numbers.
+    pub(crate) const fn spot(&self) -> Spot {
+        match self {
+            Self::Dram(slot) => Spot::Dram(slot.number()),
+            Self::Compressed(parcel) => {
+                let (shelf, at) = parcel.numbers();
+                Spot::Compressed { shelf, at }
+            }
+            Self::File(place) => Spot::File(place.number()),
+        }
+    }
+
     /// Whether both are tokens for the same place.
     pub(crate) fn is(&self, other: &Self) -> bool {
         match (self, other) {
@@ -87,25 +102,116 @@ pub(crate) struct Tiers {
     compressed_pages_max: u64,
     shelves: Mutex<Shelves>,
     file: Option<FileTier>,
+    /// Where all that happens to places is noted, in a server that is to be gone on with.
+    journal: Option<Journal>,
+    /// While tables are made from a journal tokens are not counted: see [`Tiers::restore`].
+    is_replaying: bool,
 }
 
 /// Room for one page compressed, whatever it holds.
 const PACKED_BYTES: usize = lz4_flex::block::get_maximum_output_size(PAGE_SIZE);
 
 impl Tiers {
+    /// Tiers that hold nothing yet.
     pub(crate) fn new(arena: Arena, config: &TierConfig) -> io::Result<Self> {
-        let file = config.file.as_ref().map(FileTier::create).transpose()?;
-        Ok(Self {
+        let file =
+            config.file.as_ref().map(|file| FileTier::create(file, None, true)).transpose()?;
+        Ok(Self::over(arena, config, file))
+    }
+
+    /// As [`Tiers::new`], with the file of the slowest tier.
+    pub(crate) fn over(arena: Arena, config: &TierConfig, file: Option<FileTier>) -> Self {
+        Self {
             arena: Arc::new(arena),
             compressed_pages_max: config.compressed.get() / PAGE_SIZE as u64,
             shelves: Mutex::new(Shelves::default()),
             file,
-        })
+            journal: None,
+            is_replaying: false,
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn dram_only(slots: u32) -> io::Result<Self> {
         Self::new(Arena::new(slots)?, &TierConfig::default())
+    }
+
+    /// From now on tokens are not counted, until [`Tiers::restore`].
+    pub(crate) const fn begin_replay(&mut self) {
+        self.is_replaying = true;
+    }
+
+    /// A token for a place that a journal speaks of. `None` if there is no such place.
+    pub(crate) fn place(&self, spot: Spot) -> Option<Place> {
+        match spot {
+            Spot::Dram(slot) => self.arena.adopt(slot).map(Place::Dram),
+            Spot::Compressed { shelf, at } => Some(Place::Compressed(Parcel::adopt(shelf, at))),
+            Spot::File(number) => self.file.as_ref().map(|_| Place::File(FilePlace::adopt(number))),
+        }
+    }
+
+    /// Counts the tokens that tables hold which were made from a journal.
+    ///
+    /// # Errors
+    /// If there are no such places.
+    pub(crate) fn restore(
+        &mut self,
+        shelved: &HashMap<u32, Shelved>,
+        spots: impl Iterator<Item = Spot>,
+    ) -> io::Result<()> {
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        let (mut slots, mut parcels, mut places) =
+            (vec![0_u32; self.arena.slots() as usize], HashMap::new(), HashMap::new());
+        for spot in spots {
+            match spot {
+                Spot::Dram(slot) => *slots.get_mut(slot as usize).ok_or_else(missing)? += 1,
+                Spot::Compressed { shelf, at } => *parcels.entry((shelf, at)).or_default() += 1,
+                Spot::File(number) => *places.entry(number).or_default() += 1,
+            }
+        }
+        let mut shelf_slots = HashMap::new();
+        let restored = self.shelves().restore(&self.arena, shelved, &parcels, &mut shelf_slots);
+        restored.ok_or_else(missing)?;
+        for (slot, tokens) in shelf_slots {
+            let count = slots.get_mut(slot as usize).ok_or_else(missing)?;
+            if *count > 0 || tokens > 1 {
+                return Err(missing());
+            }
+            *count = tokens;
+        }
+        self.arena.restore((0..).zip(slots))?;
+        if let Some(file) = &self.file {
+            file.restore(&places).ok_or_else(missing)?;
+        }
+        self.is_replaying = false;
+        Ok(())
+    }
+
+    /// From now on everything is noted in a journal.
+    pub(crate) fn keep_journal(&mut self, journal: Journal) {
+        self.journal = Some(journal);
+    }
+
+    pub(crate) const fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    /// Notes something, if there is a journal.
+    pub(crate) fn note<'a>(&self, record: impl FnOnce() -> Record<'a>) {
+        if let Some(journal) = &self.journal {
+            journal.note(&record());
+        }
+    }
+
+    /// Does something while no shelf is built, with what the journal says of those there are.
+    pub(crate) fn with_shelves<T>(&self, then: impl FnOnce(Vec<Record<'static>>) -> T) -> T {
+        let shelves = self.shelves();
+        then(shelves.records().collect())
+    }
+
+    /// The file of the slowest tier.
+    pub(crate) const fn file_tier(&self) -> Option<&FileTier> {
+        self.file.as_ref()
     }
 
     /// Whether there is any tier below dram.
@@ -129,6 +235,9 @@ impl Tiers {
 
     /// A second token for the same place.
     pub(crate) fn share(&self, place: &Place) -> Place {
+        if self.is_replaying {
+            return self.place(place.spot()).expect("it is a place of these tiers");
+        }
         match place {
             Place::Dram(slot) => Place::Dram(self.arena.share(slot)),
             Place::Compressed(parcel) => Place::Compressed(self.shelves().share(parcel)),
@@ -138,6 +247,9 @@ impl Tiers {
 
     /// Gives a token up. Slots are collected, as many are released at once more cheaply.
     pub(crate) fn give_up(&self, place: Place, slots: &mut Vec<Slot>) {
+        if self.is_replaying {
+            return;
+        }
         match place {
             Place::Dram(slot) => slots.push(slot),
             Place::Compressed(parcel) => self.shelves().give_up(&self.arena, parcel),
@@ -186,7 +298,11 @@ impl Tiers {
         if shelves.parcels() >= self.compressed_pages_max {
             return Err(Stays::NoRoom);
         }
-        shelves.put(&self.arena, &packed[..bytes]).map(Place::Compressed).ok_or(Stays::NoRoom)
+        let parcel = shelves.put(&self.arena, &packed[..bytes]).ok_or(Stays::NoRoom)?;
+        for shelf in shelves.newly_built() {
+            self.note(|| shelf);
+        }
+        Ok(Place::Compressed(parcel))
     }
 
     /// Writes pages to the file, as many of the first ones as there is room for.

@@ -7,8 +7,12 @@
 //!
 //! A shelf has as many slots as waste little, and up to 64 parcels of one size.
 
+use std::collections::HashMap;
+
 use farmem_region::PAGE_SIZE;
 use farmem_vmem::{Arena, Slot};
+
+use crate::journal::{Record, Shelved};
 
 /// Sizes of parcels differ by so much: on average half of it is wasted.
 const STEP: usize = 128;
@@ -34,6 +38,16 @@ impl Parcel {
     pub(crate) const fn is(&self, other: &Self) -> bool {
         self.shelf == other.shelf && self.at == other.at
     }
+
+    /// Shelf and position.
+    pub(crate) const fn numbers(&self) -> (u32, u8) {
+        (self.shelf, self.at)
+    }
+
+    /// A token for a parcel from before, to be counted by [`Shelves::restore`].
+    pub(crate) const fn adopt(shelf: u32, at: u8) -> Self {
+        Self { shelf, at }
+    }
 }
 
 /// All shelves.
@@ -45,6 +59,8 @@ pub(crate) struct Shelves {
     open: [Vec<u32>; CLASSES],
     slots: u64,
     parcels: u64,
+    /// Shelves that were built and are not noted yet.
+    built: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -66,6 +82,7 @@ impl Default for Shelves {
             open: [const { Vec::new() }; CLASSES],
             slots: 0,
             parcels: 0,
+            built: Vec::new(),
         }
     }
 }
@@ -155,6 +172,54 @@ impl Shelves {
         }
     }
 
+    /// What the journal says of all shelves.
+    pub(crate) fn records(&self) -> impl Iterator<Item = Record<'static>> {
+        let shelves = (0..).zip(&self.shelves);
+        shelves.filter_map(|(id, shelf)| shelf.as_ref().map(|shelf| shelf.record(id)))
+    }
+
+    /// Puts shelves from before in place, with so many tokens for each parcel, and adds a token for
+    /// each of their slots to `slots`. `None` if that cannot be.
+    pub(crate) fn restore(
+        &mut self,
+        arena: &Arena,
+        shelved: &HashMap<u32, Shelved>,
+        parcels: &HashMap<(u32, u8), u32>,
+        slots: &mut HashMap<u32, u32>,
+    ) -> Option<()> {
+        for ((id, at), tokens) in parcels {
+            let index = *id as usize;
+            if self.shelves.len() <= index {
+                self.shelves.resize_with(index + 1, || None);
+            }
+            let shelf = match &mut self.shelves[index] {
+                Some(shelf) => shelf,
+                empty => {
+                    let shelf = Shelf::restored(arena, shelved.get(id)?)?;
+                    self.slots += shelf.slots.len() as u64;
+                    for slot in &shelf.slots {
+                        *slots.entry(slot.number()).or_default() += 1;
+                    }
+                    empty.insert(shelf)
+                }
+            };
+            *shelf.sharers.get_mut(usize::from(*at))? = tokens.checked_sub(1)?;
+            shelf.free &= !(1 << at);
+            self.parcels += 1;
+        }
+        for (id, shelf) in (0..).zip(&mut self.shelves) {
+            match shelf {
+                None => self.vacant.push(id),
+                Some(shelf) if shelf.free != 0 => {
+                    shelf.open_at = self.open[shelf.class].len();
+                    self.open[shelf.class].push(id);
+                }
+                Some(_) => {}
+            }
+        }
+        Some(())
+    }
+
     fn build(&mut self, arena: &Arena, class: usize) -> Option<u32> {
         let mut slots = Vec::new();
         // At most `SLOTS_MAX`.
@@ -171,7 +236,14 @@ impl Shelves {
         });
         self.shelves[id as usize] = Some(shelf);
         self.open[class].push(id);
+        self.built.push(id);
         Some(id)
+    }
+
+    /// What the journal says of shelves that were built since this was last asked.
+    pub(crate) fn newly_built(&mut self) -> impl Iterator<Item = Record<'static>> {
+        let built = std::mem::take(&mut self.built).into_iter();
+        built.filter_map(|id| self.shelves[id as usize].as_ref().map(|shelf| shelf.record(id)))
     }
 
     fn shelf(&self, parcel: &Parcel) -> &Shelf {
@@ -180,6 +252,27 @@ impl Shelves {
 }
 
 impl Shelf {
+    fn record(&self, id: u32) -> Record<'static> {
+        let mut slots = [0; SLOTS_MAX];
+        for (number, slot) in slots.iter_mut().zip(&self.slots) {
+            *number = slot.number();
+        }
+        // Both are small.
+        let (class, count) = (self.class as u8, self.slots.len() as u8);
+        Record::Shelf { shelf: id, class, slots, count }
+    }
+
+    fn restored(arena: &Arena, shelved: &Shelved) -> Option<Self> {
+        let class = usize::from(shelved.class);
+        let slots = shelved.slots.get(..usize::from(shelved.count))?;
+        if class >= CLASSES || slots.len() != slots_of_class(class) {
+            return None;
+        }
+        let slots = slots.iter().map(|slot| arena.adopt(*slot)).collect::<Option<_>>()?;
+        let sharers = vec![0; parcels_of_class(class)];
+        Some(Self { class, slots, free: all_free(class), sharers, open_at: 0 })
+    }
+
     fn write(&mut self, arena: &Arena, start: usize, bytes: &[u8]) {
         let (mut at, mut rest) = (start, bytes);
         while !rest.is_empty() {

@@ -1,5 +1,6 @@
 //! The server against clients that keep the protocol, break it, or mean harm.
 
+mod backup;
 mod fairness;
 mod faults;
 mod limits;
@@ -8,6 +9,7 @@ mod misbehaviour;
 mod named;
 mod raw;
 mod requests;
+mod restart;
 mod sessions;
 mod shared;
 mod tiers;

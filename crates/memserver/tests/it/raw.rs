@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,7 +21,9 @@ use farmem_wire::{
 /// A running server; stops when dropped.
 pub(crate) struct TestServer {
     pub(crate) path: std::path::PathBuf,
-    stop: StopHandle,
+    stop: Option<StopHandle>,
+    /// If it is a process of its own.
+    pub(crate) process: Option<Mutex<Process>>,
     thread: Option<JoinHandle<()>>,
     log: Arc<Mutex<Vec<String>>>,
     pub(crate) metrics: Option<SocketAddr>,
@@ -40,7 +43,31 @@ impl TestServer {
         let server = MemServer::bind(config).unwrap();
         let (stop, metrics) = (server.stop_handle(), server.metrics_address());
         let thread = Some(std::thread::spawn(move || server.run().unwrap()));
-        Self { path, stop, thread, log, metrics, _directory: directory }
+        let (stop, process) = (Some(stop), None);
+        Self { path, stop, process, thread, log, metrics, _directory: directory }
+    }
+
+    /// A server in a process of its own, which can be killed.
+    pub(crate) fn spawn(start: impl Fn(&std::path::Path) -> Command + Send + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server");
+        let process = Process::spawn(start, path.clone());
+        Self {
+            path,
+            stop: None,
+            process: Some(Mutex::new(process)),
+            thread: None,
+            log: Arc::default(),
+            metrics: None,
+            _directory: directory,
+        }
+    }
+
+    /// Kills the process and starts another one in its place.
+    pub(crate) fn restart(&self) {
+        let mut process = self.process.as_ref().unwrap().lock().unwrap();
+        process.kill();
+        process.start_again();
     }
 
     pub(crate) fn stat(&self) -> ServerStat {
@@ -113,7 +140,12 @@ impl TestServer {
     }
 
     pub(crate) fn stop(&mut self) {
-        self.stop.stop();
+        if let Some(process) = self.process.take() {
+            process.into_inner().unwrap().kill();
+        }
+        if let Some(stop) = &self.stop {
+            stop.stop();
+        }
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
         }
@@ -123,6 +155,49 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// A server that runs in a process.
+pub(crate) struct Process {
+    start: Box<dyn Fn(&std::path::Path) -> Command + Send>,
+    path: std::path::PathBuf,
+    child: Child,
+}
+
+impl Process {
+    fn spawn(
+        start: impl Fn(&std::path::Path) -> Command + Send + 'static,
+        path: std::path::PathBuf,
+    ) -> Self {
+        let child = start(&path).spawn().unwrap();
+        let process = Self { start: Box::new(start), path, child };
+        process.wait();
+        process
+    }
+
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn start_again(&mut self) {
+        self.child = (self.start)(&self.path).spawn().unwrap();
+        self.wait();
+    }
+
+    fn wait(&self) {
+        let began = Instant::now();
+        while UnixStream::connect(&self.path).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it does not start");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("child", &self.child).finish_non_exhaustive()
     }
 }
 

@@ -6,7 +6,7 @@ use farmem_wire::{
     Action, HEADER_BYTES, Header, Hello, NO_SLOT, PageEntry, RefusalCode, Source, page_checksum,
     seal,
 };
-use std::io::Write;
+use std::io::{Read, Write};
 
 use crate::raw::{Raw, TestServer};
 
@@ -52,6 +52,12 @@ impl Raw {
         &mut self,
         pages: &[(u64, u64, [u8; PAGE_SIZE])],
     ) -> Result<(), RefusalCode> {
+        let message = self.pages_message(pages);
+        self.stream.write_all(&message).unwrap();
+        self.receive().0.refusal.map_or(Ok(()), Err)
+    }
+
+    fn pages_message(&self, pages: &[(u64, u64, [u8; PAGE_SIZE])]) -> Vec<u8> {
         let mut header = self.request(Action::Write);
         header.entries = pages.len() as u32;
         header.payload = (pages.len() * PAGE_SIZE) as u32;
@@ -63,8 +69,16 @@ impl Raw {
         }
         seal(header, &mut message);
         pages.iter().for_each(|(_, _, content)| message.extend_from_slice(content));
-        self.stream.write_all(&message).unwrap();
-        self.receive().0.refusal.map_or(Ok(()), Err)
+        message
+    }
+
+    /// Whether pages were written and that was acknowledged.
+    pub(crate) fn try_write_pages(&mut self, pages: &[(u64, u64, [u8; PAGE_SIZE])]) -> bool {
+        let message = self.pages_message(pages);
+        let mut head = [0; HEADER_BYTES];
+        self.stream.write_all(&message).is_ok()
+            && self.stream.read_exact(&mut head).is_ok()
+            && Header::decode(&head).unwrap().refusal.is_none()
     }
 
     /// One page, checked as a client checks it.
@@ -258,20 +272,25 @@ fn every_operation_agrees_with_a_plain_vector() {
             with_file(&directory)(config);
             config.promise_percent = 1000;
             config.limits.inflight_bytes = bytes(64);
+            config.directories = vec![directory.path().canonicalize().unwrap()];
         });
-        Model::new(&server, seed).run(2500);
+        let mut model = Model::new(&server, seed);
+        model.backups = Some(directory.path().canonicalize().unwrap());
+        model.run(2500);
         drop(server);
     }
 }
 
 const MODEL_PAGES: u64 = 700;
 
-struct Model<'a> {
+pub(crate) struct Model<'a> {
     server: &'a TestServer,
     regions: Vec<Modelled>,
     random: u64,
     version: u64,
     made: u64,
+    /// Where backups may be made.
+    pub(crate) backups: Option<std::path::PathBuf>,
 }
 
 struct Modelled {
@@ -284,9 +303,10 @@ struct Modelled {
 }
 
 impl<'a> Model<'a> {
-    fn new(server: &'a TestServer, seed: u64) -> Self {
+    pub(crate) fn new(server: &'a TestServer, seed: u64) -> Self {
         let random = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
-        let mut model = Self { server, regions: Vec::new(), random, version: 0, made: 0 };
+        let mut model =
+            Self { server, regions: Vec::new(), random, version: 0, made: 0, backups: None };
         model.create();
         model
     }
@@ -308,7 +328,7 @@ impl<'a> Model<'a> {
         self.regions.push(Modelled { name, client, pages, pins, is_frozen: false });
     }
 
-    fn run(&mut self, steps: u64) {
+    pub(crate) fn run(&mut self, steps: u64) {
         for _ in 0..steps {
             let at = self.next(self.regions.len() as u64) as usize;
             let start = self.next(MODEL_PAGES);
@@ -321,8 +341,10 @@ impl<'a> Model<'a> {
                 89..92 => self.bring(at, Action::Prefetch, start, count),
                 92..93 => self.pin(at, start, count.min(8)),
                 93..95 => self.unpin(at),
-                95..98 if self.regions.len() < 6 => self.copy(at),
-                98..100 if self.regions.len() > 1 => self.delete(at),
+                95..97 if self.regions.len() < 6 => self.copy(at),
+                97..98 if self.regions.len() < 8 => self.back_up(at),
+                98..99 if self.regions.len() > 1 => self.delete(at),
+                99..100 if self.server.process.is_some() && self.next(2) == 0 => self.kill(at),
                 _ => {}
             }
         }
@@ -335,7 +357,55 @@ impl<'a> Model<'a> {
         self.server.wait_until_empty();
         let stat = self.server.stat();
         assert_eq!((stat.compressed_pages, stat.file_bytes, stat.pinned_pages), (0, 0, 0));
-        assert!(stat.demoted_pages > 500, "{stat:?}");
+        // A process that was killed has not counted to its end.
+        assert!(stat.demoted_pages > 500 || self.server.process.is_some(), "{stat:?}");
+    }
+
+    /// Kills the server in the midst of writes to a region. Those that it has acknowledged must all
+    /// be there, the others may be.
+    fn kill(&mut self, at: usize) {
+        let pause = std::time::Duration::from_micros(self.next(1500));
+        let writes: Vec<(u64, u64)> = (0..40)
+            .map(|_| {
+                self.version += 1;
+                (self.next(MODEL_PAGES - 16), self.version)
+            })
+            .collect();
+        let server = self.server;
+        let region = &mut self.regions[at];
+        let acknowledged = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(pause);
+                server.process.as_ref().unwrap().lock().unwrap().kill();
+            });
+            let heard = writes.iter().take_while(|(start, version)| {
+                let pages: Vec<_> = (*start..start + 16)
+                    .map(|page| (page, *version, content(page, *version, version % 3 != 0)))
+                    .collect();
+                !region.is_frozen && region.client.try_write_pages(&pages)
+            });
+            heard.count()
+        });
+        server.process.as_ref().unwrap().lock().unwrap().start_again();
+        for region in &mut self.regions {
+            region.client = Raw::opened(server, &region.name).unwrap();
+        }
+        let region = &mut self.regions[at];
+        if region.is_frozen {
+            return;
+        }
+        for (start, version) in &writes[..acknowledged] {
+            region.pages[*start as usize..*start as usize + 16].fill(*version);
+        }
+        let Some((start, version)) = writes.get(acknowledged) else {
+            return;
+        };
+        for page in *start..start + 16 {
+            let (found, _) = region.client.read_page(page).unwrap();
+            let known = &mut region.pages[page as usize];
+            assert!(found == *known || found == *version, "page {page}: {found}, not {known}");
+            *known = found;
+        }
     }
 
     fn write(&mut self, at: usize, start: u64, count: u64) {
@@ -412,6 +482,28 @@ impl<'a> Model<'a> {
         let client = Raw::opened(self.server, &name).unwrap();
         let (pages, pins) = (region.pages.clone(), vec![false; MODEL_PAGES as usize]);
         self.regions.push(Modelled { name, client, pages, pins, is_frozen });
+    }
+
+    /// Backs a region up and makes another one from that, after some more was written.
+    fn back_up(&mut self, at: usize) {
+        let Some(directory) = self.backups.clone() else {
+            return;
+        };
+        let path = directory.join(format!("backup{}", self.next(3)));
+        let path = path.to_str().unwrap();
+        let is_full = self.next(4) == 0;
+        self.regions[at].client.back_up(path, is_full).unwrap();
+        let pages = self.regions[at].pages.clone();
+        let start = self.next(MODEL_PAGES - 8);
+        self.write(at, start, 8);
+        let name = format!("region {}", self.made);
+        self.made += 1;
+        Raw::restore(self.server, path, &name, false).unwrap();
+        let client = Raw::opened(self.server, &name).unwrap();
+        let pins = vec![false; MODEL_PAGES as usize];
+        self.regions.push(Modelled { name, client, pages, pins, is_frozen: false });
+        let last = self.regions.len() - 1;
+        self.check(last, 0, MODEL_PAGES);
     }
 
     fn delete(&mut self, at: usize) {

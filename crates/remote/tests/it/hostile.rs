@@ -49,6 +49,7 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 let hello = HelloReply {
                     version: 1,
                     arena_shared: false,
+                    lasts: false,
                     session_timeout_ms: 10_000,
                     connection: 1,
                     actions: u64::MAX,

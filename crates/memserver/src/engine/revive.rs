@@ -1,0 +1,482 @@
+//! What a former process knew becomes what this one knows; and what is noted so that a later one
+//! can know it too.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use farmem_region::{
+    BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, RegionId,
+    SessionId,
+};
+use farmem_vmem::Arena;
+use farmem_wire::RefusalCode;
+
+use super::{BlockIds, Engine, Sessions, lock, random};
+use crate::backing::BackingFile;
+use crate::config::ServerConfig;
+use crate::journal::{
+    self, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past, PastSession, Record,
+    Remains, SessionRecord, SourceRecord,
+};
+use crate::log::{LogLevel, LogLine};
+use crate::region::{Region, Source};
+use crate::server::ServerError;
+use crate::session::Session;
+use crate::table::{self, LEAF_PAGES};
+use crate::tiers::{FileTier, Tiers};
+
+/// What a server begins with.
+pub(super) struct Revived {
+    pub(super) tiers: Tiers,
+    pub(super) incarnation: Incarnation,
+    pub(super) sessions: Sessions,
+    pub(super) tally: Tally,
+}
+
+/// Sums over all sessions.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) granted: ByteCount,
+    pub(super) orphans: u64,
+    pub(super) pages: u64,
+    pub(super) pinned: u64,
+    /// Above those that clients of a former process know.
+    pub(super) next_connection: u64,
+}
+
+/// A server that holds nothing, or all that one has left in its directory.
+pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
+    let beyond = config.limits.inflight_bytes.pages_rounded_up().get();
+    let slots = config.memory.get() / PAGE_SIZE as u64 + beyond;
+    let no_arena = |source| ServerError::Arena { memory: config.memory, source };
+    let slots = u32::try_from(slots).map_err(|_| {
+        let text = "a server lends at most 16 TiB";
+        no_arena(io::Error::new(io::ErrorKind::InvalidInput, text))
+    })?;
+    let Some(path) = &config.data else {
+        let tiers = Arena::new(slots).and_then(|arena| Tiers::new(arena, &config.tiers));
+        return empty(tiers.map_err(no_arena)?).map_err(no_arena);
+    };
+    let directory = DataDirectory::open(path)?;
+    let lost = match directory.remains()? {
+        Ok(remains) => match resume(config, &directory, remains, slots)? {
+            Ok((mut revived, past)) => {
+                let journal = Journal::resume(directory, past)?;
+                revived.tiers.keep_journal(journal);
+                return Ok(revived);
+            }
+            Err(reason) => Some(reason),
+        },
+        Err(reason) => reason,
+    };
+    if let Some(reason) = lost {
+        let message = format_args!(
+            "what the former server held in {} is lost: {reason}; its clients will be told, this \
+             server is a new incarnation",
+            path.display()
+        );
+        config.log.line(&LogLine::new(LogLevel::Error, "contents_lost", message));
+    }
+    let arena = directory.new_arena(slots)?;
+    let header = header(slots, &arena, random().map_err(no_arena)?, 1);
+    let arena = Arena::over(arena, slots, true).map_err(no_arena)?;
+    let file = file_tier(config, Some(&directory), true).map_err(no_arena)?;
+    let tiers = Tiers::over(arena, &config.tiers, file);
+    let mut revived = empty(tiers).map_err(no_arena)?;
+    revived.incarnation = header.incarnation;
+    revived.tiers.keep_journal(Journal::create(directory, &header, &[])?);
+    Ok(revived)
+}
+
+fn empty(tiers: Tiers) -> io::Result<Revived> {
+    let blocks = BlockIds::default();
+    let sessions = Sessions { by_id: BTreeMap::new(), names: HashMap::new(), next: 1, blocks };
+    let tally = Tally { next_connection: 1, ..Tally::default() };
+    Ok(Revived { tiers, incarnation: Incarnation::new(random()?), sessions, tally })
+}
+
+fn header(
+    slots: u32,
+    arena: &impl std::os::fd::AsFd,
+    incarnation: u64,
+    next_session: u64,
+) -> JournalHeader {
+    JournalHeader {
+        slots,
+        incarnation: Incarnation::new(incarnation),
+        boot: journal::boot(),
+        // 0 matches no file.
+        arena: rustix::fs::fstat(arena).map_or(0, |about| about.st_ino),
+        next_session,
+    }
+}
+
+/// The file of the slowest tier, by a name if it is to be found again.
+fn file_tier(
+    config: &ServerConfig,
+    directory: Option<&DataDirectory>,
+    empty: bool,
+) -> io::Result<Option<FileTier>> {
+    // One name for each directory of data, so that servers do not share a file.
+    let name = directory.map(|directory| {
+        let path = directory.path().canonicalize().unwrap_or_default();
+        format!("farmem-tier{}", path.display().to_string().replace('/', "-"))
+    });
+    let open = |file| FileTier::create(file, name.as_deref(), empty);
+    config.tiers.file.as_ref().map(open).transpose()
+}
+
+/// A revived server with the journal that it goes on with, or why all is lost.
+type Resumed = Result<(Revived, OldJournal), String>;
+
+fn resume(
+    config: &ServerConfig,
+    directory: &DataDirectory,
+    remains: Remains,
+    slots: u32,
+) -> Result<Resumed, ServerError> {
+    let path = || directory.path().to_owned();
+    let (now, then) = (Arena::file_bytes(slots), Arena::file_bytes(remains.slots));
+    if now < then {
+        let memory = PageCount::new(u64::from(remains.slots)).bytes().get()
+            - config.limits.inflight_bytes.get();
+        let what = format!("it was written with --memory {memory}: give it at least that");
+        return Err(DataError::DoesNotFit { path: path(), what }.into());
+    }
+    if now > then {
+        directory.grow_arena(&remains.arena, slots)?;
+    }
+    let no_arena = |source| ServerError::Arena { memory: config.memory, source };
+    let arena = Arena::over(remains.arena, slots, true).map_err(no_arena)?;
+    let file = match file_tier(config, Some(directory), false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            file_tier(config, Some(directory), true).map_err(no_arena)?
+        }
+        file => file.map_err(no_arena)?,
+    };
+    let mut tiers = Tiers::over(arena, &config.tiers, file);
+    tiers.begin_replay();
+    let past = match journal::replay(journal::records(&remains.said), &tiers) {
+        Ok(past) => past,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let old = OldJournal {
+        file: remains.file,
+        end: journal::offset(past.end),
+        was_stopped: past.was_stopped,
+        header: header(
+            slots,
+            &tiers.arena.descriptor(),
+            remains.incarnation.get(),
+            remains.next_session,
+        ),
+    };
+    let revived = restore(config, tiers, past, remains.incarnation, remains.next_session);
+    Ok(match revived {
+        Ok(revived) => Ok((revived, old)),
+        Err(error) => Err(format!("its pages are not where its journal says ({error})")),
+    })
+}
+
+fn restore(
+    config: &ServerConfig,
+    mut tiers: Tiers,
+    mut past: Past,
+    incarnation: Incarnation,
+    next_session: u64,
+) -> io::Result<Revived> {
+    // Work of the former process that nobody will finish.
+    let is_over =
+        |session: &PastSession| session.about.record.flags & SessionRecord::TEMPORARY != 0;
+    // A region that took another one's place may have been noted before that one's end.
+    let mut latest = HashMap::new();
+    for (id, session) in past.sessions.iter().filter(|(_, session)| !is_over(session)) {
+        if session.about.record.flags & SessionRecord::RESIDENT != 0 {
+            latest.insert(session.about.name.clone(), *id);
+        }
+    }
+    past.sessions.retain(|id, session| {
+        let is_resident = session.about.record.flags & SessionRecord::RESIDENT != 0;
+        !is_over(session) && (!is_resident || latest.get(&session.about.name) == Some(id))
+    });
+    let mut spots = Vec::new();
+    each_leaf(past.sessions.values().map(|session| &session.table), |leaf| {
+        spots.extend(leaf.portions.iter().flatten().map(|portion| portion.place.spot()));
+    });
+    tiers.restore(&past.shelves, spots.into_iter())?;
+    // Clients of the former process may name their connections, whose numbers were smaller.
+    let next_connection = 1 << 40 | u64::from((random()? >> 32) as u32) << 8;
+    let mut tally = Tally { next_connection, ..Tally::default() };
+    let next = past.next_session.max(next_session);
+    let mut sessions = Sessions {
+        by_id: BTreeMap::new(),
+        names: HashMap::new(),
+        next,
+        blocks: BlockIds::default(),
+    };
+    let mut files = HashMap::new();
+    let mut taken = BTreeSet::new();
+    for (id, past) in past.sessions {
+        taken.extend(past.blocks.iter().copied());
+        // Whatever clients were told of the former count lies elsewhere.
+        let session = session(config, id, past, random()? >> 1, &mut files);
+        tally.granted = ByteCount::new(tally.granted.get() + session.granted.get());
+        tally.orphans += u64::from(session.orphaned_since.is_some());
+        tally.pages += session.region.table.stored().get();
+        tally.pinned += session.region.pins.pages().get();
+        if session.is_resident {
+            sessions.names.insert(session.name.clone(), session.id);
+        }
+        let file = match &session.region.source {
+            Source::File(file) if !session.region.writes_back => Some(Arc::clone(file)),
+            _ => None,
+        };
+        let id = session.id;
+        let shared = Arc::new(Mutex::new(session));
+        if let Some(file) = file {
+            file.add_copy(Arc::downgrade(&shared));
+        }
+        sessions.by_id.insert(id, shared);
+    }
+    let end = taken.last().map_or(0, |last| last + 1);
+    let free = (0..end).filter(|block| !taken.contains(block)).collect();
+    sessions.blocks = BlockIds { next: end, free };
+    Ok(Revived { tiers, incarnation, sessions, tally })
+}
+
+type Files = HashMap<(String, u64), Arc<BackingFile>>;
+
+fn session(
+    config: &ServerConfig,
+    id: RegionId,
+    past: PastSession,
+    count: u64,
+    files: &mut Files,
+) -> Session {
+    let PastSession { about, blocks, pins, table } = past;
+    let record = about.record;
+    let has = |flag| record.flags & flag != 0;
+    let pages = PageCount::new(record.pages);
+    let source = match record.source {
+        SourceRecord::Nothing => Source::Nothing,
+        SourceRecord::Fill(byte) => Source::Fill(byte),
+        SourceRecord::File { offset, .. } => {
+            let bytes = pages.bytes().get();
+            let file = files.entry((about.path.clone(), offset)).or_insert_with(|| {
+                let opened =
+                    BackingFile::open(&config.directories, &about.path, offset, bytes);
+                Arc::new(opened.unwrap_or_else(|error| {
+                    let name = &about.name;
+                    let message = format_args!(
+                        "cannot open {} again, of which region {name} is made: {error}; what is not \
+                         in memory of it is refused",
+                        about.path
+                    );
+                    config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
+                    BackingFile::missing(&about.path, offset)
+                }))
+            });
+            Source::File(Arc::clone(file))
+        }
+    };
+    let mut region = Region::new(id);
+    region.epoch = Epoch::new(record.epoch);
+    region.pages = pages;
+    region.blocks = blocks.into_iter().map(BlockId::new).collect();
+    region.table = table;
+    region.table.count_from(count);
+    region.source = source;
+    region.page_bytes = record.page_bytes;
+    region.is_frozen = has(SessionRecord::FROZEN);
+    region.copies_on_access = has(SessionRecord::COPIES_ON_ACCESS);
+    region.writes_back = has(SessionRecord::WRITES_BACK);
+    region.generation = record.generation;
+    region.pins = pins;
+    let is_resident = has(SessionRecord::RESIDENT);
+    Session {
+        id: SessionId::new(id.get()),
+        token: record.token,
+        name: about.name,
+        granted: ByteCount::new(record.granted),
+        dynamic: has(SessionRecord::DYNAMIC),
+        region,
+        is_resident,
+        is_temporary: false,
+        traffic: Arc::default(),
+        attached: Vec::new(),
+        // The time that its client has begins anew.
+        orphaned_since: (!is_resident).then_some(Nanos::new(0)),
+        assigned: HashMap::new(),
+        ended: false,
+    }
+}
+
+/// Shows each leaf of some tables once, though tables share leaves.
+fn each_leaf<'a>(
+    tables: impl Iterator<Item = &'a table::Table>,
+    mut show: impl FnMut(&table::Leaf),
+) {
+    let mut seen = HashSet::new();
+    for table in tables {
+        let mut from = PageIndex::new(0);
+        while let Some((first, leaf)) = table.leaf_from(from) {
+            if seen.insert(std::ptr::from_ref(leaf)) {
+                show(&table::lock(leaf));
+            }
+            from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+        }
+    }
+}
+
+impl Engine {
+    /// Refuses if hardly anything more can be noted.
+    pub(super) fn check_journal(&self) -> Result<(), RefusalCode> {
+        match self.tiers.journal() {
+            Some(journal) if journal.is_short() => Err(RefusalCode::Busy),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes a session that nobody has seen yet.
+    pub(super) fn note_new(&self, session: &Session) {
+        self.note_session(session);
+        self.note_blocks(&session.region, 0);
+    }
+
+    /// Notes a session that nobody has seen yet and that holds what another one does, which is locked.
+    pub(super) fn note_copy(&self, original: &Session, copy: &Session) {
+        // It has a new generation.
+        self.note_session(original);
+        self.note_new(copy);
+        let (to, from) = (copy.region.id, original.region.id);
+        self.tiers.note(|| Record::Copy { to, from });
+    }
+
+    /// Notes what is said of a session.
+    pub(super) fn note_session(&self, session: &Session) {
+        if let Some(journal) = self.tiers.journal() {
+            with_record(session, |record| journal.note(record));
+        }
+    }
+
+    /// Notes a region's blocks from one on.
+    pub(super) fn note_blocks(&self, region: &Region, from: usize) {
+        for block in &region.blocks[from..] {
+            self.tiers.note(|| Record::Block { region: region.id, block: block.get() });
+        }
+    }
+
+    /// Whether another process can go on where this one is killed.
+    pub(crate) const fn has_journal(&self) -> bool {
+        self.tiers.journal().is_some()
+    }
+
+    /// Whether the journal is worth being rewritten.
+    pub(crate) fn has_long_journal(&self) -> bool {
+        let least = self.config.limits.journal_bytes;
+        self.tiers.journal().is_some_and(|journal| journal.is_long(least))
+    }
+
+    /// Rewrites the journal as what is known now. Everybody else waits, for some tens of
+    /// nanoseconds for each page.
+    pub(crate) fn rewrite_journal(&self) -> io::Result<()> {
+        let Some(journal) = self.tiers.journal() else {
+            return Ok(());
+        };
+        self.at_rest(|header, tell| journal.rewrite(&header, tell))
+    }
+
+    /// Does something while nothing changes, with the header of a journal and what writes it.
+    fn at_rest<T>(&self, then: impl FnOnce(JournalHeader, &mut dyn FnMut(&mut Vec<u8>)) -> T) -> T {
+        let sessions = self.sessions();
+        // Nobody else ever waits for a second session while it holds one, so this ends.
+        let all: Vec<_> = sessions.by_id.values().map(lock).collect();
+        let (slots, next) = (self.arena.slots(), sessions.next);
+        let header = header(slots, &self.arena.descriptor(), self.incarnation.get(), next);
+        self.tiers.with_shelves(|shelves| {
+            then(header, &mut |out| {
+                shelves.iter().for_each(|shelf| shelf.encode(out));
+                all.iter().for_each(|session| tell_session(session, out));
+                let mut seen = HashMap::new();
+                all.iter().for_each(|session| tell_pages(&session.region, &mut seen, out));
+            })
+        })
+    }
+
+    /// Stops in order: the disk has all that is to be gone on with.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        let Some(journal) = self.tiers.journal() else {
+            return Ok(());
+        };
+        self.tiers.file_tier().map_or(Ok(()), FileTier::sync)?;
+        journal.stop(&self.arena)
+    }
+}
+
+fn tell_session(session: &Session, out: &mut Vec<u8>) {
+    with_record(session, |record| record.encode(out));
+    let region = session.region.id;
+    for block in &session.region.blocks {
+        Record::Block { region, block: block.get() }.encode(out);
+    }
+    for range in session.region.pins.ranges() {
+        Record::Pin { region, range }.encode(out);
+    }
+}
+
+/// The pages of a region. A leaf that was told for another region is only referred to.
+fn tell_pages(
+    region: &Region,
+    seen: &mut HashMap<*const Mutex<table::Leaf>, RegionId>,
+    out: &mut Vec<u8>,
+) {
+    let mut from = PageIndex::new(0);
+    while let Some((first, leaf)) = region.table.leaf_from(from) {
+        from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+        if let Some(other) = seen.get(&std::ptr::from_ref(leaf)) {
+            Record::Share { to: region.id, from: *other, page: first }.encode(out);
+            continue;
+        }
+        seen.insert(leaf, region.id);
+        for (page, portion) in (first.get()..).zip(&table::lock(leaf).portions) {
+            if let Some(portion) = portion {
+                Record::Put(portion.record(region.id, PageIndex::new(page))).encode(out);
+            }
+        }
+    }
+}
+
+fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
+    let region = &session.region;
+    let source = match &region.source {
+        Source::Nothing => SourceRecord::Nothing,
+        Source::Fill(byte) => SourceRecord::Fill(*byte),
+        Source::File(file) => {
+            // It came as text.
+            let path = file.path().to_str().unwrap_or_default();
+            SourceRecord::File { path, offset: file.offset() }
+        }
+    };
+    let flags = [
+        (session.dynamic, SessionRecord::DYNAMIC),
+        (session.is_resident, SessionRecord::RESIDENT),
+        (region.is_frozen, SessionRecord::FROZEN),
+        (region.copies_on_access, SessionRecord::COPIES_ON_ACCESS),
+        (region.writes_back, SessionRecord::WRITES_BACK),
+        (session.is_temporary, SessionRecord::TEMPORARY),
+    ];
+    let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
+    then(&Record::Session(SessionRecord {
+        session: region.id,
+        token: session.token,
+        granted: session.granted.get(),
+        epoch: region.epoch.get(),
+        pages: region.pages.get(),
+        page_bytes: region.page_bytes,
+        generation: region.generation,
+        flags,
+        source,
+        name: &session.name,
+    }));
+}

@@ -1,0 +1,435 @@
+//! What a server remembers of itself beside the pages: a journal of all that its tables say, so that
+//! another process can go on where this one was killed.
+//!
+//! ```text
+//! directory:   arena      the pages, mapped: what was written is there after a kill
+//!              journal    appended to, mapped as well; rewritten when it is long
+//!              lock       held by the server that uses the directory
+//! ```
+//!
+//! Each change is in the journal before it is acknowledged, and before a place that it frees can be
+//! used again. All that happens to one leaf is in the journal in its order: what is done to a leaf
+//! that tables share is noted under the leaf's lock. The journal's own lock is the innermost one.
+//!
+//! The kernel keeps both files through the end of the process, not through the end of the machine.
+//! So what another boot of the machine left behind counts as lost, unless the server was stopped in
+//! order: then the disk has it.
+
+mod record;
+mod replay;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use farmem_region::{ByteCount, Incarnation};
+use farmem_vmem::{Arena, MappedLog};
+use farmem_wire::crc32c;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use self::record::RECORD_BYTES_MAX;
+pub(crate) use self::record::{PageRecord, Record, SessionRecord, SourceRecord, Spot};
+pub(crate) use self::replay::{Past, PastSession, Shelved, replay};
+
+const MAGIC: [u8; 8] = *b"FMJOURNL";
+/// Version 1 of the journal's bytes. A server refuses to start on another one.
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 64;
+/// What of the header its checksum covers.
+const COVERED_BYTES: usize = 60;
+
+/// A journal is rewritten when it is so many times longer than it was when it was last rewritten.
+const LONG_TIMES: usize = 3;
+
+/// How long a directory may still be in use by a server that is about to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why a server cannot use a directory for its data. What is in it stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The kernel says no.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Two servers would destroy each other's data.
+    #[error("another server uses {}", .0.display())]
+    InUse(PathBuf),
+    /// The token of every session stands in the journal.
+    #[error("{} is open to other users: give it mode 0700", .0.display())]
+    Open(PathBuf),
+    /// Written by another version of farmem.
+    #[error("{} has version {found}, this program reads version {VERSION}: start the server's other \
+             version, or remove the directory with all that it holds", path.display())]
+    Version {
+        /// The journal.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The data does not fit into what the server is to have now.
+    #[error("the data in {} does not fit: {what}", path.display())]
+    DoesNotFit {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing.
+        what: String,
+    },
+}
+
+/// A directory that this process alone uses.
+#[derive(Debug)]
+pub(crate) struct DataDirectory {
+    path: PathBuf,
+    /// Locked as long as it is open.
+    _lock: File,
+}
+
+/// What a server left behind, or that it left nothing that can be used.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// The pages.
+    pub(crate) arena: OwnedFd,
+    pub(crate) slots: u32,
+    /// The journal's bytes, and the file.
+    pub(crate) said: Vec<u8>,
+    pub(crate) file: OwnedFd,
+    pub(crate) incarnation: Incarnation,
+    /// Ids of sessions that may have been used.
+    pub(crate) next_session: u64,
+}
+
+/// A journal that was replayed.
+#[derive(Debug)]
+pub(crate) struct OldJournal {
+    pub(crate) file: OwnedFd,
+    /// Where it ends.
+    pub(crate) end: usize,
+    pub(crate) was_stopped: bool,
+    /// As it is to be from now on.
+    pub(crate) header: JournalHeader,
+}
+
+/// What stands at the front of a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct JournalHeader {
+    pub(crate) slots: u32,
+    pub(crate) incarnation: Incarnation,
+    /// Which boot of the machine wrote it.
+    pub(crate) boot: [u8; 16],
+    /// The arena's file, so that another one in its place is found out.
+    pub(crate) arena: u64,
+    pub(crate) next_session: u64,
+}
+
+impl JournalHeader {
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.slots.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.incarnation.get().to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.boot);
+        bytes[40..48].copy_from_slice(&self.arena.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.next_session.to_le_bytes());
+        let crc = crc32c(&bytes[..COVERED_BYTES]);
+        bytes[COVERED_BYTES..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header, or the version that it has instead; `None` if it is none.
+    fn decode(bytes: &[u8]) -> Option<Result<Self, u32>> {
+        let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
+        if bytes[..8] != MAGIC {
+            return None;
+        }
+        if u32_at(8) != VERSION {
+            return Some(Err(u32_at(8)));
+        }
+        if crc32c(&bytes[..COVERED_BYTES]) != u32_at(COVERED_BYTES) {
+            return None;
+        }
+        Some(Ok(Self {
+            slots: u32_at(12),
+            incarnation: Incarnation::new(u64_at(16)),
+            boot: std::array::from_fn(|at| bytes[24 + at]),
+            arena: u64_at(40),
+            next_session: u64_at(48),
+        }))
+    }
+}
+
+impl DataDirectory {
+    /// Takes a directory, which is made if there is none.
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| DataError::Io { what, path, source }
+        };
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("make", path)(error));
+            }
+            _ => {}
+        }
+        let mode = fs::metadata(path).map_err(failed("look at", path))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(DataError::Open(path.to_owned()));
+        }
+        let name = path.join("lock");
+        let lock =
+            private().create(true).truncate(false).open(&name).map_err(failed("open", &name))?;
+        let began = Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
+                Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(Errno::WOULDBLOCK) => return Err(DataError::InUse(path.to_owned())),
+                Err(errno) => return Err(failed("lock", &name)(errno.into())),
+            }
+        }
+    }
+
+    /// What a server left behind here. `Ok(Err(reason))` if it left data that is lost; no reason if
+    /// it left nothing.
+    pub(crate) fn remains(&self) -> Result<Result<Remains, Option<String>>, DataError> {
+        let lost = |reason: &str| Ok(Err(Some(reason.to_owned())));
+        let path = self.path.join("journal");
+        let mut file = match private().open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(None)),
+            Err(source) => return Err(DataError::Io { what: "open", path, source }),
+        };
+        let mut said = Vec::new();
+        if let Err(source) = file.read_to_end(&mut said) {
+            return Err(DataError::Io { what: "read", path, source });
+        }
+        let header = match JournalHeader::decode(&said) {
+            Some(Ok(header)) => header,
+            Some(Err(found)) => return Err(DataError::Version { path, found }),
+            None => return lost("its journal is damaged"),
+        };
+        let Ok(arena) = private().open(self.path.join("arena")) else {
+            return lost("the file of its pages is gone");
+        };
+        let Ok(about) = arena.metadata() else {
+            return lost("the file of its pages cannot be looked at");
+        };
+        if about.ino() != header.arena || about.len() < Arena::file_bytes(header.slots) {
+            return lost("the file of its pages is another one, or shorter");
+        }
+        if header.boot != boot() && !replay::was_stopped(&said[HEADER_BYTES..]) {
+            return lost("the machine has ended since, and the server had not been stopped before");
+        }
+        let JournalHeader { slots, incarnation, next_session, .. } = header;
+        let (arena, file) = (arena.into(), file.into());
+        Ok(Ok(Remains { arena, slots, said, file, incarnation, next_session }))
+    }
+
+    /// A new file for pages, in place of a former one.
+    pub(crate) fn new_arena(&self, slots: u32) -> Result<OwnedFd, DataError> {
+        let path = self.path.join("arena");
+        let make = || {
+            let made = private().create(true).truncate(true).open(&path)?;
+            made.set_len(Arena::file_bytes(slots))?;
+            Ok(made.into())
+        };
+        make().map_err(|source| DataError::Io { what: "make", path: path.clone(), source })
+    }
+
+    /// Makes the file for pages longer.
+    pub(crate) fn grow_arena(&self, arena: &OwnedFd, slots: u32) -> Result<(), DataError> {
+        rustix::fs::ftruncate(arena, Arena::file_bytes(slots)).map_err(|errno| DataError::Io {
+            what: "lengthen",
+            path: self.path.join("arena"),
+            source: errno.into(),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts a new journal in place of the former one, at once.
+    fn put_journal(&self, bytes: &[u8]) -> io::Result<OwnedFd> {
+        let new = self.path.join("journal.new");
+        let mut file = private().create(true).truncate(true).open(&new)?;
+        file.write_all(bytes)?;
+        fs::rename(&new, self.path.join("journal"))?;
+        Ok(file.into())
+    }
+}
+
+/// For the server's user alone.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// Which boot of the machine this is; zeros, which match nothing but themselves, if nobody knows.
+pub(crate) fn boot() -> [u8; 16] {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(0).to_le_bytes()
+}
+
+/// Where changes are noted. `None` in a server that keeps nothing.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    directory: DataDirectory,
+    log: Mutex<Log>,
+    /// Whether its disk is full: then nothing new is taken on.
+    is_short: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: MappedLog,
+    bytes: Vec<u8>,
+    /// How long it was when it was last rewritten.
+    was: usize,
+    /// Whether something could not be noted: the journal is gone then.
+    is_broken: bool,
+}
+
+impl Journal {
+    /// Goes on with a journal that was replayed.
+    pub(crate) fn resume(directory: DataDirectory, old: OldJournal) -> Result<Self, DataError> {
+        let path = directory.path.join("journal");
+        let OldJournal { file, end, was_stopped, header } = old;
+        let resumed = (|| {
+            // What was torn when the former process was killed must not look like a record later.
+            let file = File::from(file);
+            file.write_all_at(&[0; 2 * RECORD_BYTES_MAX], end as u64)?;
+            // This boot of the machine may change the pages from now on. In this order: between the
+            // two, nothing has changed yet.
+            file.write_all_at(&header.encode(), 0)?;
+            let mut log = MappedLog::new(file.into(), end)?;
+            if was_stopped {
+                let mut bytes = Vec::new();
+                Record::Started.encode(&mut bytes);
+                let _ = log.append(&bytes);
+                rustix::fs::fsync(log.file())?;
+            }
+            Ok(log)
+        })();
+        let file = resumed.map_err(|source| DataError::Io { what: "go on with", path, source })?;
+        Ok(Self::over(directory, file))
+    }
+
+    /// Begins a new journal, with what is known now.
+    pub(crate) fn create(
+        directory: DataDirectory,
+        header: &JournalHeader,
+        records: &[u8],
+    ) -> Result<Self, DataError> {
+        let path = directory.path.join("journal");
+        let bytes = [&header.encode()[..], records].concat();
+        let made = directory.put_journal(&bytes);
+        let mapped = made.and_then(|file| MappedLog::new(file, bytes.len()));
+        let file = mapped.map_err(|source| DataError::Io { what: "make", path, source })?;
+        Ok(Self::over(directory, file))
+    }
+
+    fn over(directory: DataDirectory, file: MappedLog) -> Self {
+        let log = Log { was: file.len(), file, bytes: Vec::new(), is_broken: false };
+        Self { directory, log: Mutex::new(log), is_short: AtomicBool::new(false) }
+    }
+
+    /// Notes something. It is there once this returns.
+    pub(crate) fn note(&self, record: &Record<'_>) {
+        let mut log = self.log();
+        let Log { file, bytes, is_broken, .. } = &mut *log;
+        if *is_broken {
+            return;
+        }
+        bytes.clear();
+        record.encode(bytes);
+        if file.append(bytes) {
+            self.is_short.store(file.is_short(), Ordering::Relaxed);
+        } else {
+            // What it says is not true any more: another process must not believe it.
+            *is_broken = true;
+            let _ = fs::remove_file(self.directory.path.join("journal"));
+        }
+    }
+
+    /// Whether there is hardly any room to note more: nothing new is to be taken on.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is longer than `least` and worth being rewritten.
+    pub(crate) fn is_long(&self, least: ByteCount) -> bool {
+        let log = self.log();
+        let long = log.was.saturating_mul(LONG_TIMES) as u64;
+        log.file.len() as u64 > long.max(least.get()) && !log.is_broken
+    }
+
+    /// Rewrites the journal as what `tell` appends. Nothing is noted meanwhile.
+    pub(crate) fn rewrite(
+        &self,
+        header: &JournalHeader,
+        tell: impl FnOnce(&mut Vec<u8>),
+    ) -> io::Result<()> {
+        let mut log = self.log();
+        let mut bytes = header.encode().to_vec();
+        tell(&mut bytes);
+        // Not again at once if it fails.
+        log.was = log.file.len();
+        let file = self.directory.put_journal(&bytes)?;
+        log.file = match MappedLog::new(file, bytes.len()) {
+            Ok(file) => file,
+            Err(error) => {
+                // The new journal lies where the old one was, and nothing could be noted in it.
+                log.is_broken = true;
+                let _ = fs::remove_file(self.directory.path.join("journal"));
+                return Err(error);
+            }
+        };
+        log.was = bytes.len();
+        self.is_short.store(log.file.is_short(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Says that all is on the disk. Nothing is noted afterwards.
+    pub(crate) fn stop(&self, arena: &Arena) -> io::Result<()> {
+        rustix::fs::fsync(arena.descriptor())?;
+        self.note(&Record::Stopped);
+        rustix::fs::fsync(self.log().file.file())?;
+        let directory = File::open(&self.directory.path)?;
+        Ok(rustix::fs::fsync(&directory)?)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a journal says, without its header.
+pub(crate) fn records(said: &[u8]) -> &[u8] {
+    &said[HEADER_BYTES..]
+}
+
+/// Where in the file the record at a place of [`records`] stands.
+pub(crate) const fn offset(at: usize) -> usize {
+    HEADER_BYTES + at
+}

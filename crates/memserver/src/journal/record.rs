@@ -1,0 +1,476 @@
+//! What the journal says, and its bytes.
+//!
+//! ```text
+//!  0        4       6      7      8
+//! +--------+-------+------+------+------------------+
+//! | CRC32C | bytes | kind | flag | numbers, texts   |     CRC over all that follows it
+//! +--------+-------+------+------+------------------+
+//! ```
+
+use farmem_region::{Checksum, PageIndex, PageRange, RegionId, Version};
+use farmem_wire::crc32c;
+
+/// Bytes in front of what a record says.
+const HEAD: usize = 8;
+/// Bytes of the longest record: a session with a long name and a long path.
+pub(crate) const RECORD_BYTES_MAX: usize = 2048;
+
+/// Where a page lies, as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spot {
+    Dram(u32),
+    Compressed { shelf: u32, at: u8 },
+    File(u32),
+}
+
+/// All that is known of a session and its region, but for pages, blocks and pins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionRecord<'a> {
+    pub(crate) session: RegionId,
+    pub(crate) token: u64,
+    pub(crate) granted: u64,
+    pub(crate) epoch: u64,
+    pub(crate) pages: u64,
+    pub(crate) page_bytes: u32,
+    pub(crate) generation: u16,
+    /// See the constants below.
+    pub(crate) flags: u16,
+    pub(crate) source: SourceRecord<'a>,
+    pub(crate) name: &'a str,
+}
+
+impl SessionRecord<'_> {
+    pub(crate) const DYNAMIC: u16 = 1;
+    pub(crate) const RESIDENT: u16 = 2;
+    pub(crate) const FROZEN: u16 = 4;
+    pub(crate) const COPIES_ON_ACCESS: u16 = 8;
+    pub(crate) const WRITES_BACK: u16 = 16;
+    pub(crate) const TEMPORARY: u16 = 32;
+}
+
+/// As `region::Source`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SourceRecord<'a> {
+    Nothing,
+    Fill(u8),
+    File { path: &'a str, offset: u64 },
+}
+
+/// A page that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PageRecord {
+    pub(crate) region: RegionId,
+    pub(crate) page: PageIndex,
+    pub(crate) version: Version,
+    /// Bound to no region.
+    pub(crate) checksum: Checksum,
+    pub(crate) spot: Spot,
+    pub(crate) generation: u16,
+    pub(crate) dirty: u8,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Record<'a> {
+    /// A session is there, or what is said of it has changed.
+    Session(SessionRecord<'a>),
+    /// The next block of a region.
+    Block {
+        region: RegionId,
+        block: u32,
+    },
+    /// A session is over, and all that it held.
+    End(RegionId),
+    /// A region holds what another one holds.
+    Copy {
+        to: RegionId,
+        from: RegionId,
+    },
+    /// A page is stored.
+    Put(PageRecord),
+    /// A page has moved, for all regions that share its leaf.
+    Move {
+        region: RegionId,
+        page: PageIndex,
+        spot: Spot,
+    },
+    /// A page is as its file has it, for all regions that share its leaf.
+    Clean {
+        region: RegionId,
+        page: PageIndex,
+    },
+    /// The leaf of a page is the region's own from now on.
+    Own {
+        region: RegionId,
+        page: PageIndex,
+    },
+    /// A region shares the leaf of a page with another one.
+    Share {
+        to: RegionId,
+        from: RegionId,
+        page: PageIndex,
+    },
+    /// Pages of one leaf are forgotten.
+    Remove {
+        region: RegionId,
+        range: PageRange,
+    },
+    Pin {
+        region: RegionId,
+        range: PageRange,
+    },
+    Unpin {
+        region: RegionId,
+        range: PageRange,
+    },
+    /// A shelf is built from slots.
+    Shelf {
+        shelf: u32,
+        class: u8,
+        slots: [u32; 8],
+        count: u8,
+    },
+    /// Everything before is on the disk, and nothing was changed since.
+    Stopped,
+    /// Another process has gone on.
+    Started,
+}
+
+/// Why a record cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotARecord {
+    /// Zeros, or the end of the file.
+    Nothing,
+    /// Its checksum is wrong, or it means nothing.
+    Damaged,
+}
+
+impl<'a> Record<'a> {
+    /// Appends the record's bytes.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEAD]);
+        let (kind, flag) = self.encode_rest(out);
+        let bytes = u16::try_from(out.len() - start).expect("at most RECORD_BYTES_MAX");
+        out[start + 4..start + 6].copy_from_slice(&bytes.to_le_bytes());
+        out[start + 6] = kind;
+        out[start + 7] = flag;
+        let crc = crc32c(&out[start + 4..]);
+        out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn encode_rest(&self, out: &mut Vec<u8>) -> (u8, u8) {
+        let mut numbers = |list: &[u64]| {
+            list.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        };
+        let range = |range: &PageRange| [range.start.get(), range.count.get()];
+        match self {
+            Self::Session(session) => (1, session.encode(out)),
+            Self::Block { region, block } => {
+                numbers(&[region.get(), u64::from(*block)]);
+                (2, 0)
+            }
+            Self::End(region) => {
+                numbers(&[region.get()]);
+                (3, 0)
+            }
+            Self::Copy { to, from } => {
+                numbers(&[to.get(), from.get()]);
+                (4, 0)
+            }
+            Self::Put(page) => {
+                let (kind, spot) = page.spot.number();
+                let tags = u64::from(page.generation) | u64::from(page.dirty) << 16;
+                let page =
+                    [page.region.get(), page.page.get(), page.version.get(), page.checksum.get()];
+                numbers(&page);
+                numbers(&[spot, tags]);
+                (5, kind)
+            }
+            Self::Move { region, page, spot } => {
+                let (kind, spot) = spot.number();
+                numbers(&[region.get(), page.get(), spot]);
+                (6, kind)
+            }
+            Self::Clean { region, page } => {
+                numbers(&[region.get(), page.get()]);
+                (7, 0)
+            }
+            Self::Own { region, page } => {
+                numbers(&[region.get(), page.get()]);
+                (8, 0)
+            }
+            Self::Share { to, from, page } => {
+                numbers(&[to.get(), from.get(), page.get()]);
+                (9, 0)
+            }
+            Self::Remove { region, range: pages } => {
+                numbers(&[region.get()]);
+                numbers(&range(pages));
+                (10, 0)
+            }
+            Self::Pin { region, range: pages } => {
+                numbers(&[region.get()]);
+                numbers(&range(pages));
+                (11, 0)
+            }
+            Self::Unpin { region, range: pages } => {
+                numbers(&[region.get()]);
+                numbers(&range(pages));
+                (12, 0)
+            }
+            Self::Shelf { shelf, class, slots, count } => {
+                numbers(&[u64::from(*shelf), u64::from(*class)]);
+                slots[..usize::from(*count)].iter().for_each(|slot| numbers(&[u64::from(*slot)]));
+                (13, *count)
+            }
+            Self::Stopped => (14, 0),
+            Self::Started => (15, 0),
+        }
+    }
+
+    /// Reads the record at the front of `bytes`; returns it with its length.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<(Self, usize), NotARecord> {
+        let Some((head, _)) = bytes.split_first_chunk::<HEAD>() else {
+            return Err(NotARecord::Nothing);
+        };
+        if *head == [0; HEAD] {
+            return Err(NotARecord::Nothing);
+        }
+        let [c0, c1, c2, c3, l0, l1, kind, flag] = *head;
+        let length = usize::from(u16::from_le_bytes([l0, l1]));
+        let record = bytes.get(..length).filter(|_| length >= HEAD).ok_or(NotARecord::Damaged)?;
+        if crc32c(&record[4..]) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(NotARecord::Damaged);
+        }
+        let decoded = Self::decode_rest(kind, flag, &record[HEAD..]);
+        decoded.map(|record| (record, length)).ok_or(NotARecord::Damaged)
+    }
+
+    fn decode_rest(kind: u8, flag: u8, rest: &'a [u8]) -> Option<Self> {
+        let mut fields = Numbers(rest);
+        Some(match kind {
+            1 => Self::Session(SessionRecord::decode(flag, rest)?),
+            2 => Self::Block { region: fields.region()?, block: fields.u32()? },
+            3 => Self::End(fields.region()?),
+            4 => Self::Copy { to: fields.region()?, from: fields.region()? },
+            5 => {
+                let (region, page) = (fields.region()?, fields.page()?);
+                let version = Version::new(fields.next()?);
+                let checksum = Checksum::new(fields.next()?);
+                let spot = Spot::of(flag, fields.next()?)?;
+                let tags = fields.next()?;
+                let generation = (tags & 0xffff) as u16;
+                let dirty = (tags >> 16 & 0xff) as u8;
+                let page = PageRecord { region, page, version, checksum, spot, generation, dirty };
+                Self::Put(page)
+            }
+            6 => {
+                let (region, page) = (fields.region()?, fields.page()?);
+                Self::Move { region, page, spot: Spot::of(flag, fields.next()?)? }
+            }
+            7 => Self::Clean { region: fields.region()?, page: fields.page()? },
+            8 => Self::Own { region: fields.region()?, page: fields.page()? },
+            9 => {
+                let (to, from) = (fields.region()?, fields.region()?);
+                Self::Share { to, from, page: fields.page()? }
+            }
+            10 => Self::Remove { region: fields.region()?, range: fields.range()? },
+            11 => Self::Pin { region: fields.region()?, range: fields.range()? },
+            12 => Self::Unpin { region: fields.region()?, range: fields.range()? },
+            13 => {
+                let (shelf, class) = (fields.u32()?, u8::try_from(fields.next()?).ok()?);
+                let mut slots = [0; 8];
+                for slot in slots.get_mut(..usize::from(flag))? {
+                    *slot = fields.u32()?;
+                }
+                Self::Shelf { shelf, class, slots, count: flag }
+            }
+            14 => Self::Stopped,
+            15 => Self::Started,
+            _ => return None,
+        })
+    }
+}
+
+impl<'a> SessionRecord<'a> {
+    fn encode(&self, out: &mut Vec<u8>) -> u8 {
+        let (kind, number, path) = match self.source {
+            SourceRecord::Nothing => (0, 0, ""),
+            SourceRecord::Fill(byte) => (1, u64::from(byte), ""),
+            SourceRecord::File { path, offset } => (2, offset, path),
+        };
+        let tags = u64::from(self.page_bytes)
+            | u64::from(self.generation) << 32
+            | u64::from(self.flags) << 48;
+        let lengths = self.name.len() as u64 | (path.len() as u64) << 32;
+        for number in [
+            self.session.get(),
+            self.token,
+            self.granted,
+            self.epoch,
+            self.pages,
+            tags,
+            number,
+            lengths,
+        ] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(self.name.as_bytes());
+        out.extend_from_slice(path.as_bytes());
+        kind
+    }
+
+    fn decode(kind: u8, rest: &'a [u8]) -> Option<Self> {
+        let mut fields = Numbers(rest);
+        let (session, token, granted) = (fields.region()?, fields.next()?, fields.next()?);
+        let (epoch, pages, tags) = (fields.next()?, fields.next()?, fields.next()?);
+        let (number, lengths) = (fields.next()?, fields.next()?);
+        let (name, path) = (lengths & 0xffff_ffff, lengths >> 32);
+        let (name, path) = fields
+            .0
+            .split_at_checked(name as usize)
+            .filter(|(_, rest)| rest.len() as u64 == path)?;
+        let (name, path) = (str::from_utf8(name).ok()?, str::from_utf8(path).ok()?);
+        let source = match kind {
+            0 => SourceRecord::Nothing,
+            1 => SourceRecord::Fill(u8::try_from(number).ok()?),
+            2 => SourceRecord::File { path, offset: number },
+            _ => return None,
+        };
+        let page_bytes = (tags & 0xffff_ffff) as u32;
+        let (generation, flags) = ((tags >> 32 & 0xffff) as u16, (tags >> 48) as u16);
+        Some(Self {
+            session,
+            token,
+            granted,
+            epoch,
+            pages,
+            page_bytes,
+            generation,
+            flags,
+            source,
+            name,
+        })
+    }
+}
+
+impl Spot {
+    const fn number(self) -> (u8, u64) {
+        match self {
+            Self::Dram(slot) => (0, slot as u64),
+            Self::Compressed { shelf, at } => (1, shelf as u64 | (at as u64) << 32),
+            Self::File(place) => (2, place as u64),
+        }
+    }
+
+    fn of(kind: u8, number: u64) -> Option<Self> {
+        let low = (number & 0xffff_ffff) as u32;
+        match (kind, number >> 32) {
+            (0, 0) => Some(Self::Dram(low)),
+            (1, at) => Some(Self::Compressed { shelf: low, at: u8::try_from(at).ok()? }),
+            (2, 0) => Some(Self::File(low)),
+            _ => None,
+        }
+    }
+}
+
+/// Numbers one after the other.
+struct Numbers<'a>(&'a [u8]);
+
+impl Numbers<'_> {
+    fn next(&mut self) -> Option<u64> {
+        let (number, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*number))
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        u32::try_from(self.next()?).ok()
+    }
+
+    fn region(&mut self) -> Option<RegionId> {
+        self.next().map(RegionId::new)
+    }
+
+    fn page(&mut self) -> Option<PageIndex> {
+        self.next().map(PageIndex::new)
+    }
+
+    fn range(&mut self) -> Option<PageRange> {
+        let (start, count) = (self.page()?, farmem_region::PageCount::new(self.next()?));
+        Some(PageRange { start, count })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::PageCount;
+
+    use super::*;
+
+    #[test]
+    fn records_round_trip_and_a_torn_one_is_none() {
+        let (region, page) = (RegionId::new(7), PageIndex::new(1 << 40));
+        let range = PageRange { start: page, count: PageCount::new(9) };
+        let session = |source| SessionRecord {
+            session: region,
+            token: u64::MAX,
+            granted: 1 << 40,
+            epoch: 3,
+            pages: 4,
+            page_bytes: 2 << 20,
+            generation: 500,
+            flags: SessionRecord::RESIDENT | SessionRecord::TEMPORARY,
+            source,
+            name: "región",
+        };
+        let put = |spot| {
+            let (version, checksum) = (Version::new(5), Checksum::new(6));
+            Record::Put(PageRecord {
+                region,
+                page,
+                version,
+                checksum,
+                spot,
+                generation: 0xffee,
+                dirty: 0x81,
+            })
+        };
+        let all = [
+            Record::Session(session(SourceRecord::Nothing)),
+            Record::Session(session(SourceRecord::Fill(255))),
+            Record::Session(session(SourceRecord::File { path: "/a/b", offset: 1 << 41 })),
+            Record::Block { region, block: u32::MAX },
+            Record::End(region),
+            Record::Copy { to: region, from: RegionId::new(1) },
+            put(Spot::Dram(3)),
+            put(Spot::Compressed { shelf: u32::MAX, at: 63 }),
+            put(Spot::File(u32::MAX)),
+            Record::Move { region, page, spot: Spot::Dram(8) },
+            Record::Clean { region, page },
+            Record::Own { region, page },
+            Record::Share { to: region, from: RegionId::new(1), page },
+            Record::Remove { region, range },
+            Record::Pin { region, range },
+            Record::Unpin { region, range },
+            Record::Shelf { shelf: 1, class: 27, slots: [1, 2, 3, 0, 0, 0, 0, 0], count: 3 },
+            Record::Stopped,
+            Record::Started,
+        ];
+        let mut bytes = Vec::new();
+        for record in all {
+            bytes.clear();
+            record.encode(&mut bytes);
+            assert_eq!(Record::decode(&bytes), Ok((record, bytes.len())));
+            for torn in 1..bytes.len() {
+                let mut half = bytes.clone();
+                half[torn..].fill(0);
+                if half != bytes {
+                    assert!(Record::decode(&half).is_err(), "{record:?} torn at {torn}");
+                }
+            }
+        }
+        assert_eq!(Record::decode(&[0; 100]), Err(NotARecord::Nothing));
+    }
+}

@@ -1,0 +1,182 @@
+//! From what a journal says to the tables that it speaks of.
+
+use std::collections::{BTreeMap, HashMap};
+
+use farmem_region::{PageRange, RegionId};
+
+use super::record::{NotARecord, RECORD_BYTES_MAX, Record, SessionRecord};
+use crate::region::Pins;
+use crate::table::{Portion, Table};
+use crate::tiers::Tiers;
+
+/// What a former process knew.
+#[derive(Debug, Default)]
+pub(crate) struct Past {
+    pub(crate) sessions: BTreeMap<RegionId, PastSession>,
+    pub(crate) shelves: HashMap<u32, Shelved>,
+    /// Ids below may have been used.
+    pub(crate) next_session: u64,
+    /// Bytes of records that were read.
+    pub(crate) end: usize,
+    /// Whether the last thing that happened is that the server was stopped in order.
+    pub(crate) was_stopped: bool,
+}
+
+/// A session of it.
+#[derive(Debug)]
+pub(crate) struct PastSession {
+    pub(crate) about: About,
+    pub(crate) blocks: Vec<u32>,
+    pub(crate) pins: Pins,
+    pub(crate) table: Table,
+}
+
+/// As [`SessionRecord`], with texts of its own.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) record: SessionRecord<'static>,
+    pub(crate) name: String,
+    pub(crate) path: String,
+}
+
+/// A shelf as it was built last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shelved {
+    pub(crate) class: u8,
+    pub(crate) slots: [u32; 8],
+    pub(crate) count: u8,
+}
+
+/// Reads all records. The tables' tokens are not counted yet.
+///
+/// # Errors
+/// If a record is damaged or contradicts those before it: then nothing of it is to be believed.
+pub(crate) fn replay(records: &[u8], tiers: &Tiers) -> Result<Past, String> {
+    let mut past = Past::default();
+    loop {
+        let rest = &records[past.end..];
+        match Record::decode(rest) {
+            Ok((record, bytes)) => {
+                past.was_stopped = record == Record::Stopped;
+                past.apply(record, tiers).ok_or_else(|| {
+                    format!("its journal contradicts itself at byte {}", past.end)
+                })?;
+                past.end += bytes;
+            }
+            Err(end) => {
+                // The last record may be torn, as its writer was killed. Behind it is nothing.
+                let behind = rest.get(RECORD_BYTES_MAX..).unwrap_or_default();
+                let torn = end == NotARecord::Damaged;
+                if behind.iter().any(|byte| *byte != 0)
+                    || (!torn && rest.iter().any(|byte| *byte != 0))
+                {
+                    return Err(format!("its journal is damaged at byte {}", past.end));
+                }
+                return Ok(past);
+            }
+        }
+    }
+}
+
+/// Whether the last thing that happened is that the server was stopped in order.
+pub(super) fn was_stopped(records: &[u8]) -> bool {
+    let (mut at, mut was_stopped) = (0, false);
+    while let Ok((record, bytes)) = Record::decode(&records[at..]) {
+        was_stopped = record == Record::Stopped;
+        at += bytes;
+    }
+    was_stopped
+}
+
+impl Past {
+    /// `None` if that cannot have happened.
+    fn apply(&mut self, record: Record<'_>, tiers: &Tiers) -> Option<()> {
+        match record {
+            Record::Session(record) => self.tell(record),
+            Record::Block { region, block } => self.of(region)?.blocks.push(block),
+            Record::End(region) => self.sessions.remove(&region).map(|session| {
+                let mut table = session.table;
+                table.clear(tiers, |_| ());
+            })?,
+            Record::Copy { to, from } => {
+                let table = self.of(from)?.table.copy(to);
+                self.of(to)?.table = table;
+            }
+            Record::Put(page) => {
+                let place = tiers.place(page.spot)?;
+                let portion = Portion {
+                    place,
+                    dirty: page.dirty,
+                    heat: 0,
+                    generation: page.generation,
+                    version: page.version,
+                    checksum: page.checksum,
+                };
+                let session = self.of(page.region)?;
+                if page.page.get() >= session.about.record.pages {
+                    return None;
+                }
+                let _ = session.table.put(tiers, page.page, portion);
+            }
+            Record::Move { region, page, spot } => {
+                let place = tiers.place(spot)?;
+                self.of(region)?.table.with(page, |portion| portion.place = place)?;
+            }
+            Record::Clean { region, page } => {
+                self.of(region)?.table.with(page, |portion| portion.dirty = 0)?;
+            }
+            Record::Own { region, page } => self.of(region)?.table.make_own(tiers, page),
+            Record::Share { to, from, page } => {
+                let leaf = self.of(from)?.table.leaf_of(page)?;
+                self.of(to)?.table.share_leaf(page, leaf);
+            }
+            Record::Remove { region, range } => {
+                self.of(region)?.table.remove(tiers, range, &mut Vec::new());
+            }
+            Record::Pin { region, range } => self.pins(region, range)?.pin(range),
+            Record::Unpin { region, range } => self.pins(region, range)?.unpin(range),
+            Record::Shelf { shelf, class, slots, count } => {
+                self.shelves.insert(shelf, Shelved { class, slots, count });
+            }
+            Record::Stopped | Record::Started => {}
+        }
+        Some(())
+    }
+
+    fn tell(&mut self, record: SessionRecord<'_>) {
+        let id = record.session;
+        self.next_session = self.next_session.max(id.get() + 1);
+        let about = About::of(record);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.about = about;
+            return;
+        }
+        let (blocks, pins, table) = (Vec::new(), Pins::default(), Table::new(id));
+        self.sessions.insert(id, PastSession { about, blocks, pins, table });
+    }
+
+    fn of(&mut self, region: RegionId) -> Option<&mut PastSession> {
+        self.sessions.get_mut(&region)
+    }
+
+    fn pins(&mut self, region: RegionId, range: PageRange) -> Option<&mut Pins> {
+        let session = self.of(region)?;
+        let end = range.end()?;
+        (end.get() <= session.about.record.pages).then_some(&mut session.pins)
+    }
+}
+
+impl About {
+    fn of(record: SessionRecord<'_>) -> Self {
+        use super::record::SourceRecord;
+        let name = record.name.to_owned();
+        let (source, path) = match record.source {
+            SourceRecord::Nothing => (SourceRecord::Nothing, String::new()),
+            SourceRecord::Fill(byte) => (SourceRecord::Fill(byte), String::new()),
+            SourceRecord::File { path, offset } => {
+                (SourceRecord::File { path: "", offset }, path.to_owned())
+            }
+        };
+        Self { record: SessionRecord { source, name: "", ..record }, name, path }
+    }
+}

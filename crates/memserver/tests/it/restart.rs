@@ -1,0 +1,315 @@
+//! Another process goes on where one was killed.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use farmem_memserver::{FileTierConfig, MemServer, ServerConfig, ServerError};
+use farmem_region::{ByteCount, Incarnation, PAGE_SIZE, PageCount};
+use farmem_transport::Endpoint;
+use farmem_wire::{Action, AttachMode, RefusalCode, Source};
+
+use crate::raw::{Raw, TestServer};
+use crate::tiers::{Model, content};
+
+const PLACE: &str = "FARMEM_TEST_SERVER_IN_A_PROCESS";
+
+fn pages(count: u64) -> ByteCount {
+    PageCount::new(count).bytes()
+}
+
+fn configured(socket: PathBuf, data: &Path) -> ServerConfig {
+    let mut config = ServerConfig::new(vec![Endpoint::Unix(socket)], pages(256));
+    config.data = Some(data.to_owned());
+    config.tiers.compressed = pages(1024);
+    let directory = data.parent().unwrap().to_owned();
+    config.directories = vec![directory.canonicalize().unwrap()];
+    config.tiers.file = Some(FileTierConfig { directory, size: pages(4096) });
+    config.promise_percent = 1000;
+    config.limits.inflight_bytes = pages(64);
+    // So that it is rewritten all the time.
+    config.limits.journal_bytes = ByteCount::new(64 << 10);
+    config.workers = 2;
+    config
+}
+
+/// The process of [`TestServer::spawn`]: this test, alone.
+#[test]
+fn serve_in_a_process() {
+    let Some(place) = std::env::var_os(PLACE).map(PathBuf::from) else {
+        return;
+    };
+    let (data, socket) = (place.join("data"), fs::read_link(place.join("socket")).unwrap());
+    MemServer::bind(configured(socket, &data)).unwrap().run().unwrap();
+}
+
+fn in_a_process(place: PathBuf) -> impl Fn(&Path) -> Command {
+    move |socket| {
+        let _ = std::os::unix::fs::symlink(socket, place.join("socket"));
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["restart::serve_in_a_process", "--exact", "--quiet", "--nocapture"]);
+        command.env(PLACE, &place).stdout(std::process::Stdio::null());
+        command
+    }
+}
+
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// A server on this thread's machine that is started again and again with the same data.
+fn started(place: &Path, change: impl FnOnce(&mut ServerConfig)) -> TestServer {
+    TestServer::start(256, |config| {
+        let log = config.log.clone();
+        let Endpoint::Unix(socket) = config.listen[0].clone() else {
+            unreachable!("it is a Unix socket");
+        };
+        *config = configured(socket, &place.join("data"));
+        config.log = log;
+        change(config);
+    })
+}
+
+fn refusal(place: &Path, change: impl FnOnce(&mut ServerConfig)) -> String {
+    let mut config = configured(place.join("other"), &place.join("data"));
+    change(&mut config);
+    match MemServer::bind(config) {
+        Err(ServerError::Data(error)) => error.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it starts"),
+    }
+}
+
+/// All operations at random, with pages on their way between tiers all the time, and the server
+/// killed in the midst of writes again and again.
+#[test]
+fn cap_95_every_operation_agrees_with_a_plain_vector_though_the_server_is_killed() {
+    for seed in 0..3 {
+        let place = in_memory();
+        let server = TestServer::spawn(in_a_process(place.path().to_owned()));
+        let mut model = Model::new(&server, 77 + seed);
+        model.backups = Some(place.path().canonicalize().unwrap());
+        model.run(2000);
+    }
+}
+
+/// Cap 74: whenever the server is killed, the backup that is there is the old or the new one.
+#[test]
+fn cap_74_a_backup_in_which_the_server_is_killed_is_the_old_or_the_new_one() {
+    let place = in_memory();
+    let server = TestServer::spawn(in_a_process(place.path().to_owned()));
+    let backup = place.path().canonicalize().unwrap().join("backup");
+    let backup = backup.to_str().unwrap();
+    Raw::greeted(&server).create("region", 500 * 4096, 4096, Source::Fill(0)).unwrap();
+    let write = |version: u64| {
+        let mut client = Raw::opened(&server, "region").unwrap();
+        for page in (0..500).step_by(1 + version as usize % 3) {
+            client.write_pages(&[(page, version, content(page, version, false))]).unwrap();
+        }
+        let pages = (0..500).map(|page| client.read_page(page).unwrap());
+        pages.collect::<Vec<_>>()
+    };
+    let mut old = write(1);
+    Raw::opened(&server, "region").unwrap().back_up(backup, false).unwrap();
+    let (mut was_old, mut was_new) = (0, 0);
+    for round in 2..14 {
+        let new = write(round);
+        let mut client = Raw::opened(&server, "region").unwrap();
+        client.send_backup(backup, round % 2 == 0);
+        std::thread::sleep(std::time::Duration::from_micros(round * round * 60));
+        server.restart();
+        Raw::restore(&server, backup, "again", true).unwrap();
+        let mut again = Raw::opened(&server, "again").unwrap();
+        let found: Vec<_> = (0..500).map(|page| again.read_page(page).unwrap()).collect();
+        assert!(found == old || found == new, "round {round}");
+        if found == new {
+            was_new += 1;
+            old = new;
+        } else {
+            was_old += 1;
+        }
+        let sessions = server.stat().sessions;
+        assert_eq!(sessions, 0, "the snapshot of a killed backup is gone");
+    }
+    eprintln!("{was_old} times the old one, {was_new} times the new one");
+}
+
+#[test]
+fn cap_95_a_session_goes_on_after_a_kill() {
+    let place = in_memory();
+    let server = TestServer::spawn(in_a_process(place.path().to_owned()));
+    let mut client = Raw::with_region(&server, 900);
+    for page in 0..900 {
+        client.write_pages(&[(page, 1, content(page, 1, page % 2 == 0))]).unwrap();
+    }
+    client.free(100, 50).unwrap();
+    server.restart();
+    // The numbers of connections begin anew: no later one is taken for this one.
+    let mut client = client.attach(&server, AttachMode::Join, client.connection).unwrap();
+    assert_eq!(server.stat().orphaned_sessions, 0);
+    for page in 0..900 {
+        match client.read_page(page) {
+            Ok(found) => {
+                assert!(!(100..150).contains(&page));
+                assert!(found == (1, content(page, 1, page % 2 == 0).to_vec()), "page {page}");
+            }
+            Err(code) => {
+                assert_eq!((code, (100..150).contains(&page)), (RefusalCode::NoPage, true));
+            }
+        }
+    }
+    client.malloc(900, 100).unwrap_err();
+    let (header, _) = client.call(client.request(Action::Disconnect), |_| ());
+    assert_eq!(header.refusal, None);
+    server.wait_until_empty_but(1);
+}
+
+#[test]
+fn cap_95_named_regions_copies_files_and_pins_outlive_the_server() {
+    let place = in_memory();
+    fs::write(place.path().join("table"), [7; 64 * PAGE_SIZE]).unwrap();
+    let table = place.path().join("table");
+    let source = Source::File { path: table.to_str().unwrap(), offset: 0 };
+    let server = started(place.path(), |config| config.promise_percent = 100_000);
+    let mut admin = Raw::greeted(&server);
+    admin.create("file", 64 * PAGE_SIZE as u64, 4096, source).unwrap();
+    admin.create("zeros", 1 << 30, 4096, Source::Fill(0)).unwrap();
+    let mut file = Raw::opened(&server, "file").unwrap();
+    file.write(&[(3, 1, 33), (4, 1, 44)]).unwrap();
+    file.copy(Action::Clone, "copy", false).unwrap();
+    file.write(&[(4, 2, 45)]).unwrap();
+    file.over(Action::Flush, 0, 4).unwrap();
+    file.over(Action::Pin, 8, 8).unwrap();
+    let mut zeros = Raw::opened(&server, "zeros").unwrap();
+    zeros.write(&[(200_000, 5, 9)]).unwrap();
+    zeros.copy(Action::Snapshot, "frozen", false).unwrap();
+    let incarnation = zeros.session.incarnation;
+    let before = (file.show(), server.stat());
+    drop(server);
+    let server = started(place.path(), |_| ());
+    let mut file = Raw::opened(&server, "file").unwrap();
+    assert_eq!(file.session.incarnation, incarnation);
+    let (now, stat) = (file.show(), server.stat());
+    assert_eq!(
+        (now.dirty, now.pinned, now.stored),
+        (before.0.dirty, before.0.pinned, before.0.stored)
+    );
+    assert_eq!((stat.regions, stat.reserved_bytes), (4, before.1.reserved_bytes));
+    assert_eq!(file.read(&[(3, 1), (4, 2), (5, 0)]), Ok(vec![33, 45, 7]));
+    assert_eq!(file.over(Action::Flush, 0, 64), Ok(1), "only what was not written back");
+    assert_eq!(file.free(8, 8), Err(RefusalCode::Pinned));
+    let mut copy = Raw::opened(&server, "copy").unwrap();
+    assert_eq!(copy.read(&[(3, 1), (4, 1), (5, 0)]), Ok(vec![33, 44, 7]));
+    let mut frozen = Raw::opened(&server, "frozen").unwrap();
+    assert_eq!(frozen.read(&[(200_000, 5), (1, 0)]), Ok(vec![9, 0]));
+    assert_eq!(frozen.write(&[(1, 1, 1)]), Err(RefusalCode::Frozen));
+    drop(server);
+    // The file is gone: what is in memory of it still is there, what is not is refused.
+    fs::remove_file(&table).unwrap();
+    let server = started(place.path(), |_| ());
+    let mut file = Raw::opened(&server, "file").unwrap();
+    assert_eq!(file.read(&[(3, 1)]), Ok(vec![33]));
+    assert_eq!(file.read(&[(60, 0)]), Err(RefusalCode::FileFailed));
+    assert!(server.logs("cannot open"));
+}
+
+/// What is lost is said to be lost: never zeros in place of data.
+#[test]
+fn cap_95_lost_contents_are_another_incarnation() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm); 5] = [
+        ("is gone", |data| fs::remove_file(data.join("arena")).unwrap()),
+        ("another one", |data| {
+            let length = fs::metadata(data.join("arena")).unwrap().len();
+            fs::rename(data.join("arena"), data.join("moved")).unwrap();
+            fs::write(data.join("arena"), vec![0; length as usize]).unwrap();
+        }),
+        ("or shorter", |data| {
+            let arena = fs::OpenOptions::new().write(true).open(data.join("arena")).unwrap();
+            arena.set_len(1 << 20).unwrap();
+        }),
+        ("damaged at byte", |data| {
+            let journal = fs::OpenOptions::new().write(true).open(data.join("journal")).unwrap();
+            journal.write_all_at(&[0xff], 400).unwrap();
+        }),
+        ("journal is damaged", |data| {
+            let journal = fs::OpenOptions::new().write(true).open(data.join("journal")).unwrap();
+            journal.write_all_at(&[0xff], 20).unwrap();
+        }),
+    ];
+    for (expected, harm) in harms {
+        let place = in_memory();
+        let server = started(place.path(), |_| ());
+        let mut client = Raw::with_region(&server, 100);
+        (0..100).for_each(|page| client.write(&[(page, 1, 1)]).unwrap());
+        drop(server);
+        harm(&place.path().join("data"));
+        let server = started(place.path(), |_| ());
+        assert!(server.logs(expected), "{expected}");
+        let now = Raw::greeted(&server).session.incarnation;
+        assert!(now != client.session.incarnation && now != Incarnation::new(0));
+        let attached = client.attach(&server, AttachMode::Join, 0).map(|_| ());
+        assert_eq!(attached, Err(RefusalCode::WrongIncarnation));
+        assert_eq!(server.stat().slots, 0);
+    }
+}
+
+/// What another boot of the machine has left is believed only if the disk had all of it.
+#[test]
+fn cap_95_only_what_was_stopped_in_order_outlives_the_machine() {
+    let place = in_memory();
+    let reboot = || {
+        let path = place.path().join("data/journal");
+        let mut journal = fs::read(&path).unwrap();
+        journal[24] ^= 1;
+        let crc = farmem_wire::crc32c(&journal[..60]).to_le_bytes();
+        journal[60..64].copy_from_slice(&crc);
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&journal[..64], 0).unwrap();
+    };
+    let server = started(place.path(), |_| ());
+    let mut client = Raw::with_region(&server, 10);
+    client.write(&[(1, 1, 1)]).unwrap();
+    drop(server);
+    reboot();
+    let server = started(place.path(), |_| ());
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    assert_eq!(client.read(&[(1, 1)]), Ok(vec![1]));
+    client.write(&[(1, 2, 2)]).unwrap();
+    drop(server);
+    let server = TestServer::spawn(in_a_process(place.path().to_owned()));
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    assert_eq!(client.read(&[(1, 2)]), Ok(vec![2]));
+    drop(server);
+    reboot();
+    let server = started(place.path(), |_| ());
+    assert!(server.logs("the machine has ended since"));
+    let attached = client.attach(&server, AttachMode::Join, 0).map(|_| ());
+    assert_eq!(attached, Err(RefusalCode::WrongIncarnation));
+}
+
+#[test]
+fn what_a_server_cannot_go_on_with_is_refused_and_stays() {
+    let place = in_memory();
+    let data = place.path().join("data");
+    let server = started(place.path(), |config| config.memory = pages(2000));
+    let mut client = Raw::with_region(&server, 10);
+    client.write(&[(1, 1, 1)]).unwrap();
+    assert!(refusal(place.path(), |_| ()).contains("another server uses"));
+    drop(server);
+    assert!(
+        refusal(place.path(), |config| config.memory = pages(100)).contains("--memory 8192000")
+    );
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(refusal(place.path(), |_| ()).contains("0700"));
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+    let journal = fs::OpenOptions::new().write(true).open(data.join("journal")).unwrap();
+    journal.write_all_at(&[2], 8).unwrap();
+    assert!(refusal(place.path(), |_| ()).contains("version 2"));
+    journal.write_all_at(&[1], 8).unwrap();
+    // More memory is fine.
+    let server = started(place.path(), |config| config.memory = pages(4000));
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    assert_eq!(client.read(&[(1, 1)]), Ok(vec![1]));
+}
