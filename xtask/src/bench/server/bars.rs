@@ -60,6 +60,17 @@ pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
             1.2,
             figures.touches_us().map(|(first, later)| first / later),
         ),
+        at_most(
+            "seconds from the start of another process to the answer to its first read",
+            1.0,
+            figures.restart_seconds(),
+        ),
+        at_least(
+            "a backup / a file of the same length, written to the same directory",
+            0.8,
+            None,
+            figures.backup_of_stream(),
+        ),
     ]
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::bars::Verdict;
 use super::contestants::Server;
+use super::keeping::Keeping;
 use crate::bench::figures::median;
 
 /// How a server is asked.
@@ -91,6 +92,7 @@ pub(crate) struct Figures {
     of: BTreeMap<(Way, Server), Vec<Figure>>,
     streams: Vec<f64>,
     regions: Vec<Regions>,
+    keeping: Option<Keeping>,
 }
 
 impl Figures {
@@ -100,6 +102,22 @@ impl Figures {
 
     pub(crate) fn add_stream(&mut self, bytes_per_second: f64) {
         self.streams.push(bytes_per_second);
+    }
+
+    pub(crate) fn set_keeping(&mut self, keeping: Keeping) {
+        self.keeping = Some(keeping);
+    }
+
+    /// How long another process takes to serve what one held that was killed.
+    pub(crate) fn restart_seconds(&self) -> Option<f64> {
+        median(self.keeping.as_ref()?.restart_seconds.clone())
+    }
+
+    /// The rate of a backup, as a part of the rate at which the directory takes a file.
+    pub(crate) fn backup_of_stream(&self) -> Option<f64> {
+        let keeping = self.keeping.as_ref()?;
+        let stream = median(keeping.stream_bytes_per_second.clone())?;
+        Some(median(keeping.backup_bytes_per_second.clone())? / stream)
     }
 
     pub(crate) fn add_regions(&mut self, regions: Regions) {
@@ -171,6 +189,16 @@ impl Figures {
                  first touch {first:.1} us, later {later:.1} us"
             );
         }
+        if let Some(keeping) = &self.keeping {
+            let _ = writeln!(
+                table,
+                "with {:.1} GiB lent: served again after {:.3?} s; backup {:.2?} GB/s, a file {:.2?} GB/s",
+                keeping.lent_bytes as f64 / f64::from(1 << 30),
+                keeping.restart_seconds,
+                in_gb(&keeping.backup_bytes_per_second),
+                in_gb(&keeping.stream_bytes_per_second),
+            );
+        }
         table
     }
 
@@ -195,8 +223,13 @@ impl Figures {
             "rounds": rounds, "quick": quick,
             "figures": self.of.iter().map(line).collect::<Vec<_>>(),
             "tcp_stream_bytes_per_second": self.streams, "regions": self.regions,
+            "keeping": self.keeping,
             "bars": verdicts,
         });
         serde_json::to_string_pretty(&whole).context("write the figures as JSON")
     }
+}
+
+fn in_gb(rates: &[f64]) -> Vec<f64> {
+    rates.iter().map(|rate| rate / 1e9).collect()
 }

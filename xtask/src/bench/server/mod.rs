@@ -7,6 +7,7 @@
 mod bars;
 mod contestants;
 mod figures;
+mod keeping;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,12 +18,16 @@ use clap::Args;
 use crate::build;
 use contestants::{Contestants, Server};
 use figures::{Figures, Way};
+use keeping::Keeping;
 
 #[derive(Args)]
 pub(crate) struct ServerOptions {
     /// One short round: shows that all works, proves nothing.
     #[arg(long)]
     quick: bool,
+    /// Measure only what concerns the data that a server keeps: restart and backup.
+    #[arg(long)]
+    keeping: bool,
     /// Rounds; the medians are over these.
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -42,6 +47,11 @@ const PAGES: u64 = 65_536;
 
 pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
     let built = build::shipped(true)?;
+    if options.keeping {
+        let mut figures = Figures::default();
+        figures.set_keeping(Keeping::measure(&built, options.quick)?);
+        return judge(&figures);
+    }
     build::cargo(&["build", "--release", "-p", "farmem-pageload"])?;
     let rounds = if options.quick { 1 } else { options.runs.max(1) };
     let seconds = if options.quick { 0.2 } else { options.seconds };
@@ -62,15 +72,31 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
         figures.add_stream(contestants.stream(seconds)?);
         figures.add_regions(contestants.regions()?);
     }
+    figures.set_keeping(Keeping::measure(&built, options.quick)?);
     let verdicts = bars::judge(&figures);
     report(&figures, &contestants, &verdicts);
     if let Some(file) = &options.json {
         let text = figures.json(&verdicts, rounds, options.quick)?;
         fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     }
+    ensure_met(&verdicts)
+}
+
+fn ensure_met(verdicts: &[bars::Verdict]) -> anyhow::Result<()> {
     let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
     ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
     Ok(())
+}
+
+/// Only those bars of which something was measured.
+#[expect(clippy::print_stdout, reason = "the verdicts are the result")]
+fn judge(figures: &Figures) -> anyhow::Result<()> {
+    println!("{}", figures.table());
+    let verdicts = bars::judge(figures);
+    for verdict in verdicts.iter().filter(|verdict| verdict.met.is_some()) {
+        println!("{verdict}");
+    }
+    ensure_met(&verdicts)
 }
 
 #[expect(clippy::print_stdout, reason = "the table is the result")]
