@@ -11,6 +11,8 @@ mod map;
 mod named;
 mod pages;
 mod revive;
+#[cfg(test)]
+mod speed;
 mod supply;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -73,6 +73,9 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
         figures.add_regions(contestants.regions()?);
     }
     figures.set_keeping(Keeping::measure(&built, options.quick)?);
+    // Fails by itself if tiers are too slow; says how fast they are.
+    let speed = ["--lib", "speed", "--", "--ignored", "--nocapture"];
+    build::cargo(&[&["test", "--release", "-p", "farmem-memserver"], &speed[..]].concat())?;
     let verdicts = bars::judge(&figures);
     report(&figures, &contestants, &verdicts);
     if let Some(file) = &options.json {
