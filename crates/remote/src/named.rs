@@ -15,6 +15,9 @@ use farmem_wire::{
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
 
+/// Before a request that was refused as busy is sent again.
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
+
 /// What can be done to a range of a region.
 #[derive(Debug, Clone, std::marker::Copy, PartialEq, Eq)]
 pub enum RangeAction {
@@ -383,22 +386,31 @@ impl Connection {
         header: Header,
         rest: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Reply, ExchangeError> {
-        self.next += 1;
-        self.exchange.ask(Header { request: self.next, ..header }, rest);
-        self.exchange.wait(Instant::now() + self.timeout)
+        let mut bytes = Vec::new();
+        rest(&mut bytes);
+        self.send(header, &bytes, &[])
     }
 
+    /// Asks, and asks again while the server is busy.
     fn send(
         &mut self,
         header: Header,
         entries: &[u8],
         pages: &[u8],
     ) -> Result<Reply, ExchangeError> {
-        self.next += 1;
-        let header = Header { request: self.next, ..header };
-        self.exchange.ask(header, |out| out.extend_from_slice(entries));
-        self.exchange.append(pages);
-        self.exchange.wait(Instant::now() + self.timeout)
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            self.next += 1;
+            let header = Header { request: self.next, ..header };
+            self.exchange.ask(header, |out| out.extend_from_slice(entries));
+            self.exchange.append(pages);
+            match self.exchange.wait(deadline) {
+                Err(ExchangeError::Refused(RefusalCode::Busy, _)) if Instant::now() < deadline => {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                other => return other,
+            }
+        }
     }
 
     fn info(&self, reply: Reply) -> Result<RegionInfo, ExchangeError> {
