@@ -1,6 +1,7 @@
 //! When, and of which commit, a result is.
 
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,14 @@ pub(crate) struct Provenance {
 
 impl Provenance {
     /// Today, and the commit that is checked out: `-dirty` if what is run differs from it.
+    ///
+    /// Asked once: what runs was built when we started, whatever is checked out meanwhile.
     pub(crate) fn now() -> Self {
+        static STARTED: OnceLock<Provenance> = OnceLock::new();
+        STARTED.get_or_init(Self::ask).clone()
+    }
+
+    fn ask() -> Self {
         let mut commit = said_by("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
         let status =
             ["status", "--porcelain", "--untracked-files=no", "--", "crates", "xtask/suites"];

@@ -15,6 +15,7 @@ use anyhow::ensure;
 use clap::Args;
 
 use crate::build::{self, workspace};
+use crate::provenance::Provenance;
 use crate::stage::Stage;
 use record::{Record, Row};
 use suites::{Cache, Name, Suite};
@@ -96,6 +97,7 @@ fn run(options: &ConformOptions) -> anyhow::Result<Tally> {
         ([], false) => &SHARES[..],
         (chosen, _) => chosen,
     };
+    let _ = Provenance::now();
     let keep = match options {
         _ if options.short || options.cases.is_some() => Keep::Nothing,
         ConformOptions { resume: true, .. } => Keep::WithKnown,

@@ -123,6 +123,7 @@ pub(crate) fn for_ci() -> anyhow::Result<Tally> {
 
 #[expect(clippy::print_stdout, reason = "the table is the result")]
 fn compare(options: &VerifyOptions) -> anyhow::Result<Tally> {
+    let _ = Provenance::now();
     let built = build::with_workloads()?;
     let stage = Stage::prepare(built, &options.scratch, &[options.variant])?;
     let names = match options.programs.as_slice() {
