@@ -7,9 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, Weak};
 
-use farmem_transport::{skip_bytes, skip_bytes_mut};
+use farmem_transport::{read_at, write_at};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 
 use crate::session::Session;
 
@@ -91,20 +90,7 @@ impl BackingFile {
     /// # Errors
     /// If the file is shorter than that now, or the kernel does not read.
     pub(crate) fn read(&self, at: u64, slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {
-        let total: usize = slices.iter().map(|slice| slice.len()).sum();
-        let (mut rest, mut done) = (slices, 0);
-        while done < total {
-            match rustix::io::preadv(self.file()?, rest, self.offset + at + done as u64) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(bytes) => {
-                    done += bytes;
-                    rest = skip_bytes_mut(rest, bytes);
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+        read_at(self.file()?, slices, self.offset + at)
     }
 
     /// Writes bytes at a byte of the region. Never makes the file longer.
@@ -114,18 +100,7 @@ impl BackingFile {
     pub(crate) fn write(&self, at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         self.check_end(self.offset + at + total as u64)?;
-        let (mut rest, mut done) = (slices, 0);
-        while done < total {
-            match rustix::io::pwritev(self.file()?, rest, self.offset + at + done as u64) {
-                Ok(bytes) => {
-                    done += bytes;
-                    rest = skip_bytes(rest, bytes);
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+        write_at(self.file()?, slices, self.offset + at)
     }
 
     /// Returns when the disk has what was written.

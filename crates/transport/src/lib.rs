@@ -15,5 +15,5 @@ mod socket;
 pub use address::{AddressError, Endpoint, ServerAddress};
 pub use arena::ArenaFile;
 pub use listener::Listener;
-pub use slices::{SLICES_MAX, recycle, recycle_mut, skip_bytes, skip_bytes_mut};
+pub use slices::{SLICES_MAX, read_at, recycle, recycle_mut, skip_bytes, skip_bytes_mut, write_at};
 pub use socket::{Connection, Moved, Socket};

@@ -1,6 +1,9 @@
 //! Lists of buffers for vectored input and output.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
 
 /// Buffers that one system call takes (the kernel's `UIO_MAXIOV`). Longer lists are moved in
 /// several calls.
@@ -40,9 +43,66 @@ pub fn skip_bytes_mut<'list, 'a>(
     slices
 }
 
+/// Fills all buffers from a place of a file on, in bytes.
+///
+/// # Errors
+/// If the file is shorter, or the kernel does not read.
+pub fn read_at(file: impl AsFd, slices: &mut [IoSliceMut<'_>], at: u64) -> io::Result<()> {
+    let total: usize = slices.iter().map(|slice| slice.len()).sum();
+    let (mut rest, mut done) = (slices, 0);
+    while done < total {
+        match rustix::io::preadv(&file, rest, at + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => {
+                done += bytes;
+                rest = skip_bytes_mut(rest, bytes);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all buffers to a place of a file, in bytes.
+///
+/// # Errors
+/// If the kernel does not write; a part may be written then.
+pub fn write_at(file: impl AsFd, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
+    let total: usize = slices.iter().map(|slice| slice.len()).sum();
+    let (mut rest, mut done) = (slices, 0);
+    while done < total {
+        match rustix::io::pwritev(&file, rest, at + done as u64) {
+            Ok(bytes) => {
+                done += bytes;
+                rest = skip_bytes(rest, bytes);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_buffers_are_written_and_read_back_and_a_short_file_is_told() {
+        let file = rustix::fs::memfd_create("slices", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        // More buffers than one call takes would be refused; so many take one.
+        let bytes: Vec<u8> = (0..=255).cycle().take(SLICES_MAX * 3).collect();
+        let mut parts: Vec<_> = bytes.chunks(3).map(IoSlice::new).collect();
+        write_at(&file, &mut parts, 7).unwrap();
+        let mut back = vec![0; bytes.len()];
+        let mut parts: Vec<_> = back.chunks_mut(3).map(IoSliceMut::new).collect();
+        read_at(&file, &mut parts, 7).unwrap();
+        assert_eq!(back, bytes);
+        let mut parts = [IoSliceMut::new(&mut back)];
+        let short = read_at(&file, &mut parts, 8).unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+    }
 
     #[test]
     fn recycling_keeps_the_memory() {

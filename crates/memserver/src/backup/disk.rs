@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::io::{self, IoSlice, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use farmem_transport::{skip_bytes, skip_bytes_mut};
+use farmem_transport::write_at;
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -83,19 +83,7 @@ impl Disk for Folder {
     }
 
     fn write(&self, file: &OwnedFd, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
-        let total: usize = slices.iter().map(|slice| slice.len()).sum();
-        let (mut rest, mut done) = (slices, 0);
-        while done < total {
-            match rustix::io::pwritev(file, rest, at + done as u64) {
-                Ok(bytes) => {
-                    done += bytes;
-                    rest = skip_bytes(rest, bytes);
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+        write_at(file, slices, at)
     }
 
     fn sync(&self, file: &OwnedFd) -> io::Result<()> {
@@ -128,22 +116,4 @@ pub(crate) fn read_all(disk: &dyn Disk, name: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::from(disk.open(name)?).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-/// Fills buffers from a place of a file on.
-pub(crate) fn read(file: &OwnedFd, slices: &mut [IoSliceMut<'_>], at: u64) -> io::Result<()> {
-    let total: usize = slices.iter().map(|slice| slice.len()).sum();
-    let (mut rest, mut done) = (slices, 0);
-    while done < total {
-        match rustix::io::preadv(file, rest, at + done as u64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(bytes) => {
-                done += bytes;
-                rest = skip_bytes_mut(rest, bytes);
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
 }

@@ -21,7 +21,7 @@ use std::os::fd::OwnedFd;
 use farmem_region::{Checksum, PAGE_SIZE, PageIndex, Version};
 
 use self::disk::read_all;
-pub(crate) use self::disk::{Disk, Folder, read};
+pub(crate) use self::disk::{Disk, Folder};
 pub(crate) use self::manifest::{BackedUp, Manifest, NoManifest};
 
 const TABLE: &str = "manifest";
@@ -170,6 +170,7 @@ mod tests {
     use std::path::Path;
 
     use farmem_region::PageCount;
+    use farmem_transport::read_at;
     use farmem_wire::page_checksum;
 
     use super::*;
@@ -268,7 +269,7 @@ mod tests {
             let mut content = [0; PAGE_SIZE];
             let file = open_pages(disk, entry.file).unwrap();
             let at = u64::from(entry.at) * PAGE_SIZE as u64;
-            read(&file, &mut [IoSliceMut::new(&mut content)], at).unwrap();
+            read_at(&file, &mut [IoSliceMut::new(&mut content)], at).unwrap();
             let (page, version) = (entry.page.get(), entry.version.get());
             assert_eq!(entry.checksum, checksum(page, version, content[0]), "page {page}");
             assert_eq!(content, [content[0]; PAGE_SIZE]);

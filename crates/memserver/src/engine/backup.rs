@@ -343,7 +343,7 @@ impl Engine {
             let mut slices = Vec::new();
             self.arena.gather_mut(&mut slots, &mut slices);
             let at = u64::from(run[0].at) * PAGE_SIZE as u64;
-            let result = backup::read(descriptor, &mut slices, at);
+            let result = farmem_transport::read_at(descriptor, &mut slices, at);
             let result = result.map_err(missing).and_then(|()| {
                 let told: Vec<_> = run.iter().map(Told::of).collect();
                 self.check_batch(&told, &slots)

@@ -4,12 +4,12 @@
 //! cache where the file system can do that: a page that is cold here must not take memory there.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use farmem_region::PAGE_SIZE;
-use farmem_transport::{skip_bytes, skip_bytes_mut};
+use farmem_transport::{read_at, write_at};
 use farmem_vmem::{Arena, Slot};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -136,7 +136,7 @@ impl FileTier {
             written = written.and_then(|()| {
                 let mut slices = Vec::new();
                 arena.gather(&slots[at..at + run.len()], &mut slices);
-                write_all(&self.file, slices, offset(run[0]))
+                write_at(&self.file, &mut slices, offset(run[0]))
             });
             at += run.len();
         }
@@ -158,7 +158,7 @@ impl FileTier {
         for run in numbers.chunk_by(|number, next| *next == number + 1) {
             let mut slices = Vec::new();
             arena.gather_mut(&mut slots[at..at + run.len()], &mut slices);
-            read_all(&self.file, slices, offset(run[0]))?;
+            read_at(&self.file, &mut slices, offset(run[0]))?;
             at += run.len();
         }
         Ok(())
@@ -203,41 +203,6 @@ impl Places {
         numbers.extend(self.free.drain(self.free.len() - missing..));
         numbers
     }
-}
-
-fn write_all(file: &OwnedFd, mut slices: Vec<IoSlice<'_>>, start: u64) -> io::Result<()> {
-    let total: usize = slices.iter().map(|slice| slice.len()).sum();
-    let mut done = 0;
-    let mut rest = &mut slices[..];
-    while done < total {
-        match rustix::io::pwritev(file, rest, start + done as u64) {
-            Ok(bytes) => {
-                done += bytes;
-                rest = skip_bytes(rest, bytes);
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-fn read_all(file: &OwnedFd, mut slices: Vec<IoSliceMut<'_>>, start: u64) -> io::Result<()> {
-    let total: usize = slices.iter().map(|slice| slice.len()).sum();
-    let mut done = 0;
-    let mut rest = &mut slices[..];
-    while done < total {
-        match rustix::io::preadv(file, rest, start + done as u64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(bytes) => {
-                done += bytes;
-                rest = skip_bytes_mut(rest, bytes);
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
 }
 
 fn offset(number: u32) -> u64 {
