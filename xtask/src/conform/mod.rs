@@ -3,13 +3,16 @@
 //!
 //! * [`suites`]: which suites there are, where they come from, and how their verdicts are read.
 //! * [`trial`]: runs one case of a suite and compares it with its native run.
+//! * [`natives`]: native runs that a later call need not repeat.
 //! * [`record`]: what was found, in docs/conformance.json, and the page made from it.
 
+mod natives;
 mod record;
 mod suites;
 mod trial;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use clap::Args;
@@ -17,9 +20,10 @@ use clap::Args;
 use crate::build::{self, workspace};
 use crate::provenance::Provenance;
 use crate::stage::Stage;
+use natives::Natives;
 use record::{Record, Row};
 use suites::{Cache, Name, Suite};
-use trial::{Comparison, Native};
+use trial::Comparison;
 
 /// Shares of the native peak, in percent; first those that ask most.
 const SHARES: [u64; 4] = [25, 10, 50, 100];
@@ -42,6 +46,13 @@ pub(crate) struct ConformOptions {
     /// again.
     #[arg(long)]
     resume: bool,
+    /// Begin no run after so many minutes: with --resume another call goes on.
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<f64>,
+    /// No run of a case may take longer. One that this cuts short has no results: --resume with more
+    /// patience runs it again.
+    #[arg(long, value_name = "SECONDS")]
+    patience: Option<u64>,
     /// Only make the page of results anew from what was recorded.
     #[arg(long, exclusive = true)]
     page: bool,
@@ -79,6 +90,8 @@ pub(crate) fn for_ci() -> anyhow::Result<Tally> {
         short: true,
         cases: None,
         resume: false,
+        minutes: None,
+        patience: None,
         page: false,
         scratch: "/var/tmp".into(),
     })
@@ -103,15 +116,23 @@ fn run(options: &ConformOptions) -> anyhow::Result<Tally> {
         ConformOptions { resume: true, .. } => Keep::WithKnown,
         _ => Keep::Anew,
     };
-    let mut tally = Tally::default();
+    let until =
+        options.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes));
+    let mut run =
+        Run { stage, keep, until, patience: options.patience, tally: Tally::default(), left: 0 };
     for name in names {
         let mut suite = name.prepare(&cache, options.short)?;
         if let Some(text) = &options.cases {
             suite.cases.retain(|case| case.name.contains(text));
         }
-        try_suite(&suite, shares, &stage, &mut tally, keep)?;
+        if let Some(seconds) = options.patience {
+            suite.cases.iter_mut().for_each(|case| case.hasten(Duration::from_secs(seconds)));
+        }
+        let natives = Natives::open(&cache, &suite, keep == Keep::WithKnown)?;
+        run.try_suite(&suite, shares, natives)?;
     }
-    Ok(tally)
+    eprintln!("\n{} runs left for another call", run.left);
+    Ok(run.tally)
 }
 
 /// What becomes of the results.
@@ -125,45 +146,71 @@ enum Keep {
     WithKnown,
 }
 
-/// Runs each case natively, then with each share. What was found so far is recorded after each case.
-fn try_suite(
-    suite: &Suite,
-    shares: &[u64],
-    stage: &Stage,
-    tally: &mut Tally,
+/// One call.
+struct Run {
+    stage: Stage,
     keep: Keep,
-) -> anyhow::Result<()> {
-    eprintln!("\n== {}: {}", suite.name, suite.source);
-    let known =
-        if keep == Keep::WithKnown { Record::read(workspace())? } else { Record::default() };
-    let row = |share| known.row(suite, share).cloned();
-    let row = |&share| (share, row(share).unwrap_or_else(|| Row::new(suite.cases.len())));
-    let mut rows: Vec<(u64, Row)> = shares.iter().map(row).collect();
-    for case in &suite.cases {
-        if rows.iter().all(|(_, row)| row.has(&case.name)) {
-            continue;
-        }
-        let native = Native::of(case, stage)?;
-        let mut done: Vec<Comparison> = Vec::new();
-        for (share, row) in rows.iter_mut().filter(|(_, row)| !row.has(&case.name)) {
-            let limit_bytes = native.limit_bytes(*share);
-            // A small program gets the least limit with more than one share.
-            let known = done.iter().find(|comparison| comparison.limit_bytes == limit_bytes);
-            let comparison = match known {
-                Some(known) => known.clone(),
-                None => Comparison::of(case, &native, limit_bytes, stage)?,
-            };
-            comparison.tell(*share);
-            row.add(&comparison);
-            done.push(comparison.clone());
-            tally.same += comparison.same;
-            tally.wrong += comparison.wrong();
-            if keep != Keep::Nothing {
-                let mut record = Record::read(workspace())?;
-                record.put(suite, *share, row.clone());
-                record.write(workspace())?;
+    /// No run of a case begins later.
+    until: Option<Instant>,
+    /// What `--patience` says, in seconds.
+    patience: Option<u64>,
+    tally: Tally,
+    /// Runs that were not begun, as the time was over.
+    left: usize,
+}
+
+impl Run {
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Runs each case natively, then with each share. What was found so far is recorded after each
+    /// case.
+    fn try_suite(
+        &mut self,
+        suite: &Suite,
+        shares: &[u64],
+        mut natives: Natives,
+    ) -> anyhow::Result<()> {
+        eprintln!("\n== {}: {}", suite.name, suite.source);
+        let with_known = self.keep == Keep::WithKnown;
+        let known = if with_known { Record::read(workspace())? } else { Record::default() };
+        let row = |share| known.row(suite, share).cloned();
+        let row = |&share| (share, row(share).unwrap_or_else(|| Row::new(suite.cases.len())));
+        let mut rows: Vec<(u64, Row)> = shares.iter().map(row).collect();
+        for case in &suite.cases {
+            let mut wanted: Vec<&mut (u64, Row)> =
+                rows.iter_mut().filter(|(_, row)| !row.has(&case.name, self.patience)).collect();
+            if wanted.is_empty() || self.is_over() {
+                self.left += wanted.len();
+                continue;
+            }
+            let native = natives.of(case, &self.stage)?;
+            let mut done: Vec<Comparison> = Vec::new();
+            for (share, row) in &mut wanted {
+                if self.is_over() {
+                    self.left += 1;
+                    continue;
+                }
+                let limit_bytes = native.limit_bytes(*share);
+                // A small program gets the least limit with more than one share.
+                let known = done.iter().find(|comparison| comparison.limit_bytes == limit_bytes);
+                let comparison = match known {
+                    Some(known) => known.clone(),
+                    None => Comparison::of(case, &native, limit_bytes, &self.stage)?,
+                };
+                comparison.tell(*share);
+                row.add(&comparison, self.patience);
+                done.push(comparison.clone());
+                self.tally.same += comparison.same;
+                self.tally.wrong += comparison.wrong();
+                if self.keep != Keep::Nothing {
+                    let mut record = Record::read(workspace())?;
+                    record.put(suite, *share, row.clone());
+                    record.write(workspace())?;
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -49,6 +49,9 @@ pub(crate) struct Row {
     #[serde(default)]
     timed_out_more: usize,
     unsteady: Vec<String>,
+    /// Cases that had not ended after so many seconds, which `--patience` said.
+    #[serde(default)]
+    cut_short: BTreeMap<String, u64>,
     evicted_pages: u64,
     fetched_pages: u64,
     seconds: f64,
@@ -62,7 +65,13 @@ impl Row {
         Self { cases_all, ..Self::default() }
     }
 
-    pub(crate) fn add(&mut self, found: &Comparison) {
+    /// `patience`: of how many seconds each run had, if it was less than its suite gives.
+    pub(crate) fn add(&mut self, found: &Comparison, patience: Option<u64>) {
+        self.cut_short.remove(&found.case);
+        if let (true, Some(seconds)) = (found.late && found.differences.is_empty(), patience) {
+            self.cut_short.insert(found.case.clone(), seconds);
+            return;
+        }
         self.cases.push(found.case.clone());
         self.same += found.same;
         self.counted += if found.counts() { found.same } else { 0 };
@@ -76,9 +85,10 @@ impl Row {
         self.native_seconds += found.native_seconds;
     }
 
-    /// Whether the case has been run.
-    pub(crate) fn has(&self, case: &str) -> bool {
-        self.cases.iter().any(|known| known == case)
+    /// Whether the case has been run, or has not ended with as much patience before.
+    pub(crate) fn has(&self, case: &str, patience: Option<u64>) -> bool {
+        let before = self.cut_short.get(case).copied().unwrap_or(0);
+        self.cases.iter().any(|known| known == case) || before >= patience.unwrap_or(u64::MAX)
     }
 
     fn wrong(&self) -> usize {
@@ -183,6 +193,12 @@ impl Record {
                     let more = row.timed_out_more;
                     let _ = writeln!(lines, "* {name}, {share} %: {more} others: timed out");
                 }
+                for (case, seconds) in &row.cut_short {
+                    let _ = writeln!(
+                        lines,
+                        "* {name}, {share} %: `{case}`: not ended after {seconds} s, not compared"
+                    );
+                }
                 for test in &row.unsteady {
                     let _ = writeln!(lines, "* {name}, {share} %: `{test}`: unsteady natively");
                 }
@@ -206,7 +222,7 @@ A result *counts* only if pages were evicted while its case ran. A test that had
 time was over, which is the same natively and under farmem, has *timed out*. Where a test ends
 otherwise, both are run once more; what ends this way or that natively is *unsteady* and says
 nothing. A suite whose row says fewer cases than it has was not run to its end. Shares and suites
-without a row have not been measured: `cargo xtask conform` measures them, `--short` is the part that
+without a row have not been measured, nor has a case that was given less time than it takes: `cargo xtask conform` measures them, `--short` is the part that
 every change must pass.
 
 Seconds are of a machine that did other work meanwhile: they say how long it takes to repeat this, not
@@ -218,6 +234,37 @@ how fast farmem is.
 mod tests {
     use super::*;
     use crate::build::workspace;
+
+    fn found(late: bool) -> Comparison {
+        Comparison {
+            case: "case".to_owned(),
+            limit_bytes: 1,
+            same: 3,
+            differences: Vec::new(),
+            timed_out: Vec::new(),
+            unsteady: Vec::new(),
+            evicted_pages: 1,
+            fetched_pages: 1,
+            seconds: 1.0,
+            native_seconds: 1.0,
+            late,
+        }
+    }
+
+    #[test]
+    fn a_case_that_was_cut_short_is_run_again_with_more_patience_only() {
+        let mut row = Row::new(1);
+        row.add(&found(true), Some(60));
+        assert_eq!((row.same, row.cases.len()), (0, 0));
+        assert!(row.has("case", Some(60)));
+        assert!(!row.has("case", Some(61)));
+        assert!(!row.has("case", None), "as much as the suite gives");
+        row.add(&found(false), None);
+        assert_eq!((row.same, row.cut_short.len()), (3, 0));
+        assert!(row.has("case", Some(61)));
+        row.add(&found(true), None);
+        assert_eq!(row.same, 6, "with all its patience it has its results, late or not");
+    }
 
     #[test]
     fn the_page_is_that_of_the_record() {

@@ -47,6 +47,11 @@ impl Case {
         Self { name: name.into(), command, patience, furnish: None, read }
     }
 
+    /// Lets it take no longer than `most`, natively as under farmem.
+    pub(crate) fn hasten(&mut self, most: Duration) {
+        self.patience = self.patience.min(most);
+    }
+
     fn run(&self, stage: &Stage, variant: Variant, limit_bytes: u64) -> anyhow::Result<Shown> {
         let folder = stage.scratch("case");
         if folder.exists() {
@@ -103,9 +108,11 @@ impl Shown {
 }
 
 /// How a case goes without farmem.
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Native {
     verdicts: Verdicts,
-    late: bool,
+    /// It was killed, as its time was over.
+    pub(crate) late: bool,
     /// The most that one of its processes had at a time.
     pub(crate) peak_bytes: u64,
     pub(crate) seconds: f64,
@@ -163,6 +170,8 @@ pub(crate) struct Comparison {
     pub(crate) fetched_pages: u64,
     pub(crate) seconds: f64,
     pub(crate) native_seconds: f64,
+    /// It was killed, as its time was over, though it ends in that time natively.
+    pub(crate) late: bool,
 }
 
 impl Comparison {
@@ -184,6 +193,7 @@ impl Comparison {
             fetched_pages: shown.count("fetched_pages"),
             seconds: shown.outcome.wall_seconds,
             native_seconds: native.seconds,
+            late: shown.outcome.late && !native.late,
         };
         comparison.compare(&native.verdicts, &shown.verdicts, shown.outcome.late || native.late);
         if !comparison.differences.is_empty() {
@@ -289,6 +299,7 @@ mod tests {
             fetched_pages: 1,
             seconds: 1.0,
             native_seconds: 1.0,
+            late,
         };
         comparison.compare(&verdicts(native), &verdicts(farmem), late);
         comparison

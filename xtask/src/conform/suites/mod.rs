@@ -105,6 +105,11 @@ impl Cache {
         Ok(Self { folder })
     }
 
+    /// Where native runs of a suite are kept.
+    pub(crate) fn natives(&self, suite: &str) -> PathBuf {
+        self.folder.join(format!("native-{suite}.json"))
+    }
+
     /// Installs Debian packages that are not there yet.
     fn packages(&self, names: &[&str]) -> anyhow::Result<()> {
         run(Command::new(workspace().join(".ci/packages")).args(names))
