@@ -314,6 +314,17 @@ impl Running<'_> {
         Ok(outcome)
     }
 
+    /// Waits for its end, however it ends, and says what was wrong, if it was no success.
+    pub(crate) fn describe_end(mut self) -> anyhow::Result<(Outcome, Option<String>)> {
+        let outcome = self.wait()?;
+        let wrong = match outcome.status {
+            _ if outcome.late => Some("it took too long and was killed".to_owned()),
+            status if status.success() => None,
+            status => Some(format!("{}: {}", describe(status), self.complaints())),
+        };
+        Ok((outcome, wrong))
+    }
+
     /// Waits for its end, however it ends.
     pub(crate) fn end(mut self) -> anyhow::Result<Outcome> {
         self.wait()

@@ -1,7 +1,9 @@
 //! `cargo xtask verify`: real programs, each with the whole, a half, a quarter and a tenth of the
 //! memory that it takes natively. What they print must be what they print natively, and a result
-//! counts only if pages were evicted. What was found is kept in docs/programs.json ([`record`]).
+//! counts only if pages were evicted. What was found is kept in docs/programs.json ([`record`]), and so
+//! are the runs of the [`oracle`].
 
+mod oracle;
 mod record;
 
 use std::fmt;
@@ -40,6 +42,9 @@ pub(crate) struct VerifyOptions {
     /// Leave the page of results as it is.
     #[arg(long)]
     unrecorded: bool,
+    /// Instead, run the stamping oracle with a tenth of its memory for so long. Calls add up.
+    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["quick", "programs", "share", "variant"])]
+    oracle: Option<f64>,
     /// Only make the page of results anew from what was recorded.
     #[arg(long, exclusive = true)]
     page: bool,
@@ -102,6 +107,12 @@ pub(crate) fn verify(options: &VerifyOptions) -> anyhow::Result<()> {
     if options.page {
         return Record::read(build::workspace())?.write(build::workspace());
     }
+    if let Some(minutes) = options.oracle {
+        ensure!(minutes > 0.0, "--oracle takes minutes");
+        let _ = Provenance::now();
+        let stage = Stage::prepare(build::with_workloads()?, &options.scratch, &[])?;
+        return oracle::run(minutes, &stage, build::workspace());
+    }
     ensure!(options.variant.is_farmem(), "--variant must be a way of running farmem");
     let tally = compare(options)?;
     ensure!(tally.wrong == 0, "{} of {} runs failed", tally.wrong, tally.wrong + tally.same);
@@ -116,6 +127,7 @@ pub(crate) fn for_ci() -> anyhow::Result<Tally> {
         share: Some(25),
         variant: Variant::Unix,
         unrecorded: true,
+        oracle: None,
         page: false,
         scratch: "/var/tmp".into(),
     })

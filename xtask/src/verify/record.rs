@@ -9,15 +9,19 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::oracle;
 use crate::provenance::Provenance;
 
 const JSON: &str = "docs/programs.json";
 const PAGE: &str = "docs/programs.md";
 
-/// By the program's name, then by the share of its native peak in percent.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Record {
+    /// By the program's name, then by the share of its native peak in percent.
     programs: BTreeMap<String, BTreeMap<u64, Row>>,
+    /// Runs of the oracle, in the order in which they were made.
+    #[serde(default)]
+    pub(super) oracle: Vec<oracle::Run>,
 }
 
 /// A program with one share of its memory.
@@ -69,6 +73,9 @@ impl Record {
                     row.of,
                 );
             }
+        }
+        if !self.oracle.is_empty() {
+            page += &oracle::page(&self.oracle);
         }
         page
     }
