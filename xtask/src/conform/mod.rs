@@ -195,6 +195,12 @@ impl Run {
                 let limit_bytes = native.limit_bytes(*share);
                 // A small program gets the least limit with more than one share.
                 let known = done.iter().find(|comparison| comparison.limit_bytes == limit_bytes);
+                // What has no time to end natively has none under farmem.
+                if let (true, Some(seconds)) = (native.late, self.patience) {
+                    row.cut_short(&case.name, seconds);
+                    self.keep_row(suite, *share, row)?;
+                    continue;
+                }
                 let comparison = match known {
                     Some(known) => known.clone(),
                     None => Comparison::of(case, &native, limit_bytes, &self.stage)?,
@@ -204,12 +210,17 @@ impl Run {
                 done.push(comparison.clone());
                 self.tally.same += comparison.same;
                 self.tally.wrong += comparison.wrong();
-                if self.keep != Keep::Nothing {
-                    let mut record = Record::read(workspace())?;
-                    record.put(suite, *share, row.clone());
-                    record.write(workspace())?;
-                }
+                self.keep_row(suite, *share, row)?;
             }
+        }
+        Ok(())
+    }
+
+    fn keep_row(&self, suite: &Suite, share: u64, row: &Row) -> anyhow::Result<()> {
+        if self.keep != Keep::Nothing {
+            let mut record = Record::read(workspace())?;
+            record.put(suite, share, row.clone());
+            record.write(workspace())?;
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Row {
     pub(crate) fn add(&mut self, found: &Comparison, patience: Option<u64>) {
         self.cut_short.remove(&found.case);
         if let (true, Some(seconds)) = (found.late && found.differences.is_empty(), patience) {
-            self.cut_short.insert(found.case.clone(), seconds);
+            self.cut_short(&found.case, seconds);
             return;
         }
         self.cases.push(found.case.clone());
@@ -83,6 +83,11 @@ impl Row {
         self.fetched_pages += found.fetched_pages;
         self.seconds += found.seconds;
         self.native_seconds += found.native_seconds;
+    }
+
+    /// The case had no more than so many seconds, and not ended.
+    pub(crate) fn cut_short(&mut self, case: &str, seconds: u64) {
+        self.cut_short.insert(case.to_owned(), seconds);
     }
 
     /// Whether the case has been run, or has not ended with as much patience before.
@@ -113,6 +118,7 @@ impl Record {
     }
 
     pub(crate) fn put(&mut self, suite: &Suite, share: u64, mut row: Row) {
+        row.cases_all = suite.cases.len();
         let now = Provenance::now();
         if !row.of.contains(&now) {
             row.of.push(now);

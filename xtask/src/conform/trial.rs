@@ -24,6 +24,8 @@ pub(crate) struct Case {
     pub(crate) command: Vec<String>,
     /// It, and whoever it starts, is killed after this time, natively as under farmem.
     pub(crate) patience: Duration,
+    /// It runs as this user, who is not root.
+    pub(crate) user: Option<&'static str>,
     /// What the folder has at the start: a command that is run there beforehand.
     pub(crate) furnish: Option<Vec<String>>,
     /// How its tests have ended.
@@ -44,7 +46,7 @@ impl Case {
         read: fn(&Ended) -> anyhow::Result<Verdicts>,
     ) -> Self {
         let command = command.into_iter().map(Into::into).collect();
-        Self { name: name.into(), command, patience, furnish: None, read }
+        Self { name: name.into(), command, patience, user: None, furnish: None, read }
     }
 
     /// Lets it take no longer than `most`, natively as under farmem.
@@ -69,6 +71,7 @@ impl Case {
             command: self.command.clone(),
             watched: None,
             input: None,
+            user: self.user,
             place: Some(place),
             patience: self.patience,
         };
@@ -170,7 +173,7 @@ pub(crate) struct Comparison {
     pub(crate) fetched_pages: u64,
     pub(crate) seconds: f64,
     pub(crate) native_seconds: f64,
-    /// It was killed, as its time was over, though it ends in that time natively.
+    /// It was killed, as its time was over, or was so natively.
     pub(crate) late: bool,
 }
 
@@ -193,7 +196,7 @@ impl Comparison {
             fetched_pages: shown.count("fetched_pages"),
             seconds: shown.outcome.wall_seconds,
             native_seconds: native.seconds,
-            late: shown.outcome.late && !native.late,
+            late: shown.outcome.late || native.late,
         };
         comparison.compare(&native.verdicts, &shown.verdicts, shown.outcome.late || native.late);
         if !comparison.differences.is_empty() {

@@ -7,8 +7,9 @@ mod kernel_swap;
 mod peaks;
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -83,6 +84,9 @@ pub(crate) struct Program {
     pub(crate) watched: Option<&'static str>,
     /// Standard input; nothing if none.
     pub(crate) input: Option<PathBuf>,
+    /// Who runs it, and farmem: a user who is not root, with the one capability that paging needs. As
+    /// we are if none.
+    pub(crate) user: Option<&'static str>,
     /// Where it runs, and the whole of its environment; as we do if none.
     pub(crate) place: Option<Place>,
     /// How long it may take at most.
@@ -96,6 +100,7 @@ impl Program {
             command: command.into_iter().collect(),
             watched: Some(watched),
             input: None,
+            user: None,
             place: None,
             patience,
         }
@@ -198,11 +203,16 @@ impl Stage {
         let swap = place.map(SwapPlace::switch_on).transpose()?;
 
         let stats_file = variant.is_farmem().then(|| self.scratch("stats.json"));
-        let mut words = Vec::new();
+        let mut words = program.user.map_or_else(Vec::new, become_user);
         if let Some(stats_file) = &stats_file {
             let _ = fs::remove_file(stats_file);
-            words = self.farmem_run(limit_bytes, stats_file, server.as_ref());
+            if let Some(user) = program.user {
+                File::create(stats_file).context("create the file of statistics")?;
+                give(stats_file, user)?;
+            }
+            words.extend(self.farmem_run(limit_bytes, stats_file, server.as_ref()));
         }
+        self.let_in(program)?;
         let cpu_file = counting.cpu_file().display().to_string();
         words.extend(program.command.iter().map(|word| word.replace("{cpu_file}", &cpu_file)));
         let groups: Vec<&Group> = [&counting].into_iter().chain(&limiting).collect();
@@ -239,6 +249,16 @@ impl Stage {
             stats_file,
             stage: self,
         })
+    }
+
+    /// Gives the folder of a program to the user who runs it.
+    fn let_in(&self, program: &Program) -> anyhow::Result<()> {
+        if let (Some(user), Some(place)) = (program.user, &program.place) {
+            fs::set_permissions(self.scratch.path(), Permissions::from_mode(0o711))
+                .context("let a user in")?;
+            give(&place.folder, user)?;
+        }
+        Ok(())
     }
 
     /// The words that come before a program to run it under farmem.
@@ -365,6 +385,21 @@ impl Drop for Running<'_> {
         drop(self.limiting.take());
         drop(self.swap.take());
     }
+}
+
+/// The words before a command to run it as `user`, who may page.
+fn become_user(user: &str) -> Vec<String> {
+    let identity = [format!("--reuid={user}"), format!("--regid={user}")];
+    let rest = ["--init-groups", "--inh-caps=+sys_ptrace", "--ambient-caps=+sys_ptrace"];
+    let words = ["setpriv".to_owned()].into_iter().chain(identity);
+    words.chain(rest.map(str::to_owned)).collect()
+}
+
+/// Makes `user` the owner of a file or folder and what is in it.
+fn give(path: &Path, user: &str) -> anyhow::Result<()> {
+    let status = Command::new("chown").args(["-R", &format!("{user}:")]).arg(path).status();
+    ensure!(status.context("run chown")?.success(), "chown {} failed", path.display());
+    Ok(())
 }
 
 fn describe(status: ExitStatus) -> String {

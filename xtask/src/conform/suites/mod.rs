@@ -1,6 +1,8 @@
 //! The suites: where each comes from, its cases, and how their verdicts are read.
 
+mod jemalloc;
 mod memcached;
+mod postgres;
 mod programs;
 mod python;
 mod redis;
@@ -30,6 +32,10 @@ pub(crate) enum Name {
     Redis,
     /// memcached's own tests.
     Memcached,
+    /// PostgreSQL's regression tests.
+    Postgres,
+    /// jemalloc's own tests.
+    Jemalloc,
     /// stress-ng's stressors of memory.
     Stress,
     /// gcc compiling C++.
@@ -67,6 +73,8 @@ impl Name {
             Self::Sqlite => sqlite::prepare(cache),
             Self::Redis => redis::prepare(cache),
             Self::Memcached => memcached::prepare(cache),
+            Self::Postgres => postgres::prepare(cache),
+            Self::Jemalloc => jemalloc::prepare(cache),
             Self::Gcc => programs::gcc(cache),
             Self::Stress => stress::prepare(cache, short),
             Self::Numpy => programs::numpy(cache),

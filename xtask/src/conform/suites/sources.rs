@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::{Cache, run};
+use super::{Cache, run, said};
 
 impl Cache {
     /// The unpacked source of a package, built by `build`, a shell script that runs there. What was
@@ -49,7 +49,20 @@ impl Cache {
         };
         // Archives without sources make this fail; the others have been read then.
         let _ = run(apt_get().args(["--quiet", "update"]));
-        run(apt_get().args(["--quiet", "source", package]))
+        // An archive may list a version whose files it has not got.
+        let newest = run(apt_get().args(["--quiet", "source", package]));
+        let Err(newest) = newest else { return Ok(()) };
+        let mut cache = Command::new("apt-cache");
+        cache.args(options.iter().flat_map(|option| ["-o", option]));
+        let known = said(cache.args(["showsrc", package]))?;
+        let versions = known.lines().filter_map(|line| line.strip_prefix("Version: "));
+        for version in versions {
+            let source = format!("{package}={}", version.trim());
+            if run(apt_get().args(["--quiet", "source", &source])).is_ok() {
+                return Ok(());
+            }
+        }
+        Err(newest)
     }
 }
 
