@@ -28,6 +28,7 @@ mod output;
 mod patience;
 mod peer;
 mod region;
+mod seat;
 mod server;
 mod session;
 mod table;

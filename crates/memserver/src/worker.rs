@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::patience::Patience;
 use crate::peer::Peer;
+use crate::seat::Seat;
 use crate::server::event;
 
 /// Events taken from the kernel at a time.
@@ -28,7 +29,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// Connections that are polled between two requests; of more, the kernel keeps track better.
 const POLLED_MAX: usize = 4;
 /// Rounds of polling between two looks at everything else.
-const ROUNDS_PER_LOOK: u32 = 16;
+const ROUNDS_PER_LOOK: u32 = 32;
+/// How long is polled between two offers of the processor to others: an offer costs as much as some
+/// looks, and what arrives meanwhile waits.
+const OFFER_PERIOD: Duration = Duration::from_micros(8);
 /// The shortest time worth polling for: less than a system call finds nothing.
 const POLL_LEAST: Duration = Duration::from_micros(5);
 
@@ -107,7 +111,10 @@ pub(crate) struct Worker {
     /// Peers that sent something just now, at most [`POLLED_MAX`]: worth polling.
     active: Vec<usize>,
     polling: Polling,
+    seat: Seat,
     poll_until: Instant,
+    /// When the processor was last offered to others while polling.
+    offered: Instant,
     next_tick: Option<Instant>,
 }
 
@@ -168,7 +175,9 @@ impl Worker {
             vacant: Vec::new(),
             active: Vec::new(),
             polling: Polling { limit, current: limit },
+            seat: Seat::new(),
             poll_until: Instant::now(),
+            offered: Instant::now(),
             next_tick,
         })
     }
@@ -189,7 +198,11 @@ impl Worker {
                 Err(errno) => return Err(errno.into()),
             };
             if wait != Some(Duration::ZERO) && !ready.is_empty() {
-                self.polling.slept(began.elapsed());
+                let slept = began.elapsed();
+                self.polling.slept(slept);
+                if slept >= TICK {
+                    self.seat.rest();
+                }
             }
             for event in ready {
                 match event.data.u64() {
@@ -210,7 +223,8 @@ impl Worker {
     /// look at everything else.
     fn poll(&mut self) -> bool {
         for _ in 0..ROUNDS_PER_LOOK {
-            if Instant::now() >= self.poll_until {
+            let now = Instant::now();
+            if now >= self.poll_until {
                 self.active.clear();
             }
             if self.active.is_empty() {
@@ -222,8 +236,11 @@ impl Worker {
                 self.serve_quietly(*index);
                 at += 1;
             }
-            // Another thread of this processor, maybe the client, may have something to do.
-            std::thread::yield_now();
+            if now.duration_since(self.offered) >= OFFER_PERIOD {
+                // Another thread of this processor, maybe the client, may have something to do.
+                std::thread::yield_now();
+                self.offered = Instant::now();
+            }
         }
         true
     }
@@ -251,7 +268,11 @@ impl Worker {
         match watched.peer.serve(&self.shared.engine, now) {
             Ok(received) => {
                 if received {
-                    self.poll_until = Instant::now() + self.polling.time();
+                    let time = self.polling.time();
+                    self.poll_until = Instant::now() + time;
+                    if !time.is_zero() {
+                        self.seat.leave_to(watched.peer.connection());
+                    }
                 }
                 let waits = watched.peer.waits();
                 if received && (watched.peer.is_watched() || self.shared.engine.has_surplus()) {

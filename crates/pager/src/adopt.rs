@@ -41,12 +41,15 @@ impl Engine {
             self.check_inheritance(io)?;
             return Ok(true);
         }
-        let now = (io.clock)();
         let near = self.budget.estimate() >= self.budget.adoption_mark();
         let grown = self.adopted.is_empty()
             || self.adoption.unknown
             || self.budget.unexplained() >= UNEXPLAINED_PAGES_MAX;
-        if !near || !grown || now < self.adoption.next_scan {
+        if !near || !grown {
+            return Ok(false);
+        }
+        let now = (io.clock)();
+        if now < self.adoption.next_scan {
             return Ok(false);
         }
         if self.changes.are_waiting() || !io.memory.settled() {

@@ -49,6 +49,8 @@ pub struct Wait {
     pub store: Option<RawFd>,
     /// Wait until the store's descriptor is writable, too.
     pub store_writable: bool,
+    /// The time at which the turn ended.
+    pub now: Nanos,
     /// Turn again at this time at the latest.
     pub deadline: Nanos,
     /// Work was done: turn again at once rather than wait.
@@ -295,6 +297,7 @@ impl<S: PageStore> Pager<S> {
         Wait {
             store: readiness.descriptor,
             store_writable: readiness.wants_write,
+            now,
             deadline,
             again: busy,
             more: self.had_events && self.memory.yields(),

@@ -420,8 +420,9 @@ impl Engine {
             return Ok(());
         }
         self.settle_doubts(io, fault.space, Some(fault.thread));
-        let waited = (io.clock)().since(fault.since);
-        let full = self.budget.is_full() && !self.stuck && waited < FULL_WAIT_NANOS_MAX;
+        let full = self.budget.is_full()
+            && !self.stuck
+            && (io.clock)().since(fault.since) < FULL_WAIT_NANOS_MAX;
         let Some(space) = self.space_mut(fault.space) else {
             return Ok(());
         };

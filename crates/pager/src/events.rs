@@ -53,8 +53,11 @@ impl Quarantine {
 impl Engine {
     /// Lets quarantined ranges go when whoever drops pages there has done it.
     pub fn age_quarantine(&mut self, io: &mut Io<'_>) {
+        if self.quarantine.is_empty() {
+            return;
+        }
         let start = (io.clock)();
-        if self.quarantine.is_empty() || start < self.quarantine.next_look {
+        if start < self.quarantine.next_look {
             return;
         }
         let quarantine = &mut self.quarantine;

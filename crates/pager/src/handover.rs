@@ -155,10 +155,11 @@ impl Engine {
     /// Whether a fault of a child that needs memory is left to the child's own pager, which is on its
     /// way.
     pub(crate) fn awaits_heir(&mut self, io: &Io<'_>, fault: &Fault) -> bool {
-        let (mark, now) = (self.heir_mark, (io.clock)());
+        let mark = self.heir_mark;
         let Some(space) = self.space_mut(fault.space).filter(|space| space.parent.is_some()) else {
             return false;
         };
+        let now = (io.clock)();
         let heirless = &mut space.heirless;
         heirless.faults += 1;
         if mark == 0 || heirless.is_left || heirless.faults <= FAULTS_FREE {

@@ -282,7 +282,7 @@ impl<'a> Service<'a> {
                 Ok(wait) => wait,
                 Err(fatal) => break self.stop(&fatal),
             };
-            let now = Pager::<ProgramStore>::now();
+            let now = wait.now;
             if now >= self.next_publish {
                 self.next_publish = now.plus_micros(PUBLISH_MICROS);
                 self.publish();

@@ -190,6 +190,8 @@ impl Link {
     ) -> Result<Option<Arrived>, LinkError> {
         loop {
             if let Some(arrived) = self.take_complete()? {
+                // Who asked for one thing and has it is owed nothing more: no look for what is not there.
+                self.drained |= messages.sent.len() <= 1 && self.spill_read == self.spill.len();
                 return Ok(Some(arrived));
             }
             if !self.take_spill(messages, frames)? {

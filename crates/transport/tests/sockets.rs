@@ -113,3 +113,57 @@ fn a_socket_file_left_behind_is_replaced_and_a_live_one_is_not() {
     drop(listener);
     assert!(!path.exists());
 }
+
+#[test]
+fn what_is_looked_out_for_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    for endpoint in endpoints(&directory) {
+        let listener = Listener::bind(&endpoint).unwrap();
+        let (mut client, mut server) = pair(&listener);
+        let mut room = [0; 3];
+        for _ in 0..3 {
+            // Found empty, and asked again.
+            for _ in 0..2 {
+                let nothing = client.receive(&mut [IoSliceMut::new(&mut room)]).unwrap();
+                assert_eq!(nothing, Moved::WouldBlock);
+            }
+            server.send(&[IoSlice::new(b"abcde")]).unwrap();
+            assert_eq!(receive(&mut client, &mut [IoSliceMut::new(&mut room)]), Moved::Bytes(3));
+            assert_eq!(receive(&mut client, &mut [IoSliceMut::new(&mut room)]), Moved::Bytes(2));
+        }
+        // The end of a connection is no emptiness.
+        let nothing = client.receive(&mut [IoSliceMut::new(&mut room)]).unwrap();
+        assert_eq!(nothing, Moved::WouldBlock);
+        drop(server);
+        assert_eq!(receive(&mut client, &mut [IoSliceMut::new(&mut room)]), Moved::Closed);
+    }
+}
+
+#[test]
+fn a_connection_within_one_machine_is_not_paced() {
+    let listener = Listener::bind(&Endpoint::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+    let (client, server) = pair(&listener);
+    for end in [&client, &server] {
+        let control = rustix::net::sockopt::tcp_congestion(end.descriptor()).unwrap();
+        assert_eq!(control, "reno");
+    }
+}
+
+#[test]
+fn the_processor_of_a_peer_on_this_machine_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let [tcp, unix] = endpoints(&directory);
+    let listener = Listener::bind(&tcp).unwrap();
+    let (mut client, mut server) = pair(&listener);
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let here = rustix::thread::sched_getcpu();
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(here);
+    rustix::thread::sched_setaffinity(None, &only).unwrap();
+    client.send(&[IoSlice::new(b"a")]).unwrap();
+    rustix::thread::sched_setaffinity(None, &allowed).unwrap();
+    assert_eq!(receive(&mut server, &mut [IoSliceMut::new(&mut [0])]), Moved::Bytes(1));
+    assert_eq!(server.peer_processor(), Some(here));
+    let listener = Listener::bind(&unix).unwrap();
+    assert_eq!(pair(&listener).1.peer_processor(), None, "the kernel does not tell");
+}

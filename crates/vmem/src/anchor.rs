@@ -50,10 +50,13 @@ const PULLS_PER_LOOK: u32 = 64;
 /// Threads brought in a row before the pager yields.
 const BROUGHT_MIN: u32 = 16;
 /// How long the pager does not yield after it was starved: others want the processor, and each
-/// time costs the program some milliseconds.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// time costs the program some milliseconds. A short process that came by is gone after that.
+const PAUSE_MIN: Duration = Duration::from_millis(16);
 /// The same, at most, when it is starved again soon after each pause.
 const PAUSE_MAX: Duration = Duration::from_secs(64);
+/// The pause doubles unless the pager has yielded for so many pauses in between: then starving costs less
+/// than yielding gains.
+const PAUSES_BETWEEN_MIN: u32 = 8;
 /// Threads woken in a row that need not be pulled, after which the pager yields no longer.
 const LEFT_ALONE_MAX: u32 = 16;
 
@@ -82,7 +85,8 @@ impl Yielding {
             return;
         }
         let now = Instant::now();
-        let soon = since.is_some_and(|since| now.duration_since(since) < self.pause);
+        let soon =
+            since.is_some_and(|since| now.duration_since(since) < self.pause * PAUSES_BETWEEN_MIN);
         self.pause_until = Some(now + self.pause);
         self.pause = if soon { (self.pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
     }
