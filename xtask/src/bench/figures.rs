@@ -16,6 +16,7 @@ pub(crate) struct Figures {
     runs: BTreeMap<(What, Variant), Vec<Run>>,
     streams: Vec<f64>,
     round_trips: Vec<f64>,
+    bare_faults: Vec<f64>,
     failures: BTreeMap<(What, Variant), String>,
     skipped: BTreeMap<Variant, String>,
 }
@@ -46,6 +47,10 @@ impl Figures {
 
     pub(crate) fn add_round_trip(&mut self, microseconds: f64) {
         self.round_trips.push(microseconds);
+    }
+
+    pub(crate) fn add_bare_fault(&mut self, microseconds: f64) {
+        self.bare_faults.push(microseconds);
     }
 
     pub(crate) fn skip(&mut self, variant: Variant, reason: &str) {
@@ -117,6 +122,9 @@ impl Figures {
             let _ =
                 writeln!(table, "one plain TCP round trip of a page, looked out for: {time:.1} us");
         }
+        if let Some(time) = median(self.bare_faults.clone()) {
+            let _ = writeln!(table, "one bare fault, handled on its own processor: {time:.1} us");
+        }
         for (variant, reason) in &self.skipped {
             let _ = writeln!(table, "{variant}: skipped: {reason}");
         }
@@ -172,9 +180,24 @@ impl Figures {
             {
                 let _ = write!(table, "  wake-up {:.1} (p50)", seen - pager);
             }
+            if let (What::Random, Some(seen), Some(limit)) =
+                (*what, p50("seen_p50_us"), self.physical_limit(*variant))
+            {
+                let times = seen / limit;
+                let _ = write!(table, "  {times:.2} times the physical limit of {limit:.1}");
+            }
             table.push('\n');
         }
         table
+    }
+
+    /// What a fault cannot fall below, in microseconds: a bare fault, and over the network a round trip.
+    fn physical_limit(&self, variant: Variant) -> Option<f64> {
+        let fault = median(self.bare_faults.clone())?;
+        match variant {
+            Variant::Tcp => Some(fault + median(self.round_trips.clone())?),
+            _ => Some(fault),
+        }
     }
 
     /// Everything, for other programs.
@@ -206,6 +229,7 @@ impl Figures {
             "rounds": rounds, "quick": quick, "figures": figures, "failures": failures,
             "skipped": self.skipped, "tcp_stream_gigabytes_per_second": self.streams,
             "tcp_round_trip_microseconds": self.round_trips,
+            "bare_fault_microseconds": self.bare_faults,
             "bars": verdicts,
         });
         serde_json::to_string_pretty(&whole).context("write the figures as JSON")

@@ -131,6 +131,9 @@ fn measure_case(
                 let time = stream::round_trip_microseconds().context("TCP round trip")?;
                 figures.add_round_trip(time);
             }
+            if case == Case::Random && variant.is_farmem() {
+                figures.add_bare_fault(stream::bare_fault_microseconds().context("bare fault")?);
+            }
             match prepared.measure(stage, *variant) {
                 Ok(runs) => {
                     for run in &runs {

@@ -3,10 +3,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+
+use crate::build;
 
 /// Sends 2 GiB from one thread to another.
 pub(crate) fn gigabytes_per_second() -> anyhow::Result<f64> {
@@ -31,6 +34,25 @@ pub(crate) fn gigabytes_per_second() -> anyhow::Result<f64> {
     }
     sending.join().expect("the sender does not panic").context("send")?;
     Ok(received as f64 / 1e9 / started.elapsed().as_secs_f64())
+}
+
+/// Microseconds, the mean, that a fault takes with thread and handler on one processor and nothing to be
+/// done but to copy a page in. Needs what `farmem run` needs.
+pub(crate) fn bare_fault_microseconds() -> anyhow::Result<f64> {
+    build::cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "farmem-vmem",
+        "--example",
+        "bare_fault",
+    ])?;
+    let program = build::target_folder().join("release/examples/bare_fault");
+    let output = Command::new(&program).output().with_context(|| format!("run {program:?}"))?;
+    ensure!(output.status.success(), "{program:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().with_context(|| format!("{program:?} printed {text:?}"))
 }
 
 /// Microseconds, the median, from a request of 64 bytes to the end of its answer of a page and a header,
