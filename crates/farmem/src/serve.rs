@@ -84,6 +84,8 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         // Its client reads the arena by itself; what is left to serve can wait for a wake-up, and
         // a server that polls takes the processor from the program it serves.
         config.spin = std::time::Duration::ZERO;
+        // The program may be one of many that want the processors.
+        config.urgent = true;
     }
     // A private server ends with the only one who uses it.
     config.data = options.data.clone().filter(|_| !private);

@@ -38,6 +38,9 @@ pub struct ServerConfig {
     /// How long at most a worker that has just served looks for more before it sleeps. To wake a
     /// sleeping processor takes 50 to 100 microseconds. 0: never.
     pub spin: Duration,
+    /// Whether to serve before other programs of this machine, as far as the system permits it: for a
+    /// server that programs on the same machine wait for, which may be busy beyond measure.
+    pub urgent: bool,
     /// Whether a client over a Unix socket may map the arena. Such a client reaches all memory
     /// of the server, so this is for a server with one tenant.
     pub share_arena: bool,
@@ -65,6 +68,7 @@ impl ServerConfig {
             widths: AddressWidths::DEFAULT,
             workers: 1,
             spin: Duration::from_micros(50),
+            urgent: false,
             share_arena: false,
             metrics: None,
             limits: Limits::default(),

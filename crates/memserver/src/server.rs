@@ -9,6 +9,7 @@ use std::thread;
 use farmem_region::{ByteCount, Incarnation};
 use farmem_transport::{Endpoint, Listener};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::process::setpriority_process;
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
@@ -21,6 +22,10 @@ use crate::worker::{Mailbox, Shared, Worker};
 
 /// How often the journal is looked at: the disk must hold what is noted in between.
 const JOURNAL_PAUSE_NANOS: i64 = 100_000_000;
+
+/// Priority of an urgent server among programs without real-time priority, from 19 (last) to -20: it
+/// gets nine times the share of an ordinary one.
+const URGENT_NICE: i32 = -10;
 
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -162,15 +167,20 @@ impl MemServer {
                 let shared = &shared;
                 scope.spawn(move || port.serve(shared.stop.as_fd(), || shared.metrics()))
             });
+            let keeper = scope.spawn(|| shared.engine.keep_room());
+            let journal =
+                shared.engine.has_journal().then(|| scope.spawn(|| shared.keep_journal()));
+            if shared.engine.config.urgent {
+                // What threads wait for; the threads above have time. Without the permission for it
+                // the server takes its turn like any other program.
+                let _ = setpriority_process(None, URGENT_NICE);
+            }
             let others: Vec<_> = (1..shared.mailboxes.len())
                 .map(|index| {
                     let worker = Worker::new(&shared, index, Vec::new());
                     scope.spawn(move || worker.and_then(Worker::run))
                 })
                 .collect();
-            let keeper = scope.spawn(|| shared.engine.keep_room());
-            let journal =
-                shared.engine.has_journal().then(|| scope.spawn(|| shared.keep_journal()));
             for _ in 0..PATIENT_THREADS {
                 scope.spawn(|| patience::serve(&shared));
             }

@@ -28,6 +28,10 @@ impl RemoteConfig {
     /// Asks for `amount` bytes, all of them, with the default times.
     #[must_use]
     pub fn new(server: Endpoint, name: impl Into<String>, amount: ByteCount) -> Self {
+        let timeouts = match server {
+            Endpoint::Tcp(_) => Timeouts::default(),
+            Endpoint::Unix(_) => Timeouts::same_machine(),
+        };
         Self {
             server,
             name: name.into(),
@@ -36,7 +40,7 @@ impl RemoteConfig {
             accept_partial: false,
             dynamic: false,
             share_arena: true,
-            timeouts: Timeouts::default(),
+            timeouts,
         }
     }
 }
@@ -77,6 +81,16 @@ impl Default for Timeouts {
     }
 }
 
+impl Timeouts {
+    /// For a server on this machine. The kernel tells at once when its process ends, and no network
+    /// can lose anything, so that silence says only that it is not let run: on a machine with many
+    /// times more to do than it can, for seconds.
+    #[must_use]
+    pub fn same_machine() -> Self {
+        Self { silence_us: 10_000_000, attempt_us: 4_000_000, ..Self::default() }
+    }
+}
+
 /// What proves the right to use a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionKey {
@@ -110,4 +124,19 @@ pub struct SessionInfo {
     pub granted: ByteCount,
     /// Pages of the region.
     pub pages: PageCount,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine that is busy beyond measure does not let a server run for seconds; the end of its
+    /// process is told by the socket, so that nobody waits for one that is gone.
+    #[test]
+    fn a_server_on_the_same_machine_may_be_silent_for_long() {
+        let silence_us =
+            |server| RemoteConfig::new(server, "test", ByteCount::new(0)).timeouts.silence_us;
+        assert_eq!(silence_us(Endpoint::Unix("/run/server".into())), 10_000_000);
+        assert_eq!(silence_us(Endpoint::Tcp(([127, 0, 0, 1], 1).into())), 1_000_000);
+    }
 }

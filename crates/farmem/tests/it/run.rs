@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -235,6 +236,37 @@ fn killing_the_supervisor_kills_the_program_and_the_private_server() {
     let rest = fs::read_dir(installation.folder()).unwrap().flatten();
     let folders = rest.filter(|entry| entry.file_type().unwrap().is_dir());
     assert_eq!(folders.count(), 0);
+}
+
+/// Pagers of real-time priority and a busy machine leave little to others, and all that is moved out
+/// waits for the server.
+#[test]
+fn a_private_server_comes_before_other_programs_where_that_is_permitted() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root may raise priorities");
+        return;
+    }
+    let installation = Installation::new();
+    let mut command = installation.farmem(["run", "sh", "-c", "echo ready $PPID; exec cat"]);
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
+    let server = private_server_of(&running.words[0]);
+    let began = Instant::now();
+    while nice_of(server) != -10 {
+        assert!(began.elapsed() < Duration::from_secs(30), "its nice value: {}", nice_of(server));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::TERM);
+    running.farmem.wait().unwrap();
+    await_end(server);
+}
+
+/// Of its first thread: field 19 of its stat, the 16th after the name.
+fn nice_of(process: Pid) -> i32 {
+    let path = format!("/proc/{}/stat", process.as_raw_pid());
+    let stat = fs::read_to_string(path).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').nth(16).unwrap().parse().unwrap()
 }
 
 /// The other child of a supervisor whose program is a child too.
