@@ -468,3 +468,47 @@ fn parse(message: &[u8]) -> Option<Event> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Area;
+
+    static PAGES: [u8; 4 * PAGE_SIZE] = [7; 4 * PAGE_SIZE];
+
+    /// What each call says where only some of a range can be done: counts are whole pages or none,
+    /// never an errno taken for a count.
+    #[test]
+    fn u9_short_and_odd_results() {
+        let Ok(uffd) = Uffd::new(Features::FaultsOnly) else { return };
+        let area = || Area::new(4 * PAGE_SIZE).unwrap();
+        let (to, mut from) = (area(), area());
+        let run = |area: &Area, at: usize, pages: usize| {
+            AddressRange::pages_from(area.range().start() + at * PAGE_SIZE, pages)
+        };
+        uffd.register(to.range()).unwrap();
+        let done = |pages: usize, stop| Progress { bytes: pages * PAGE_SIZE, stop };
+        assert_eq!(uffd.copy_static(run(&to, 1, 1), &PAGES), done(1, None));
+        // Hole, present, hole; then what is present first.
+        let over = uffd.copy_static(run(&to, 0, 3), &PAGES);
+        assert_eq!(over, done(1, Some(Stop::Retry)));
+        let over = uffd.copy_static(run(&to, 1, 2), &PAGES);
+        assert_eq!(over, done(0, Some(Stop::AlreadyThere)));
+        assert_eq!(uffd.zero(run(&to, 1, 1)), done(0, Some(Stop::AlreadyThere)));
+        assert_eq!(uffd.zero(run(&to, 2, 1)), done(1, None));
+        // Not registered here, and not mapped at all.
+        assert_eq!(uffd.copy_static(run(&from, 0, 1), &PAGES), done(0, Some(Stop::Gone)));
+        let nowhere = AddressRange::pages_from(PAGE_SIZE, 1);
+        assert_eq!(uffd.copy_static(nowhere, &PAGES), done(0, Some(Stop::Gone)));
+        // SAFETY: nobody looks at the area that pages are moved out of.
+        let moved = |from: &Area, at, holes| unsafe {
+            uffd.move_pages(run(&to, at, 1), run(from, at, 1).start(), holes, true)
+        };
+        assert_eq!(moved(&from, 3, false), done(0, Some(Stop::Hole)));
+        assert_eq!(moved(&from, 3, true), done(1, None));
+        from.as_mut_slice()[2 * PAGE_SIZE..].fill(5);
+        assert_eq!(moved(&from, 3, false), done(1, None));
+        assert_eq!(moved(&from, 2, false), done(0, Some(Stop::AlreadyThere)));
+        assert_eq!(to.as_slice()[3 * PAGE_SIZE..], [5; PAGE_SIZE]);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod crates;
 mod sources;
+mod tests_named;
 
 use std::fs;
 use std::path::Path;
@@ -36,6 +37,7 @@ pub(crate) fn tidy() -> anyhow::Result<()> {
         sources::check(source, &mut findings);
     }
     crates::check(&sources, &mut findings)?;
+    tests_named::check(&sources, &mut findings);
     for finding in &findings {
         eprintln!("tidy: {finding}");
     }

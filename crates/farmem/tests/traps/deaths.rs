@@ -159,6 +159,22 @@ fn a_stopped_server_is_waited_for() {
     outcome.has_paged();
 }
 
+/// R1: a pager that lives and does nothing holds the program up, for as long as it does so, and no byte
+/// is made up meanwhile.
+#[test]
+fn u2_a_stopped_pager_is_waited_for() {
+    let Some(rig) = Rig::new() else { return };
+    let mut cast = Cast::new(&rig, &[], "busy");
+    kill(cast.pager, Signal::STOP);
+    let ended = ends_within(cast.program, 2 * SECOND);
+    kill(cast.pager, Signal::CONT);
+    assert!(!ended && !ends_within(cast.program, SECOND));
+    kill(cast.supervisor, Signal::TERM);
+    let outcome = cast.running.end(5 * SECOND);
+    assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
+    outcome.has_paged();
+}
+
 /// R1 (u1): the descriptor whose last close would turn faults into zeros lives in two processes.
 #[test]
 fn u1_a_killed_pager_stops_the_program() {

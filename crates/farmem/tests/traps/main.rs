@@ -10,6 +10,7 @@
 mod cores;
 mod deaths;
 mod groups;
+mod kernel;
 mod oracles;
 mod programs;
 mod rig;

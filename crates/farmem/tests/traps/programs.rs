@@ -56,6 +56,12 @@ fn u4_refused_forks_harm_nothing() {
     trap("fork_refused");
 }
 
+/// R6: the pager needs no lock of the program's C library, though it shares its memory.
+#[test]
+fn u15_locks_of_the_c_library_are_held_while_pages_come_in() {
+    trap("library_locks");
+}
+
 /// R6: children that borrow the memory until their exec neither hang nor harm.
 #[test]
 fn u3_spawned_children_run() {

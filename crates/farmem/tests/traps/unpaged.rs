@@ -70,3 +70,31 @@ fn u25_shared_memory_stays_and_is_told() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("shared 24 MiB"), "{lines:?}");
 }
+
+/// A user whom the kernel grants no userfaultfd with all events is refused before the program starts,
+/// with what is missing; without the events reads would return zeros.
+#[test]
+fn u17_u33_a_user_without_the_permissions_is_refused() {
+    use std::os::unix::process::CommandExt;
+    let Some(rig) = Rig::new() else { return };
+    if !rustix::process::geteuid().is_root() {
+        crate::rig::skipped::<()>("only root can become another user");
+        return;
+    }
+    // Where everybody may go.
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let built = rig.farmem().get_program().to_owned();
+    for name in ["farmem", "libfarmem_preload.so", "farmem-pagerd"] {
+        let from = Path::new(&built).with_file_name(name);
+        fs::copy(from, folder.path().join(name)).unwrap();
+    }
+    let mut command = Command::new(folder.path().join("farmem"));
+    command.args(["run", "--local", LIMIT, "--", "echo", "ran"]).current_dir("/");
+    let output = command.uid(65534).gid(65534).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    for part in ["userfaultfd", "farmem doctor"] {
+        assert!(stderr.contains(part), "no {part} in {output:?}");
+    }
+}
