@@ -55,6 +55,8 @@ const SYS_OPENAT: usize = 257;
 const SYS_PPOLL: usize = 271;
 const SYS_PRLIMIT64: usize = 302;
 const SYS_KCMP: usize = 312;
+const SYS_SCHED_SETATTR: usize = 314;
+const SYS_SCHED_GETATTR: usize = 315;
 const SYS_GETRANDOM: usize = 318;
 const SYS_PIDFD_SEND_SIGNAL: usize = 424;
 const SYS_PIDFD_OPEN: usize = 434;
@@ -245,9 +247,46 @@ pub(crate) fn be_on_time() {
     let priority = 1i32;
     let pointer = (&raw const priority).expose_provenance();
     // SAFETY: the pointer is to a live i32, the kernel's sched_param, to be read.
-    let _ = unsafe {
+    let granted = unsafe {
         call(SYS_SCHED_SETSCHEDULER, [0, SCHED_FIFO | SCHED_RESET_ON_FORK, pointer, 0, 0, 0])
     };
+    if granted.is_err() {
+        ask_for_short_slices();
+    }
+}
+
+/// How to be scheduled: the kernel's sched_attr in its first form.
+#[repr(C)]
+#[derive(Default)]
+struct Scheduling {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// What anybody may ask for (Linux 6.12): short turns, which come soon. Who asks for the shortest is the
+/// first of all of its priority to run when it wakes up.
+fn ask_for_short_slices() {
+    const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
+    const SHORTEST_NANOSECONDS: u64 = 100_000;
+    const BYTES: usize = size_of::<Scheduling>();
+    let mut own = Scheduling::default();
+    let pointer = (&raw mut own).expose_provenance();
+    // SAFETY: the pointer is to a live structure of the size that is given, to be written.
+    let known = unsafe { call(SYS_SCHED_GETATTR, [0, pointer, BYTES, 0, 0, 0]) };
+    if known.is_err() {
+        return;
+    }
+    own.flags |= SCHED_FLAG_RESET_ON_FORK;
+    own.runtime = SHORTEST_NANOSECONDS;
+    let pointer = (&raw const own).expose_provenance();
+    // SAFETY: as above, to be read. An older kernel takes no notice of it.
+    let _ = unsafe { call(SYS_SCHED_SETATTR, [0, pointer, 0, 0, 0, 0]) };
 }
 
 /// A core of this process would be one of the program's memory.

@@ -144,9 +144,13 @@ fn set_policy(thread: Option<Pid>, policy: libc::c_int, priority: libc::c_int) -
 }
 
 /// Gives the calling thread the lowest real-time priority, if the system lets it (`CAP_SYS_NICE` or
-/// `RLIMIT_RTPRIO`); threads and processes that it starts do not inherit it.
+/// `RLIMIT_RTPRIO`), or else short turns; threads and processes that it starts do not inherit it.
 pub fn be_real_time() -> bool {
-    set_policy(None, libc::SCHED_FIFO, 1)
+    let granted = set_policy(None, libc::SCHED_FIFO, 1);
+    if !granted {
+        crate::slices::ask_for_short_ones();
+    }
+    granted
 }
 
 impl Anchor {

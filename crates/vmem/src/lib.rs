@@ -22,6 +22,7 @@ mod process;
 mod range;
 mod scratch;
 mod shared;
+mod slices;
 mod uffd;
 
 pub use anchor::{Anchor, Lifeline, Pull, be_real_time};

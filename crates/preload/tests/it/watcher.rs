@@ -31,6 +31,48 @@ fn a_watcher_is_there_and_ends_with_the_program() {
     run.await_companions(0);
 }
 
+/// Where a program fills its memory on a busy machine, a watcher of ordinary priority would come long
+/// after the limit: it asks for short turns, which come soon.
+#[test]
+fn a_watcher_without_real_time_priority_asks_for_short_turns() {
+    use std::os::unix::process::CommandExt;
+    const CAP_SYS_NICE: libc::c_ulong = 23;
+    let Some(run) = Run::new(AMPLE_MIB) else {
+        return;
+    };
+    let mut command = run.command("sleep");
+    let give_up_priority = || {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: these calls read one structure, and change what this process may do.
+        unsafe {
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0);
+            libc::setrlimit(libc::RLIMIT_RTPRIO, &raw const none);
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes two system calls and takes no lock.
+    unsafe { command.pre_exec(give_up_priority) };
+    let mut program = command.arg("60").spawn().unwrap();
+    run.await_companions(1);
+    let watcher = run.companions()[0];
+    // The words of the kernel's sched_attr: size and policy, flags, nice and priority, runtime, and two
+    // more.
+    let mut words = [0u64; 6];
+    let mut ask = || {
+        // SAFETY: sched_getattr(2) writes at most the 48 bytes that it is told of.
+        let done =
+            unsafe { libc::syscall(libc::SYS_sched_getattr, watcher, words.as_mut_ptr(), 48, 0) };
+        assert_eq!(done, 0);
+        (words[0] >> 32, words[3])
+    };
+    // A kernel before 6.12 has none to tell.
+    let knows_turns = ask().1 != 0;
+    await_that("short turns", || !knows_turns || ask() == (0, 100_000));
+    program.kill().unwrap();
+    program.wait().unwrap();
+    run.await_companions(0);
+}
+
 #[test]
 fn pipes_reach_their_end_while_a_watcher_lives() {
     let Some(run) = Run::new(AMPLE_MIB) else {
