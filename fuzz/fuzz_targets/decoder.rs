@@ -6,8 +6,8 @@
 #![no_main]
 
 use farmem_wire::{
-    AskMap, Attach, Copy, Create, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply,
-    List, Malloc, MallocReply, MapReply, Open, PageEntry, Payload, Progress, RangeEntry, RegionInfo,
+    AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply,
+    List, Malloc, MallocReply, MapReply, Open, PageEntry, Payload, Prefer, Progress, RangeEntry, RegionInfo, Resize,
     STAT_COUNTS_MAX, ServerStat, Setup, StatCount, crc32c, verify_body,
 };
 use libfuzzer_sys::fuzz_target;
@@ -51,7 +51,7 @@ fn decode_body(body: &[u8]) {
     }
     round_trip!(
         Hello, HelloReply, Setup, GrantedSetup, Attach, Malloc, MallocReply, FullBody, ServerStat,
-        Create, Open, Copy, List, Progress, AskMap, MapReply
+        Create, Open, Copy, Delete, Resize, Prefer, BackupPlace, List, Progress, AskMap, MapReply
     );
     if let Ok(infos) = RegionInfo::decode_all(body) {
         again.clear();

@@ -40,6 +40,7 @@
 //! # std::thread::spawn(move || server.run());
 //! # let create = Create {
 //! #     name: "shared", size: ByteCount::new(8 << 20), page_bytes: 4096, source: Source::Fill(0),
+//! #     prefers: None,
 //! # };
 //! # farmem_remote::named::create(&endpoint, &create, Duration::from_secs(5))?;
 //! use farmem_client::{Region, RegionOptions};

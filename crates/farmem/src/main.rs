@@ -12,6 +12,7 @@ mod doctor;
 mod elf;
 mod log;
 mod machine;
+mod neighbours;
 mod region;
 mod run;
 mod serve;

@@ -92,6 +92,7 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     config.promise_percent = options.promise_ratio.0;
     config.directories =
         options.allow_dir.iter().map(|directory| allowed(directory)).collect::<Result<_, _>>()?;
+    config.neighbours = Some(crate::neighbours::neighbours());
     for tier in &options.tier {
         match tier {
             Tier::Compressed(Size(bytes)) => config.tiers.compressed = ByteCount::new(*bytes),

@@ -1,4 +1,5 @@
-//! The file that a region is made from, and written back to.
+//! The file that a region is made from, and written back to; or the region of another server, which
+//! serves as one.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -8,21 +9,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, Weak};
 
 use farmem_transport::{read_at, write_at};
+use farmem_wire::RefusalCode;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::neighbour::{Neighbour, Neighbours, Use};
 use crate::session::Session;
 
 /// An open file, and the part of it that a region is.
 #[derive(Debug)]
 pub(crate) struct BackingFile {
-    /// `None` if it could not be opened again after a restart.
-    file: Option<OwnedFd>,
+    content: Content,
     path: PathBuf,
     /// First byte that belongs to the region.
     offset: u64,
     /// Copies of the region. They hold what the file held when they were made: before a page of
     /// the file changes, those that have not read it yet must.
     copies: Mutex<Vec<Weak<Mutex<Session>>>>,
+}
+
+/// Where its bytes are.
+#[derive(Debug)]
+enum Content {
+    Local(OwnedFd),
+    /// In a region of another server.
+    Distant(Box<Neighbour>),
+    /// Nowhere: it could not be opened again after a restart.
+    Missing,
 }
 
 impl BackingFile {
@@ -48,16 +60,48 @@ impl BackingFile {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file = rustix::fs::openat2(&directory, &rest, flags, Mode::empty(), resolve)?;
-        let opened =
-            Self { file: Some(file), path: path.to_owned(), offset, copies: Mutex::default() };
-        let end = offset.checked_add(bytes).ok_or(io::ErrorKind::InvalidInput)?;
-        opened.check_end(end)?;
+        let content = Content::Local(file);
+        let opened = Self { content, path: path.to_owned(), offset, copies: Mutex::default() };
+        opened.check(bytes)?;
         Ok(opened)
+    }
+
+    /// A region of another server, which is not asked for it yet.
+    pub(crate) fn distant(
+        neighbours: Option<Neighbours>,
+        address: &str,
+        region: &str,
+        offset: u64,
+    ) -> Self {
+        let path = format!("server:{address}/{region}").into();
+        let content = Content::Distant(Box::new(Neighbour::new(neighbours, address, region)));
+        Self { content, path, offset, copies: Mutex::default() }
+    }
+
+    /// Whether it is a region of another server.
+    pub(crate) const fn is_distant(&self) -> bool {
+        matches!(self.content, Content::Distant(_))
+    }
+
+    /// The region of another server that it is.
+    pub(crate) const fn neighbour(&self) -> Option<&Neighbour> {
+        match &self.content {
+            Content::Distant(neighbour) => Some(neighbour),
+            Content::Local(_) | Content::Missing => None,
+        }
+    }
+
+    /// What is answered where it does not do what it should.
+    pub(crate) const fn refusal(&self) -> RefusalCode {
+        match self.content {
+            Content::Distant(_) => RefusalCode::SourceAway,
+            Content::Local(_) | Content::Missing => RefusalCode::FileFailed,
+        }
     }
 
     /// A file that cannot be opened any more: whatever is asked of it fails.
     pub(crate) fn missing(path: &str, offset: u64) -> Self {
-        Self { file: None, path: path.into(), offset, copies: Mutex::default() }
+        Self { content: Content::Missing, path: path.into(), offset, copies: Mutex::default() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,8 +112,22 @@ impl BackingFile {
         self.offset
     }
 
-    fn file(&self) -> io::Result<&OwnedFd> {
-        self.file.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
+    /// Fails if a region of so many bytes would not fit in.
+    ///
+    /// # Errors
+    /// Also if it cannot be looked at.
+    pub(crate) fn check(&self, bytes: u64) -> io::Result<()> {
+        let end = self.offset.checked_add(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        match &self.content {
+            Content::Local(file) => check_end(file, end),
+            Content::Distant(neighbour) => {
+                if neighbour.with(Use::Read, |region| region.size())? < end {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(())
+            }
+            Content::Missing => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Remembers a copy, which needs to be told before the file changes.
@@ -90,7 +148,26 @@ impl BackingFile {
     /// # Errors
     /// If the file is shorter than that now, or the kernel does not read.
     pub(crate) fn read(&self, at: u64, slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {
-        read_at(self.file()?, slices, self.offset + at)
+        let start = self.offset + at;
+        match &self.content {
+            Content::Local(file) => read_at(file, slices, start),
+            Content::Distant(neighbour) => {
+                let total: usize = slices.iter().map(|slice| slice.len()).sum();
+                let wanted = start..start + total as u64;
+                let bytes = neighbour.with(Use::Read, |region| region.read(wanted.clone()))?;
+                if bytes.len() != total {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                let mut rest = &bytes[..];
+                for slice in slices {
+                    let (now, later) = rest.split_at(slice.len());
+                    slice.copy_from_slice(now);
+                    rest = later;
+                }
+                Ok(())
+            }
+            Content::Missing => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Writes bytes at a byte of the region. Never makes the file longer.
@@ -99,8 +176,19 @@ impl BackingFile {
     /// If the file is shorter than that now, has been removed, or the kernel does not write.
     pub(crate) fn write(&self, at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
-        self.check_end(self.offset + at + total as u64)?;
-        write_at(self.file()?, slices, self.offset + at)
+        let start = self.offset + at;
+        match &self.content {
+            Content::Local(file) => {
+                check_end(file, start + total as u64)?;
+                write_at(file, slices, start)
+            }
+            Content::Distant(neighbour) => {
+                let bytes: Vec<u8> =
+                    slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+                neighbour.with(Use::Write, |region| region.write(start, &bytes))
+            }
+            Content::Missing => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Returns when the disk has what was written.
@@ -108,23 +196,29 @@ impl BackingFile {
     /// # Errors
     /// If the disk fails, or if the file has been removed: then nobody would find it.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        let file = self.file()?;
+        let file = match &self.content {
+            Content::Local(file) => file,
+            Content::Distant(neighbour) => {
+                return neighbour.with(Use::Write, |region| region.flush());
+            }
+            Content::Missing => return Err(io::ErrorKind::NotFound.into()),
+        };
         if rustix::fs::fstat(file)?.st_nlink == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
         Ok(rustix::fs::fsync(file)?)
     }
+}
 
-    fn check_end(&self, end: u64) -> io::Result<()> {
-        let stat = rustix::fs::fstat(self.file()?)?;
-        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
-        }
-        if u64::try_from(stat.st_size).unwrap_or(0) < end {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
+fn check_end(file: &OwnedFd, end: u64) -> io::Result<()> {
+    let stat = rustix::fs::fstat(file)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
     }
+    if u64::try_from(stat.st_size).unwrap_or(0) < end {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use farmem_region::{AddressWidths, ByteCount, ServerId};
 use farmem_transport::Endpoint;
 use farmem_wire::PAGES_PER_MESSAGE_MAX;
 
-use crate::LogSink;
+use crate::{LogSink, Neighbours};
 
 /// How a memory server is to be.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub data: Option<PathBuf>,
     /// Directories whose files regions may be made from.
     pub directories: Vec<PathBuf>,
+    /// How other memory servers are reached, of whose regions regions may be made.
+    pub neighbours: Option<Neighbours>,
     /// The server's part in external addresses.
     pub server: ServerId,
     /// How external addresses are divided.
@@ -64,6 +66,7 @@ impl ServerConfig {
             promise_max: None,
             data: None,
             directories: Vec::new(),
+            neighbours: None,
             server: ServerId::new(0),
             widths: AddressWidths::DEFAULT,
             workers: 1,

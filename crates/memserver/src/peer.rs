@@ -23,9 +23,9 @@ use farmem_region::{Nanos, PAGE_SIZE};
 use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Action, AskMap, Attach, BODY_BYTES_MAX, BackupPlace, Copy, Create, DecodeError, HEAD_BYTES_MAX,
-    HEADER_BYTES, Header, Hello, List, Malloc, Open, PageEntry, ProtocolVersion, RangeEntry,
-    RefusalCode, Setup, Slots, StatCount, seal, verify_body,
+    Action, AskMap, Attach, BODY_BYTES_MAX, BackupPlace, Copy, Create, DecodeError, Delete,
+    HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello, List, Malloc, Open, PageEntry, Prefer,
+    ProtocolVersion, RangeEntry, RefusalCode, Resize, Setup, Slots, StatCount, seal, verify_body,
 };
 
 use crate::counters::{DropReason, count};
@@ -489,21 +489,20 @@ impl Peer {
                 let entries = PageEntry::decode_all(entries);
                 engine.commit_slots(caller, header, entries, unused, list)
             })?,
-            Action::Create
-            | Action::Open
-            | Action::List
-            | Action::Show
-            | Action::Delete
-            | Action::Clone
-            | Action::Snapshot
-            | Action::Backup
-            | Action::Restore => serve_named(engine, caller, output, header, body)?,
+            action if is_about_a_whole(action) => {
+                serve_named(engine, caller, output, header, body)?;
+            }
             Action::Initialise
             | Action::Prefetch
             | Action::Pin
             | Action::Unpin
             | Action::Invalidate
             | Action::Flush => serve_ranges(engine, caller, output, header, entries, unused)?,
+            Action::Prefer => {
+                let ranges = RangeEntry::decode_all(entries);
+                let progress = engine.prefer(caller, header, ranges, &Prefer::decode(body)?)?;
+                push(output, granted, |bytes| progress.encode(bytes));
+            }
             Action::Map => tell_map(engine, caller, output, header, &AskMap::decode(body)?)?,
             Action::Disconnect => {
                 engine.disconnect(header)?;
@@ -626,12 +625,30 @@ impl Peer {
     }
 }
 
+/// Whether a request is about a named region as a whole.
+const fn is_about_a_whole(action: Action) -> bool {
+    matches!(
+        action,
+        Action::Create
+            | Action::Open
+            | Action::List
+            | Action::Show
+            | Action::Delete
+            | Action::Resize
+            | Action::Clone
+            | Action::Snapshot
+            | Action::Backup
+            | Action::Restore
+    )
+}
+
 /// Whether a request may keep its thread for tens of milliseconds.
 const fn takes_long(action: Action) -> bool {
     matches!(
         action,
         Action::Create
             | Action::Delete
+            | Action::Resize
             | Action::Initialise
             | Action::Prefetch
             | Action::Pin
@@ -716,7 +733,7 @@ fn serve_named(
             return Ok(());
         }
         Action::Delete => {
-            engine.delete(caller, header)?;
+            engine.delete(caller, header, Delete::decode(body)?)?;
             push(output, header.granted(), |_| ());
             return Ok(());
         }
@@ -725,6 +742,7 @@ fn serve_named(
             let BackupPlace { flag, name, path } = BackupPlace::decode(body)?;
             engine.restore(path, name, flag)?
         }
+        Action::Resize => engine.resize(caller, header, &Resize::decode(body)?)?,
         Action::Clone => engine.copy_region(caller, header, &Copy::decode(body)?, false)?,
         Action::Snapshot => engine.copy_region(caller, header, &Copy::decode(body)?, true)?,
         _ => engine.show(caller, header)?,

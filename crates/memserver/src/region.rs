@@ -12,6 +12,7 @@ use farmem_wire::{Binding, page_checksum};
 
 use crate::backing::BackingFile;
 use crate::config::ServerConfig;
+use crate::prefer::Preferences;
 use crate::table::Table;
 
 /// What pages hold that were never written.
@@ -21,8 +22,18 @@ pub(crate) enum Source {
     Nothing,
     /// One byte, over and over. Such a page takes no memory until it is written.
     Fill(u8),
-    /// Part of a file.
+    /// Part of a file, or of a region of another server.
     File(Arc<BackingFile>),
+}
+
+impl Source {
+    /// The file, or the region of another server; empty if there is none.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::File(file) => file.path().display().to_string(),
+            Self::Nothing | Self::Fill(_) => String::new(),
+        }
+    }
 }
 
 /// A region.
@@ -47,6 +58,11 @@ pub(crate) struct Region {
     /// Counts the copies that were made of it: what was written since has a greater one.
     pub(crate) generation: u16,
     pub(crate) pins: Pins,
+    pub(crate) prefers: Preferences,
+    /// Shared with each copy that was made of it by name, and still is.
+    progeny: Arc<()>,
+    /// The region that it is such a copy of, and what it shares with that.
+    parent: Option<(RegionId, Arc<()>)>,
     /// How often pages were removed: what was read from the source before may be out of date.
     pub(crate) removals: u64,
     binding: Binding,
@@ -70,6 +86,9 @@ impl Region {
             writes_back: false,
             generation: 0,
             pins: Pins::default(),
+            prefers: Preferences::default(),
+            progeny: Arc::default(),
+            parent: None,
             removals: 0,
             binding: Binding::of(id),
             fill_page: None,
@@ -82,9 +101,30 @@ impl Region {
         self.table = original.table.copy(self.id);
         self.source = original.source.clone();
         self.page_bytes = original.page_bytes;
+        self.prefers = original.prefers.clone();
         // What is written from now on, in either of them, is newer than what they share.
         original.generation = original.generation.saturating_add(1);
         self.generation = original.generation;
+    }
+
+    /// Counts as a copy of another region from now on.
+    pub(crate) fn descend_from(&mut self, original: &Self) {
+        self.parent = Some((original.id, Arc::clone(&original.progeny)));
+    }
+
+    /// Counts as no copy any more.
+    pub(crate) fn orphan(&mut self) {
+        self.parent = None;
+    }
+
+    /// What it counts as a copy of.
+    pub(crate) fn parent(&self) -> Option<RegionId> {
+        self.parent.as_ref().map(|(parent, _)| *parent)
+    }
+
+    /// Whether there are copies of it.
+    pub(crate) fn has_copies(&self) -> bool {
+        Arc::strong_count(&self.progeny) > 1
     }
 
     pub(crate) const fn contains(&self, page: PageIndex) -> bool {

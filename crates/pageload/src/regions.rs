@@ -9,7 +9,8 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use farmem_region::{ByteCount, PageIndex};
 use farmem_wire::{
-    Action, Copy, Create, HEADER_BYTES, Header, Hello, Open, PageEntry, Source, seal, verify_body,
+    Action, Copy, Create, Delete, HEADER_BYTES, Header, Hello, Open, PageEntry, Source, seal,
+    verify_body,
 };
 use farmem_workloads::content::Dice;
 use serde_json::json;
@@ -49,7 +50,8 @@ pub(crate) fn regions(options: &RegionOptions) -> anyhow::Result<()> {
         let copy = Copy { on_access: false, name: "copy" };
         client.call(Action::Clone, |out| copy.encode(out)).context("clone")?;
         clone_ms.push(began.elapsed().as_secs_f64() * 1e3);
-        client.call(Action::Delete, |_| ()).context("delete")?;
+        let delete = Delete { keeps_copies: true };
+        client.call(Action::Delete, |out| delete.encode(out)).context("delete")?;
         let mut client = Client::connect(options.server)?;
         client.open("copy")?;
         client.call(Action::Delete, |_| ()).context("delete")?;
@@ -116,7 +118,8 @@ impl Client {
 
     fn create(&mut self, name: &str, size: ByteCount) -> anyhow::Result<()> {
         let source = Source::Fill(FILL);
-        let create = Create { name, size, page_bytes: PAGE_BYTES as u32, source };
+        let page_bytes = PAGE_BYTES as u32;
+        let create = Create { name, size, page_bytes, source, prefers: None };
         let created = self.call(Action::Create, |out| create.encode(out));
         created.map(drop).with_context(|| format!("create a region of {} bytes", size.get()))
     }

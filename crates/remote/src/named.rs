@@ -9,8 +9,9 @@ use farmem_region::{
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Action, BackupPlace, BodyError, Copy, Create, Header, List, Open, PAGES_PER_MESSAGE_MAX,
-    PageEntry, Progress, RangeEntry, RefusalCode, RegionInfo, page_checksum,
+    Action, BackupPlace, BodyError, Copy, Create, Delete, Header, List, Open,
+    PAGES_PER_MESSAGE_MAX, PageEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo,
+    Resize, Tier, page_checksum,
 };
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
@@ -199,14 +200,49 @@ impl NamedRegion {
         progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
     }
 
-    /// Deletes the region with all that it holds.
+    /// Deletes the region with all that it holds. A region that was copied is deleted only if the
+    /// copies are to keep what they share with it.
     ///
     /// # Errors
     /// As [`create`]; pages must not be pinned.
-    pub fn delete(mut self) -> Result<(), StoreError> {
+    pub fn delete(mut self, keeps_copies: bool) -> Result<(), StoreError> {
         let header = self.request(Action::Delete);
-        let deleted = self.connection.ask(header, |_| ()).map(|_| ());
+        let body = Delete { keeps_copies };
+        let deleted = self.connection.ask(header, |out| body.encode(out)).map(|_| ());
         deleted.map_err(|error| self.error(error))
+    }
+
+    /// Makes the region larger or smaller. What lies beyond a smaller size is forgotten.
+    ///
+    /// # Errors
+    /// As [`create`]; no page beyond a smaller size may be pinned.
+    pub fn resize(&mut self, size: ByteCount) -> Result<RegionInfo, StoreError> {
+        let header = self.request(Action::Resize);
+        let resized = self
+            .connection
+            .ask(header, |out| Resize { size }.encode(out))
+            .and_then(|reply| self.connection.info(reply));
+        let info = resized.map_err(|error| self.error(error))?;
+        self.pages = info.pages;
+        Ok(info)
+    }
+
+    /// Says in which tier a range is to be kept; `None`: where its use puts it. Pages move a little
+    /// later.
+    ///
+    /// # Errors
+    /// As [`create`].
+    pub fn prefer(&mut self, tier: Option<Tier>, range: PageRange) -> Result<u64, StoreError> {
+        let header = Header { entries: 1, ..self.request(Action::Prefer) };
+        let asked = self.connection.ask(header, |out| {
+            RangeEntry(range).encode(out);
+            Prefer { tier }.encode(out);
+        });
+        let progress = asked.and_then(|reply| {
+            Progress::decode(self.connection.exchange.bytes(reply.body))
+                .map_err(|error| bad_body(&error))
+        });
+        progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
     }
 
     /// Does something to a range of pages, in as many requests as the server wants. Returns how

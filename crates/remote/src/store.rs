@@ -461,6 +461,8 @@ impl RemoteStore {
             }
             // What was sent again had arrived the first time, and so had a newer version.
             RefusalCode::OldVersion if asked.resent => Ok(Handled::Ended(Ok(()))),
+            // Nothing is there, which is what was wanted: it was never stored, or forgotten before.
+            RefusalCode::AlreadyFree => Ok(Handled::Ended(Ok(()))),
             RefusalCode::WrongChecksum if asked.damaged < DAMAGED_TRIES_MAX => {
                 asked.damaged += 1;
                 if asked.header.action == Action::Commit {

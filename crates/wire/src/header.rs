@@ -122,6 +122,10 @@ actions! {
     Initialise = 18,
     /// Lets ranges leave dram again.
     Unpin = 19,
+    /// Makes a named region larger or smaller.
+    Resize = 20,
+    /// Says in which tier ranges are to be kept.
+    Prefer = 21,
     /// Reserved: detach a session without ending it.
     Detach = 32,
     /// Fills ranges and keeps them in dram.
@@ -156,7 +160,7 @@ impl Action {
     /// Whether version 1 answers the action with anything but "unsupported".
     #[must_use]
     pub const fn is_served(self) -> bool {
-        matches!(self.number(), 1..=19 | 33..=38 | 43..=45)
+        matches!(self.number(), 1..=21 | 33..=38 | 43..=45)
     }
 }
 

@@ -35,7 +35,8 @@ pub use header::{
 };
 pub use map::{Absent, AskMap, MapReply};
 pub use named::{
-    BackupPlace, Copy, Create, List, Open, PAGE_SIZES, PATH_BYTES_MAX, Progress, RegionInfo, Source,
+    ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, List, Open, PAGE_SIZES, PATH_BYTES_MAX,
+    Prefer, Progress, RegionInfo, Resize, Source, Tier,
 };
 pub use refusal::{Advice, RefusalCode};
 pub use stat::{CountOf, STAT_COUNTS_MAX, ServerStat, StatCount};

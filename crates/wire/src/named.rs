@@ -8,8 +8,62 @@ use crate::body::{BodyError, Fields, NAME_BYTES_MAX};
 /// Bytes of the longest path of a backing file.
 pub const PATH_BYTES_MAX: usize = 640;
 
+/// Bytes of the longest address of another memory server.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+
 /// The page sizes that a region may have, in bytes.
 pub const PAGE_SIZES: [u32; 5] = [512, 1 << 10, 4 << 10, 64 << 10, 2 << 20];
+
+/// Where a portion lies, from the fastest to the slowest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// In memory, as it is.
+    Dram,
+    /// In memory, compressed.
+    Compressed,
+    /// In a file.
+    File,
+}
+
+impl Tier {
+    /// Every tier.
+    pub const ALL: [Self; 3] = [Self::Dram, Self::Compressed, Self::File];
+
+    /// A word for people and programs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dram => "dram",
+            Self::Compressed => "compressed",
+            Self::File => "file",
+        }
+    }
+
+    /// The number of a preference: 0 is none.
+    #[must_use]
+    pub const fn number(preference: Option<Self>) -> u16 {
+        match preference {
+            None => 0,
+            Some(Self::Dram) => 1,
+            Some(Self::Compressed) => 2,
+            Some(Self::File) => 3,
+        }
+    }
+
+    /// The preference with a number.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it means nothing.
+    pub const fn of(number: u16) -> Result<Option<Self>, BodyError> {
+        match number {
+            0 => Ok(None),
+            1 => Ok(Some(Self::Dram)),
+            2 => Ok(Some(Self::Compressed)),
+            3 => Ok(Some(Self::File)),
+            value => Err(BodyError::Value { field: "tier", value: value as u64 }),
+        }
+    }
+}
 
 /// What a page that was never written holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +79,17 @@ pub enum Source<'a> {
         /// First byte of the file that belongs to the region; a multiple of the page size.
         offset: u64,
     },
+    /// What a named region of another memory server holds from an offset on.
+    Server {
+        /// The other server, as this one reaches it: HOST:PORT or unix:PATH.
+        address: &'a str,
+        /// The region there.
+        region: &'a str,
+        /// First byte of it that belongs to this one; a multiple of the page size.
+        offset: u64,
+        /// Whether what is written is flushed there.
+        writes_back: bool,
+    },
 }
 
 /// Makes a region that lives until it is deleted.
@@ -38,28 +103,39 @@ pub struct Create<'a> {
     pub page_bytes: u32,
     /// What it holds at first.
     pub source: Source<'a>,
+    /// The tier in which it is to be kept; `None`: where its use puts it.
+    pub prefers: Option<Tier>,
 }
 
 impl<'a> Create<'a> {
     /// Appends the body's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, fill, path, offset) = match self.source {
-            Source::Nothing => (0_u16, 0_u16, "", 0),
-            Source::Fill(fill) => (1, u16::from(fill), "", 0),
-            Source::File { path, offset } => (2, 0, path, offset),
+        let (kind, fill, path, offset, region) = match self.source {
+            Source::Nothing => (0_u16, 0_u16, "", 0, ""),
+            Source::Fill(fill) => (1, u16::from(fill), "", 0, ""),
+            Source::File { path, offset } => (2, 0, path, offset, ""),
+            Source::Server { address, region, offset, writes_back } => {
+                (3 + u16::from(writes_back), 0, address, offset, region)
+            }
         };
         let name = cut(self.name, NAME_BYTES_MAX);
-        let path = cut(path, PATH_BYTES_MAX);
+        // The longest texts would not fit into a body together.
+        let region = cut(region, NAME_BYTES_MAX);
+        let path_bytes_max = if region.is_empty() { PATH_BYTES_MAX } else { ADDRESS_BYTES_MAX };
+        let path = cut(path, path_bytes_max);
         out.extend_from_slice(&self.size.get().to_le_bytes());
         out.extend_from_slice(&offset.to_le_bytes());
         out.extend_from_slice(&self.page_bytes.to_le_bytes());
         out.extend_from_slice(&kind.to_le_bytes());
         out.extend_from_slice(&fill.to_le_bytes());
-        // Both were cut far below 64 KiB.
-        out.extend_from_slice(&(name.len() as u16).to_le_bytes());
-        out.extend_from_slice(&(path.len() as u16).to_le_bytes());
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(path.as_bytes());
+        out.extend_from_slice(&Tier::number(self.prefers).to_le_bytes());
+        // All were cut far below 64 KiB.
+        for text in [name, path, region] {
+            out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+        }
+        for text in [name, path, region] {
+            out.extend_from_slice(text.as_bytes());
+        }
     }
 
     /// Reads a body.
@@ -67,12 +143,14 @@ impl<'a> Create<'a> {
     /// # Errors
     /// [`BodyError`] if it is cut short, or a field means nothing.
     pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
-        const FIXED: usize = 28;
+        const FIXED: usize = 32;
         let mut fields = Fields::of(body, FIXED)?;
         let (size, offset, page_bytes) = (fields.u64(), fields.u64(), fields.u32());
-        let (kind, fill) = (fields.u16(), fields.u16());
-        let lengths = [usize::from(fields.u16()), usize::from(fields.u16())];
-        let [name, path] = texts(&body[FIXED..], lengths, [NAME_BYTES_MAX, PATH_BYTES_MAX])?;
+        let (kind, fill, prefers) = (fields.u16(), fields.u16(), Tier::of(fields.u16())?);
+        let mut length = || usize::from(fields.u16());
+        let lengths = [length(), length(), length()];
+        let limits = [NAME_BYTES_MAX, PATH_BYTES_MAX, NAME_BYTES_MAX];
+        let [name, path, region] = texts(&body[FIXED..], lengths, limits)?;
         let source = match (kind, u8::try_from(fill)) {
             (0, _) => Source::Nothing,
             (1, Ok(fill)) => Source::Fill(fill),
@@ -80,11 +158,87 @@ impl<'a> Create<'a> {
                 return Err(BodyError::Value { field: "fill", value: u64::from(fill) });
             }
             (2, _) => Source::File { path, offset },
+            (3 | 4, _) => {
+                if path.len() > ADDRESS_BYTES_MAX || region.is_empty() {
+                    return Err(BodyError::Value { field: "source", value: u64::from(kind) });
+                }
+                Source::Server { address: path, region, offset, writes_back: kind == 4 }
+            }
             (value, _) => {
                 return Err(BodyError::Value { field: "source", value: u64::from(value) });
             }
         };
-        Ok(Self { name, size: ByteCount::new(size), page_bytes, source })
+        Ok(Self { name, size: ByteCount::new(size), page_bytes, source, prefers })
+    }
+}
+
+/// Makes a named region larger or smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resize {
+    /// Its new size; a multiple of the page size, and of 4 KiB.
+    pub size: ByteCount,
+}
+
+impl Resize {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.size.get().to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        Ok(Self { size: ByteCount::new(Fields::of(body, 8)?.u64()) })
+    }
+}
+
+/// Deletes a named region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delete {
+    /// Whether its copies, if there are any, keep what they share with it. Without, a region that
+    /// has copies is not deleted.
+    pub keeps_copies: bool,
+}
+
+impl Delete {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&u16::from(self.keeps_copies).to_le_bytes());
+    }
+
+    /// Reads a body. None at all says nothing of copies.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        if body.is_empty() {
+            return Ok(Self { keeps_copies: false });
+        }
+        Ok(Self { keeps_copies: Fields::of(body, 2)?.u16() & 1 != 0 })
+    }
+}
+
+/// Says in which tier the ranges of the request are to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefer {
+    /// `None`: where their use puts them.
+    pub tier: Option<Tier>,
+}
+
+impl Prefer {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&Tier::number(self.tier).to_le_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short or names no tier.
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        Ok(Self { tier: Tier::of(Fields::of(body, 2)?.u16())? })
     }
 }
 
@@ -203,8 +357,12 @@ pub struct RegionInfo {
     pub page_bytes: u32,
     /// Whether it is a snapshot.
     pub is_frozen: bool,
-    /// Whether it is backed by a file.
+    /// Whether it is made from a file.
     pub is_file: bool,
+    /// Whether it is made from a region of another server.
+    pub is_server: bool,
+    /// Whether what is dirty is written back there.
+    pub writes_back: bool,
     /// Pages that are initialised.
     pub stored: PageCount,
     /// Pages that differ from the backing file.
@@ -219,24 +377,35 @@ pub struct RegionInfo {
     pub compressed: PageCount,
     /// Initialised pages in the file tier.
     pub file: PageCount,
+    /// Pages, initialised or not, that are to be kept in dram, compressed, in a file.
+    pub preferred: [PageCount; 3],
     /// Its name.
     pub name: String,
+    /// The file, or the region of another server, that it is made from; empty if there is none.
+    pub source: String,
 }
 
 impl RegionInfo {
-    const FIXED: usize = 9 * 8 + 4 + 2 + 2;
+    const FIXED: usize = 12 * 8 + 4 + 2 + 2 + 2;
     const FROZEN: u16 = 1;
     const FILE: u16 = 2;
+    const SERVER: u16 = 4;
+    const WRITES_BACK: u16 = 8;
 
     /// Bytes that [`RegionInfo::encode`] appends.
     #[must_use]
     pub fn encoded_bytes(&self) -> usize {
-        Self::FIXED + cut(&self.name, NAME_BYTES_MAX).len()
+        let [name, source] = self.texts();
+        Self::FIXED + name.len() + source.len()
+    }
+
+    fn texts(&self) -> [&str; 2] {
+        [cut(&self.name, NAME_BYTES_MAX), cut(&self.source, PATH_BYTES_MAX)]
     }
 
     /// Appends the bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let name = cut(&self.name, NAME_BYTES_MAX);
+        let [name, source] = self.texts();
         let counts = [
             self.pages,
             self.stored,
@@ -247,15 +416,23 @@ impl RegionInfo {
             self.compressed,
             self.file,
         ];
+        let counts = counts.iter().chain(&self.preferred);
         out.extend_from_slice(&self.region.get().to_le_bytes());
-        counts.iter().for_each(|count| out.extend_from_slice(&count.get().to_le_bytes()));
-        let frozen = if self.is_frozen { Self::FROZEN } else { 0 };
-        let file = if self.is_file { Self::FILE } else { 0 };
+        counts.for_each(|count| out.extend_from_slice(&count.get().to_le_bytes()));
+        let flags = [
+            (self.is_frozen, Self::FROZEN),
+            (self.is_file, Self::FILE),
+            (self.is_server, Self::SERVER),
+            (self.writes_back, Self::WRITES_BACK),
+        ];
+        let flags: u16 = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
         out.extend_from_slice(&self.page_bytes.to_le_bytes());
-        out.extend_from_slice(&(frozen | file).to_le_bytes());
-        // Was cut at 255 bytes.
+        out.extend_from_slice(&flags.to_le_bytes());
+        // Both were cut far below 64 KiB.
         out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.extend_from_slice(&(source.len() as u16).to_le_bytes());
         out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(source.as_bytes());
     }
 
     /// Reads one from the front of a body; returns it with its length.
@@ -268,15 +445,19 @@ impl RegionInfo {
         let mut count = || PageCount::new(fields.u64());
         let [pages, stored, dirty, changed] = [count(), count(), count(), count()];
         let [pinned, dram, compressed, file] = [count(), count(), count(), count()];
+        let preferred = [count(), count(), count()];
         let (page_bytes, flags) = (fields.u32(), fields.u16());
-        let length = usize::from(fields.u16());
-        let [name] = texts(&body[Self::FIXED..], [length], [NAME_BYTES_MAX])?;
+        let lengths = [usize::from(fields.u16()), usize::from(fields.u16())];
+        let limits = [NAME_BYTES_MAX, PATH_BYTES_MAX];
+        let [name, source] = texts(&body[Self::FIXED..], lengths, limits)?;
         let info = Self {
             region,
             pages,
             page_bytes,
             is_frozen: flags & Self::FROZEN != 0,
             is_file: flags & Self::FILE != 0,
+            is_server: flags & Self::SERVER != 0,
+            writes_back: flags & Self::WRITES_BACK != 0,
             stored,
             dirty,
             changed,
@@ -284,9 +465,11 @@ impl RegionInfo {
             dram,
             compressed,
             file,
+            preferred,
             name: name.to_owned(),
+            source: source.to_owned(),
         };
-        Ok((info, Self::FIXED + length))
+        Ok((info, Self::FIXED + lengths.iter().sum::<usize>()))
     }
 
     /// Reads the body of a reply to list, which is several of them, one after the other.
@@ -388,10 +571,19 @@ mod tests {
     #[test]
     fn bodies_round_trip() {
         let name = "región";
-        for source in
-            [Source::Nothing, Source::Fill(0xa5), Source::File { path: "/d/f", offset: 1 << 40 }]
-        {
-            let create = Create { name, size: ByteCount::new(1 << 40), page_bytes: 512, source };
+        let server = |writes_back| {
+            let (address, region) = ("192.0.2.1:7070", name);
+            Source::Server { address, region, offset: 512, writes_back }
+        };
+        for (source, prefers) in [
+            (Source::Nothing, None),
+            (Source::Fill(0xa5), Some(Tier::Dram)),
+            (Source::File { path: "/d/f", offset: 1 << 40 }, Some(Tier::Compressed)),
+            (server(false), Some(Tier::File)),
+            (server(true), None),
+        ] {
+            let size = ByteCount::new(1 << 40);
+            let create = Create { name, size, page_bytes: 512, source, prefers };
             let mut bytes = Vec::new();
             create.encode(&mut bytes);
             assert_eq!(Create::decode(&bytes), Ok(create));
@@ -410,6 +602,14 @@ mod tests {
         assert!(BackupPlace::decode(&place_bytes[..place_bytes.len() - 1]).is_err());
         let copy = Copy { on_access: true, name };
         assert_eq!(Copy::decode(&bytes), Ok(copy));
+        assert_eq!(Delete::decode(&[]), Ok(Delete { keeps_copies: false }));
+        for tier in Tier::ALL.map(Some).into_iter().chain([None]) {
+            let mut bytes = Vec::new();
+            Prefer { tier }.encode(&mut bytes);
+            assert_eq!(Prefer::decode(&bytes), Ok(Prefer { tier }));
+            assert!(Prefer::decode(&bytes[1..]).is_err());
+        }
+        assert!(Prefer::decode(&[4, 0]).is_err(), "there is no such tier");
         for next in [None, Some((3, PageIndex::new(77)))] {
             let progress = Progress { changed: PageCount::new(5), next };
             let mut bytes = Vec::new();
@@ -426,6 +626,8 @@ mod tests {
             page_bytes: 4096,
             is_frozen: at == 1,
             is_file: at == 2,
+            is_server: at == 0,
+            writes_back: at == 2,
             stored: PageCount::new(6),
             dirty: PageCount::new(1),
             changed: PageCount::new(4),
@@ -433,7 +635,9 @@ mod tests {
             dram: PageCount::new(1),
             compressed: PageCount::new(2),
             file: PageCount::new(3),
+            preferred: [4, 5, 6].map(PageCount::new),
             name: format!("region {at}"),
+            source: "/a".repeat(at as usize),
         };
         let infos: Vec<_> = (0..3).map(info).collect();
         let mut bytes = Vec::new();

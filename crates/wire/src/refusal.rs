@@ -131,6 +131,14 @@ refusals! {
     BadBackup = 27, GiveUp, "the backup is damaged or not whole";
     /// Written by a version of farmem that this one does not know.
     BackupVersion = 28, GiveUp, "the backup was written by another version of farmem";
+    /// Pages that are to be freed are free already.
+    AlreadyFree = 29, GiveUp, "nothing is stored there: it was freed before, or never written";
+    /// The region was copied, and who deletes it has not said that the copies keep what they share.
+    Copied = 30, GiveUp, "the region has copies: delete them first, or let them keep what they share";
+    /// The memory server that a region is made from does not answer, or refuses.
+    SourceAway = 31, Retry, "the memory server that the region is made from does not give what it holds";
+    /// A tier that is preferred is not there.
+    NoTier = 32, GiveUp, "the server was started without such a tier";
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ use farmem_region::{
     PageRange, RegionId, SessionId, Version,
 };
 use farmem_wire::{
-    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, FullBody, GrantedSetup, HEADER_BYTES,
-    Header, Hello, HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry, Progress,
-    RangeEntry, RefusalCode, RegionInfo, ServerStat, Setup, Slots, Source, page_checksum, seal,
+    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FullBody, GrantedSetup,
+    HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry,
+    Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, ServerStat, Setup, Slots,
+    Source, Tier, page_checksum, seal,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -149,18 +150,46 @@ fn named_region_body_bytes() {
         write(&mut out);
         assert_eq!(hex(&out), expected);
     };
-    let create =
-        |source| Create { name: "ab", size: ByteCount::new(8192), page_bytes: 512, source };
-    for (source, expected) in [
-        (Source::Nothing, "002000000000000000000000000000000002000000000000020000006162"),
-        (Source::Fill(0xa5), "00200000000000000000000000000000000200000100a500020000006162"),
+    let create = |source, prefers| {
+        let size = ByteCount::new(8192);
+        Create { name: "ab", size, page_bytes: 512, source, prefers }
+    };
+    let server = |writes_back| {
+        let (address, region) = ("h:1", "cd");
+        Source::Server { address, region, offset: 4096, writes_back }
+    };
+    for (source, prefers, expected) in [
+        (
+            Source::Nothing,
+            None,
+            "00200000000000000000000000000000000200000000000000000200000000006162",
+        ),
+        (
+            Source::Fill(0xa5),
+            Some(Tier::Dram),
+            "00200000000000000000000000000000000200000100a50001000200000000006162",
+        ),
         (
             Source::File { path: "/c", offset: 4096 },
-            "0020000000000000001000000000000000020000020000000200020061622f63",
+            Some(Tier::Compressed),
+            "002000000000000000100000000000000002000002000000020002000200000061622f63",
+        ),
+        (
+            server(false),
+            Some(Tier::File),
+            "00200000000000000010000000000000000200000300000003000200030002006162683a316364",
+        ),
+        (
+            server(true),
+            None,
+            "00200000000000000010000000000000000200000400000000000200030002006162683a316364",
         ),
     ] {
-        check(&|out| create(source).encode(out), expected);
+        check(&|out| create(source, prefers).encode(out), expected);
     }
+    check(&|out| Resize { size: ByteCount::new(8192) }.encode(out), "0020000000000000");
+    check(&|out| Delete { keeps_copies: true }.encode(out), "0100");
+    check(&|out| Prefer { tier: Some(Tier::File) }.encode(out), "0300");
     check(&|out| Open { take_over: true, name: "ab" }.encode(out), "010002006162");
     check(&|out| Copy { on_access: true, name: "ab" }.encode(out), "010002006162");
     check(&|out| List { after: RegionId::new(3) }.encode(out), "0300000000000000");
@@ -170,6 +199,8 @@ fn named_region_body_bytes() {
         page_bytes: 4096,
         is_frozen: true,
         is_file: true,
+        is_server: true,
+        writes_back: true,
         stored: PageCount::new(3),
         dirty: PageCount::new(4),
         changed: PageCount::new(5),
@@ -177,11 +208,17 @@ fn named_region_body_bytes() {
         dram: PageCount::new(7),
         compressed: PageCount::new(8),
         file: PageCount::new(9),
+        preferred: [10, 11, 12].map(PageCount::new),
         name: "ab".to_owned(),
+        source: "/c".to_owned(),
     };
     check(
         &|out| info.encode(out),
-        "01000000000000000200000000000000030000000000000004000000000000000500000000000000060000000000000007000000000000000800000000000000090000000000000000100000030002006162",
+        concat!(
+            "010000000000000002000000000000000300000000000000040000000000000005000000000000000600000000000000",
+            "0700000000000000080000000000000009000000000000000a000000000000000b000000000000000c00000000000000",
+            "001000000f000200020061622f63",
+        ),
     );
     let progress = Progress { changed: PageCount::new(1), next: Some((2, PageIndex::new(3))) };
     check(&|out| progress.encode(out), "0100000000000000030000000000000002000000");

@@ -60,6 +60,9 @@ proptest! {
         let _ = Attach::decode(&body);
         let _ = Malloc::decode(&body);
         let _ = farmem_wire::Create::decode(&body);
+        let _ = farmem_wire::Delete::decode(&body);
+        let _ = farmem_wire::Resize::decode(&body);
+        let _ = farmem_wire::Prefer::decode(&body);
         let _ = farmem_wire::RegionInfo::decode_all(&body);
         let _ = farmem_wire::MapReply::decode(&body);
         let _ = ServerStat::decode(&body);

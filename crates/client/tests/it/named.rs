@@ -15,7 +15,8 @@ const SIZE: u64 = 8 << 20;
 
 fn create(server: &TestServer, name: &str, source: Source<'_>) -> RegionOptions {
     let options = server.options(0);
-    let create = Create { name, size: ByteCount::new(SIZE), page_bytes: 4096, source };
+    let size = ByteCount::new(SIZE);
+    let create = Create { name, size, page_bytes: 4096, source, prefers: None };
     named::create(&options.server, &create, TIMEOUT).unwrap();
     options
 }

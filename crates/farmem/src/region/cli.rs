@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
+use farmem_transport::ServerAddress;
+use farmem_wire::Tier;
 
 use crate::cli::OutputOptions;
 use crate::size::Size;
@@ -17,8 +19,12 @@ pub(crate) enum RegionCommand {
     List(ListOptions),
     /// Show one region: how much of it is written, and where that lies
     Show(ShowOptions),
+    /// Make a region larger or smaller
+    Resize(ResizeOptions),
+    /// Say in which tier a region, or a range of it, is to be kept
+    Prefer(PreferOptions),
     /// Delete a region with all that it holds
-    Delete(NameOptions),
+    Delete(DeleteOptions),
     /// Make a writable virtual copy, at once and however large the region is
     Clone(CloneOptions),
     /// Make a virtual copy that never changes
@@ -69,12 +75,20 @@ pub(crate) struct CreateOptions {
     /// The byte that it holds where it was never written
     #[arg(long, value_name = "BYTE", default_value = "0", conflicts_with = "file")]
     pub(crate) fill: u8,
-    /// The file that it holds, in a directory that the server allows
+    /// The file that it holds, in a directory that the server allows, or a region of another memory
+    /// server, as server:ADDR/REGION; what changes is flushed there
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// Where in the file it begins
-    #[arg(long, value_name = "SIZE", default_value = "0", requires = "file")]
+    /// The region of another memory server that it holds at first, as server:ADDR/REGION: each page is
+    /// fetched when it is first touched
+    #[arg(long, value_name = "REGION", conflicts_with_all = ["file", "fill"])]
+    pub(crate) from: Option<Distant>,
+    /// Where in the file, or in the other region, it begins
+    #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) offset: Size,
+    /// The tier in which it is to be kept: dram, compressed or file [default: where its use puts it]
+    #[arg(long, value_name = "TIER", value_parser = tier)]
+    pub(crate) tier_preference: Option<Tier>,
     #[command(flatten)]
     pub(crate) server: ServerOption,
 }
@@ -99,11 +113,40 @@ pub(crate) struct ShowOptions {
     pub(crate) output: OutputOptions,
 }
 
-/// A region.
+/// `farmem region resize`.
 #[derive(Debug, Args)]
-pub(crate) struct NameOptions {
+pub(crate) struct ResizeOptions {
     /// The region
     pub(crate) name: String,
+    /// Its new size
+    pub(crate) size: Size,
+    #[command(flatten)]
+    pub(crate) server: ServerOption,
+}
+
+/// `farmem region prefer`.
+#[derive(Debug, Args)]
+pub(crate) struct PreferOptions {
+    /// The region
+    pub(crate) name: String,
+    /// dram, compressed or file; none: where its use puts it
+    #[arg(value_name = "TIER", value_parser = tier_or_none)]
+    pub(crate) tier: TierOrNone,
+    /// The range, as OFFSET:LENGTH [default: all of it]
+    #[arg(long, value_name = "RANGE")]
+    pub(crate) range: Option<ByteRange>,
+    #[command(flatten)]
+    pub(crate) server: ServerOption,
+}
+
+/// `farmem region delete`.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteOptions {
+    /// The region
+    pub(crate) name: String,
+    /// Delete it though it was copied: the copies keep what they share with it
+    #[arg(long)]
+    pub(crate) keep_copies: bool,
     #[command(flatten)]
     pub(crate) server: ServerOption,
 }
@@ -203,6 +246,56 @@ pub(crate) struct WriteOptions {
     pub(crate) offset: Size,
     #[command(flatten)]
     pub(crate) server: ServerOption,
+}
+
+/// A tier, or none. A type of its own, as an `Option` would mean that it need not be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TierOrNone(pub(crate) Option<Tier>);
+
+fn tier(text: &str) -> Result<Tier, String> {
+    let found = Tier::ALL.into_iter().find(|tier| tier.name() == text);
+    found.ok_or_else(|| format!("there is no tier {text}: say dram, compressed or file"))
+}
+
+fn tier_or_none(text: &str) -> Result<TierOrNone, String> {
+    match text {
+        "none" => Ok(TierOrNone(None)),
+        other => tier(other).map(|tier| TierOrNone(Some(tier))),
+    }
+}
+
+/// A region of another memory server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Distant {
+    pub(crate) address: String,
+    pub(crate) region: String,
+}
+
+impl Distant {
+    const PREFIX: &str = "server:";
+
+    /// Whether a text is meant as one.
+    pub(crate) fn is_meant(text: &str) -> bool {
+        text.starts_with(Self::PREFIX)
+    }
+}
+
+impl FromStr for Distant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text} is not server:ADDR/REGION");
+        let rest = text.strip_prefix(Self::PREFIX).ok_or_else(wrong)?;
+        // A path has slashes of its own; then the region's name has none.
+        let parts =
+            if rest.starts_with("unix:") { rest.rsplit_once('/') } else { rest.split_once('/') };
+        let (address, region) = parts.ok_or_else(wrong)?;
+        if region.is_empty() {
+            return Err(wrong());
+        }
+        let _: ServerAddress = address.parse().map_err(|error| format!("{}: {error}", wrong()))?;
+        Ok(Self { address: address.to_owned(), region: region.to_owned() })
+    }
 }
 
 /// Bytes of a region.

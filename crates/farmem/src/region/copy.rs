@@ -24,7 +24,7 @@ pub(super) fn copy(options: &CopyOptions) -> anyhow::Result<()> {
     original.copy(&instant, true, false)?;
     let result = open(&from_server, &instant, false)
         .and_then(|mut snapshot| copy_to(options, &mut snapshot, &info, &to_server));
-    open(&from_server, &instant, true)?.delete()?;
+    open(&from_server, &instant, true)?.delete(false)?;
     result
 }
 
@@ -47,12 +47,13 @@ fn copy_to(
     let size = end.max(if options.range.is_none() { all.length } else { 0 });
     let size = ByteCount::new(size.next_multiple_of(unit));
     let part = format!("{} (in the making by {})", options.to, std::process::id());
-    let create = Create { name: &part, size, page_bytes: info.page_bytes, source: Source::Fill(0) };
+    let (page_bytes, source, prefers) = (info.page_bytes, Source::Fill(0), None);
+    let create = Create { name: &part, size, page_bytes, source, prefers };
     named::create(server, &create, TIMEOUT)?;
     let mut made = open(server, &part, true)?;
     let result = copy_bytes(snapshot, range, &mut made, start, true)
         .and_then(|()| Ok(made.copy(&options.to, false, false).map(|_| ())?));
-    open(server, &part, true)?.delete()?;
+    open(server, &part, true)?.delete(true)?;
     result
 }
 

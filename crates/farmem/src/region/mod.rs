@@ -8,16 +8,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange};
 use farmem_remote::named::{self, NamedRegion, RangeAction};
 use farmem_transport::{Endpoint, ServerAddress};
-use farmem_wire::{Create, RegionInfo, Source};
+use farmem_wire::{Create, RegionInfo, Source, Tier};
 use serde_json::{Value, json};
 
 use self::cli::{
-    BackupOptions, ByteRange, CloneOptions, CreateOptions, ListOptions, NameOptions, RangeOptions,
-    RegionCommand, RestoreOptions, ServerOption, ShowOptions, SnapshotOptions, WriteOptions,
+    BackupOptions, ByteRange, CloneOptions, CreateOptions, DeleteOptions, Distant, ListOptions,
+    PreferOptions, RangeOptions, RegionCommand, ResizeOptions, RestoreOptions, ServerOption,
+    ShowOptions, SnapshotOptions, WriteOptions,
 };
 use crate::cli::OutputForm;
 use crate::size::Size;
@@ -38,8 +39,12 @@ pub(crate) fn run(command: &RegionCommand) -> anyhow::Result<ExitCode> {
         RegionCommand::Create(options) => create(options)?,
         RegionCommand::List(options) => list(options)?,
         RegionCommand::Show(options) => show(options)?,
-        RegionCommand::Delete(NameOptions { name, server }) => {
-            open(name, server, true)?.delete()?;
+        RegionCommand::Resize(ResizeOptions { name, size, server }) => {
+            open(name, server, true)?.resize(ByteCount::new(size.0))?;
+        }
+        RegionCommand::Prefer(options) => prefer(options)?,
+        RegionCommand::Delete(DeleteOptions { name, keep_copies, server }) => {
+            open(name, server, true)?.delete(*keep_copies)?;
         }
         RegionCommand::Clone(CloneOptions { name, copy, on_access, server }) => {
             open(name, server, false)?.copy(copy, false, *on_access)?;
@@ -73,21 +78,69 @@ fn open(name: &str, server: &ServerOption, take_over: bool) -> anyhow::Result<Na
 }
 
 fn create(options: &CreateOptions) -> anyhow::Result<()> {
-    let CreateOptions { name, size, page_size: Size(page_bytes), fill, file, offset, server } =
-        options;
-    let path = file.as_deref().map(absolute).transpose()?;
-    let size = match (size, &path) {
+    let CreateOptions { name, page_size: Size(page_bytes), offset, server, .. } = options;
+    let made_of = made_of(options)?;
+    let unit = (*page_bytes).max(PAGE_SIZE as u64);
+    let rest = |length: u64| length.saturating_sub(offset.0) / unit * unit;
+    let size = match (&options.size, &made_of) {
         (Some(Size(size)), _) => *size,
-        (None, Some(path)) => rest_of_file(path, offset.0, *page_bytes)?,
-        (None, None) => bail!("say how large the region is to be, by --size"),
+        (None, MadeOf::File(path)) => {
+            let about = std::fs::metadata(path);
+            rest(about.with_context(|| format!("cannot look at {path}"))?.len())
+        }
+        (None, MadeOf::Distant(Distant { address, region }, _)) => {
+            let other = ServerOption { server: address.clone() };
+            rest(open(region, &other, false)?.size().get())
+        }
+        (None, MadeOf::Fill) => bail!("say how large the region is to be, by --size"),
     };
-    let source = match &path {
-        Some(path) => Source::File { path, offset: offset.0 },
-        None => Source::Fill(*fill),
+    let source = match &made_of {
+        MadeOf::File(path) => Source::File { path, offset: offset.0 },
+        MadeOf::Distant(Distant { address, region }, writes_back) => {
+            let (offset, writes_back) = (offset.0, *writes_back);
+            Source::Server { address, region, offset, writes_back }
+        }
+        MadeOf::Fill => Source::Fill(options.fill),
     };
     let page_bytes = u32::try_from(*page_bytes).unwrap_or(u32::MAX);
-    let create = Create { name, size: ByteCount::new(size), page_bytes, source };
+    let (size, prefers) = (ByteCount::new(size), options.tier_preference);
+    let create = Create { name, size, page_bytes, source, prefers };
     named::create(&endpoint(server)?, &create, TIMEOUT)?;
+    Ok(())
+}
+
+/// What a region is made of.
+enum MadeOf {
+    Fill,
+    /// A file, as the server finds it.
+    File(String),
+    /// A region of another server, and whether what changes is flushed there.
+    Distant(Distant, bool),
+}
+
+fn made_of(options: &CreateOptions) -> anyhow::Result<MadeOf> {
+    if let Some(from) = &options.from {
+        return Ok(MadeOf::Distant(from.clone(), false));
+    }
+    let Some(file) = &options.file else {
+        if options.offset.0 != 0 {
+            bail!("--offset is of a --file or --from");
+        }
+        return Ok(MadeOf::Fill);
+    };
+    match file.to_str().filter(|text| Distant::is_meant(text)) {
+        Some(text) => {
+            let distant = text.parse().map_err(|error| anyhow!("--file {error}"))?;
+            Ok(MadeOf::Distant(distant, true))
+        }
+        None => Ok(MadeOf::File(absolute(file)?)),
+    }
+}
+
+fn prefer(options: &PreferOptions) -> anyhow::Result<()> {
+    let mut region = open(&options.name, &options.server, false)?;
+    let range = pages_of(options.range, &region)?;
+    region.prefer(options.tier.0, range)?;
     Ok(())
 }
 
@@ -128,13 +181,6 @@ fn absolute(path: &Path) -> anyhow::Result<String> {
     Ok(text.to_owned())
 }
 
-/// The whole pages between an offset and the file's end.
-fn rest_of_file(path: &str, offset: u64, page_bytes: u64) -> anyhow::Result<u64> {
-    let length = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?.len();
-    let unit = page_bytes.max(PAGE_SIZE as u64);
-    Ok(length.saturating_sub(offset) / unit * unit)
-}
-
 #[expect(clippy::print_stdout, reason = "the listing is the command's output")]
 fn list(options: &ListOptions) -> anyhow::Result<()> {
     let regions = named::list(&endpoint(&options.server)?, TIMEOUT)?;
@@ -163,10 +209,11 @@ fn list(options: &ListOptions) -> anyhow::Result<()> {
 }
 
 const fn kind(info: &RegionInfo) -> &'static str {
-    match (info.is_frozen, info.is_file) {
-        (true, _) => "snapshot",
-        (false, true) => "file",
-        (false, false) => "memory",
+    match (info.is_frozen, info.is_file, info.is_server) {
+        (true, ..) => "snapshot",
+        (false, true, _) => "file",
+        (false, false, true) => "server",
+        (false, false, false) => "memory",
     }
 }
 
@@ -190,7 +237,15 @@ fn show(options: &ShowOptions) -> anyhow::Result<()> {
                 ["compressed", &size(info.compressed)],
                 ["in the file tier", &size(info.file)],
             ];
-            let rows = rows.map(|row| row.map(str::to_owned));
+            let mut rows = rows.map(|row| row.map(str::to_owned)).to_vec();
+            if !info.source.is_empty() {
+                rows.insert(2, ["made from".to_owned(), info.source.clone()]);
+            }
+            for (tier, pages) in Tier::ALL.into_iter().zip(info.preferred) {
+                if pages.get() > 0 {
+                    rows.push([format!("prefers {}", tier.name()), size(pages)]);
+                }
+            }
             print!("{}", table::lay_out(["WHAT", "VALUE"], &rows));
         }
     }
@@ -210,32 +265,49 @@ fn in_json(info: &RegionInfo) -> Value {
         "dram_bytes": info.dram.bytes().get(),
         "compressed_bytes": info.compressed.bytes().get(),
         "file_bytes": info.file.bytes().get(),
+        "source": info.source,
+        "tier_preference": preference(info),
+        "prefers_dram_bytes": info.preferred[0].bytes().get(),
+        "prefers_compressed_bytes": info.preferred[1].bytes().get(),
+        "prefers_file_bytes": info.preferred[2].bytes().get(),
     })
+}
+
+/// The tier that all of a region is to be kept in; "mixed" if ranges differ.
+fn preference(info: &RegionInfo) -> &'static str {
+    let whole = Tier::ALL.into_iter().zip(info.preferred).find(|(_, pages)| *pages == info.pages);
+    match whole {
+        Some((tier, _)) => tier.name(),
+        None if info.preferred.iter().all(|pages| pages.get() == 0) => "none",
+        None => "mixed",
+    }
 }
 
 fn over(options: &RangeOptions, action: RangeAction) -> anyhow::Result<()> {
     let is_change = action == RangeAction::Invalidate;
     let mut region = open(&options.name, &options.server, is_change)?;
-    let ByteRange { offset, length } = bytes_of(options, &region);
-    let page = PAGE_SIZE as u64;
-    if !offset.is_multiple_of(page) || !length.is_multiple_of(page) {
-        bail!("offset and length must be multiples of 4 KiB");
-    }
-    let range =
-        PageRange { start: PageIndex::new(offset / page), count: PageCount::new(length / page) };
+    let range = pages_of(options.range, &region)?;
     let changed = region.over(action, range)?;
     eprintln!("farmem region: {} changed", Size(PageCount::new(changed).bytes().get()));
     Ok(())
 }
 
-fn bytes_of(options: &RangeOptions, region: &NamedRegion) -> ByteRange {
-    let all = ByteRange { offset: 0, length: region.size().get() };
-    options.range.unwrap_or(all)
+fn bytes_of(range: Option<ByteRange>, region: &NamedRegion) -> ByteRange {
+    range.unwrap_or(ByteRange { offset: 0, length: region.size().get() })
+}
+
+fn pages_of(range: Option<ByteRange>, region: &NamedRegion) -> anyhow::Result<PageRange> {
+    let ByteRange { offset, length } = bytes_of(range, region);
+    let page = PAGE_SIZE as u64;
+    if !offset.is_multiple_of(page) || !length.is_multiple_of(page) {
+        bail!("offset and length must be multiples of 4 KiB");
+    }
+    Ok(PageRange { start: PageIndex::new(offset / page), count: PageCount::new(length / page) })
 }
 
 fn read(options: &RangeOptions) -> anyhow::Result<()> {
     let mut region = open(&options.name, &options.server, false)?;
-    let ByteRange { offset, length } = bytes_of(options, &region);
+    let ByteRange { offset, length } = bytes_of(options.range, &region);
     let mut output = io::stdout().lock();
     let end = offset + length;
     for start in (offset..end).step_by(STEP) {

@@ -242,3 +242,82 @@ fn cap_76_regions_are_made_copied_filled_and_written_back() {
     let outside = server.region(&["create", "x", "--file", "/etc/hostname", "--size", "4K"]);
     assert!(text(&outside.stderr).contains("may not use the file"), "{outside:?}");
 }
+
+#[test]
+fn cap_9_cap_16_a_region_comes_from_another_server_and_goes_back_to_it() {
+    let far = Server::start(&["--memory", "16M"]);
+    let near = Server::start(&["--memory", "16M", "--promise-ratio", "10"]);
+    far.done(&["create", "original", "--size", "4M", "--fill", "7"]);
+    far.write(&["original", "--offset", "1M"], b"from afar");
+    let from = format!("server:{}/original", far.address);
+    near.done(&["create", "copy", "--from", &from]);
+    near.done(&["create", "backed", "--file", &from, "--offset", "1M", "--size", "1M"]);
+    let at = ["--range", "1048575:10"];
+    assert_eq!(near.done(&[&["read", "copy"], &at[..]].concat()), b"\x07from afar");
+    let shown = near.json("copy");
+    assert_eq!((&shown["kind"], &shown["source"]), (&"server".into(), &from.as_str().into()));
+    assert_eq!((&shown["size_bytes"], &shown["stored_bytes"]), (&(4 << 20).into(), &8192.into()));
+    near.done(&["prefetch", "copy", "--range", "0:2M"]);
+    assert_eq!(near.json("copy")["stored_bytes"], 2 << 20);
+    // What is written goes back, and only by a flush.
+    near.write(&["backed", "--offset", "5"], b"near");
+    let there = ["read", "original", "--range", "1M:10"];
+    assert_eq!(far.done(&there), b"from afar\x07");
+    near.done(&["flush", "backed"]);
+    assert_eq!(far.done(&there), b"from near\x07");
+    let refused = near.region(&["flush", "copy"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    // Away: what is not here yet is refused, and what is here stays.
+    drop(far);
+    let refused = near.region(&["read", "copy", "--range", "3M:4K"]);
+    assert_eq!((refused.status.code(), &refused.stdout[..]), (Some(1), &b""[..]));
+    assert!(text(&refused.stderr).contains("does not give"), "{refused:?}");
+    assert_eq!(near.done(&[&["read", "copy"], &at[..]].concat()), b"\x07from afar");
+    for wrong in ["server:x", "server:h:1/", "elsewhere", "server:/r"] {
+        let refused = near.region(&["create", "x", "--from", wrong, "--size", "4K"]);
+        assert!(text(&refused.stderr).contains("server:ADDR/REGION"), "{refused:?}");
+    }
+}
+
+#[test]
+fn cap_14_cap_72_regions_are_resized_and_kept_in_a_tier() {
+    let server = Server::start(&["--memory", "16M", "--tier", "compressed=32M"]);
+    server.done(&["create", "r", "--size", "1M", "--tier-preference", "compressed"]);
+    assert_eq!(server.json("r")["tier_preference"], "compressed");
+    server.write(&["r"], &[1; 1 << 20]);
+    let began = std::time::Instant::now();
+    while server.json("r")["compressed_bytes"] != 1 << 20 {
+        assert!(began.elapsed().as_secs() < 30, "{:?}", server.json("r"));
+    }
+    assert!(text(&server.done(&["show", "r", "-o", "table"])).contains("prefers compressed"));
+    server.done(&["prefer", "r", "dram", "--range", "0:512K"]);
+    assert_eq!(server.json("r")["tier_preference"], "mixed");
+    server.done(&["prefer", "r", "none"]);
+    assert_eq!(server.json("r")["tier_preference"], "none");
+    let refused = server.region(&["prefer", "r", "file"]);
+    assert!(text(&refused.stderr).contains("without such a tier"), "{refused:?}");
+    let refused = server.region(&["create", "x", "--size", "4K", "--tier-preference", "tape"]);
+    assert!(text(&refused.stderr).contains("dram, compressed or file"), "{refused:?}");
+
+    server.done(&["resize", "r", "8M"]);
+    server.write(&["r", "--offset", "7M"], b"end");
+    assert_eq!(server.done(&["read", "r", "--range", "7M:4"]), b"end\0");
+    server.done(&["resize", "r", "512K"]);
+    assert_eq!(server.json("r")["size_bytes"], 512 << 10);
+    assert_eq!(server.done(&["read", "r", "--range", "524287:1"]), [1]);
+    for (arguments, why) in [
+        (&["read", "r", "--range", "512K:4K"][..], "outside of the region"),
+        (&["resize", "r", "1T"], "is full"),
+        (&["resize", "r", "5000"], "makes no sense"),
+        (&["invalidate", "r", "--range", "512K:0"], "freed before"),
+    ] {
+        let refused = server.region(arguments);
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}: {refused:?}");
+        assert!(text(&refused.stderr).contains(why), "{arguments:?}: {refused:?}");
+    }
+    server.done(&["clone", "r", "copy"]);
+    let refused = server.region(&["delete", "r"]);
+    assert!(text(&refused.stderr).contains("has copies"), "{refused:?}");
+    server.done(&["delete", "r", "--keep-copies"]);
+    assert_eq!(server.done(&["read", "copy", "--range", "0:2"]), [1, 1]);
+}

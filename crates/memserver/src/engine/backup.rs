@@ -312,7 +312,9 @@ impl Engine {
         session.region.page_bytes = table.page_bytes;
         session.region.source = match source {
             WireSource::Fill(byte) => Source::Fill(byte),
-            WireSource::Nothing | WireSource::File { .. } => Source::Nothing,
+            WireSource::Nothing | WireSource::File { .. } | WireSource::Server { .. } => {
+                Source::Nothing
+            }
         };
         self.note_new(&session);
         let shared = Arc::new(Mutex::new(session));
@@ -491,11 +493,10 @@ impl Told {
 /// What is stored in the first leaf from a page on; returns the page after that leaf.
 fn tell_leaf(region: &Region, from: PageIndex, told: &mut Vec<Told>) -> Option<PageIndex> {
     let (first, leaf) = region.table.leaf_from(from)?;
-    for (page, portion) in (first.get()..).zip(&table::lock(leaf).portions) {
-        if let Some(Portion { version, checksum, .. }) = portion {
-            let page = PageIndex::new(page);
-            told.push(Told { page, version: *version, checksum: *checksum });
-        }
+    for (at, portion) in table::lock(leaf).portions.iter() {
+        let Portion { version, checksum, .. } = *portion;
+        let page = PageIndex::new(first.get() + at as u64);
+        told.push(Told { page, version, checksum });
     }
     Some(PageIndex::new(first.get() + LEAF_PAGES as u64))
 }

@@ -8,20 +8,24 @@
 //! A page is compressed or written while its slot is held by a second token, with no lock; then the
 //! place in the table is changed if it is still the same. So a page that is being sent or written
 //! anew meanwhile is never torn.
+//!
+//! Pages that are to be kept in a slower tier leave as soon as they are cold, however much room there
+//! is; those that are to be kept in dram leave when nothing else is left to move.
 
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farmem_region::{PAGE_SIZE, PageIndex, SessionId};
 use farmem_vmem::Slot;
-use farmem_wire::PAGES_PER_MESSAGE_MAX;
+use farmem_wire::{PAGES_PER_MESSAGE_MAX, Tier};
 
 use super::pages::{HEAT_MAX, SPARE_SLOTS};
 use super::{Engine, SharedSession, lock};
 use crate::counters::count;
+use crate::region::Region;
 use crate::table::{self, Portion};
 use crate::tiers::{Place, Stays};
 
@@ -43,8 +47,17 @@ const DEMOTION_SLOTS_MAX: u32 = 4 * BATCH as u32;
 const READING_SLOTS_MAX: u32 = 4 * PAGES_PER_MESSAGE_MAX as u32;
 /// Pages that are shared between leaves and have been moved, remembered at most.
 const TWINS_MAX: usize = 1 << 16;
-/// How long the keeper rests when nothing could be moved.
+/// How long the keeper rests when nothing could be moved, and between passes for pages that are to
+/// be kept in a slower tier: a page that was just written goes after two.
 const REST: Duration = Duration::from_millis(20);
+/// A pass for such pages is followed by a rest so many times longer than it took.
+const REST_TIMES: u32 = 4;
+/// After a pass that moved none of them the rest doubles, up to 64 times...
+const REST_DOUBLINGS_MAX: u32 = 6;
+/// ...and after so many passes, some 20 s, they stay until more is written.
+const ORDER_PASSES_MAX: u32 = 20;
+/// Passes of the hand that move nothing before pages that are to be kept in dram leave it.
+const PASSES_BEFORE_PREFERRED: u32 = 2;
 
 /// Where the hand is.
 #[derive(Debug, Default)]
@@ -68,8 +81,27 @@ pub(super) struct Keeper {
 enum Wanted {
     #[default]
     Nothing,
+    /// Pages lie in a faster tier than they are to be kept in.
+    Order,
     Room,
     Stop,
+}
+
+/// Where a cold page may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Compressed, or if it gains nothing by that, to the file.
+    Down,
+    Compressed,
+    File,
+}
+
+/// What the hand takes.
+#[derive(Debug, Clone, Copy)]
+struct Grip {
+    sinks_compressed: bool,
+    /// Passes that moved nothing.
+    idle_rounds: u32,
 }
 
 /// A cold page, held by a token of its own.
@@ -78,6 +110,7 @@ struct Cold {
     place: Place,
     /// Where it goes, once it is there.
     to: Option<Place>,
+    way: Way,
     /// Whether it cannot be compressed.
     gains_nothing: bool,
 }
@@ -95,9 +128,20 @@ impl Engine {
         if !self.tiers.has_slower() || u64::from(self.arena.taken()) <= self.slots_at(FULL_32NDS) {
             return;
         }
+        self.wake_keeper(Wanted::Room);
+    }
+
+    /// Wakes the keeper if pages of a region may lie in a faster tier than they are to be kept in.
+    pub(super) fn note_preference(&self, region: &Region) {
+        if self.tiers.has_slower() && region.prefers.has_slower() {
+            self.wake_keeper(Wanted::Order);
+        }
+    }
+
+    fn wake_keeper(&self, why: Wanted) {
         let mut wanted = self.wanted();
-        if *wanted == Wanted::Nothing {
-            *wanted = Wanted::Room;
+        if *wanted == Wanted::Nothing || (*wanted == Wanted::Order && why == Wanted::Room) {
+            *wanted = why;
             self.keeper.woken.notify_one();
         }
     }
@@ -109,21 +153,112 @@ impl Engine {
             while *wanted == Wanted::Nothing {
                 wanted = self.keeper.woken.wait(wanted).unwrap_or_else(PoisonError::into_inner);
             }
-            if *wanted == Wanted::Stop {
-                return;
+            match *wanted {
+                Wanted::Stop => return,
+                Wanted::Order => {
+                    drop(wanted);
+                    self.keep_order();
+                    continue;
+                }
+                Wanted::Nothing | Wanted::Room => {}
             }
             drop(wanted);
             let above = u64::from(self.arena.taken()).saturating_sub(self.slots_at(ENOUGH_32NDS));
             let moved = if above > 0 { self.demote(above as usize) } else { 0 };
             let mut wanted = self.wanted();
             if moved == 0 && *wanted == Wanted::Room {
-                *wanted = Wanted::Nothing;
+                // What waits for order did not say so while room was wanted.
+                *wanted = Wanted::Order;
                 if above > 0 {
                     let rested = self.keeper.woken.wait_timeout(wanted, REST);
                     drop(rested.unwrap_or_else(PoisonError::into_inner));
                 }
             }
         }
+    }
+
+    /// Moves pages to the tiers that they are to be kept in, pass by pass, until none is left that
+    /// can be moved, or something else is wanted.
+    fn keep_order(&self) {
+        let mut idle_rounds = 0;
+        while idle_rounds < ORDER_PASSES_MAX {
+            let began = Instant::now();
+            let Some(moved) = self.order_pass() else {
+                break;
+            };
+            idle_rounds = if moved == 0 { idle_rounds + 1 } else { 0 };
+            let rest = REST * (1 << idle_rounds.min(REST_DOUBLINGS_MAX));
+            let rest = rest.max(began.elapsed() * REST_TIMES);
+            let wanted = self.wanted();
+            if *wanted != Wanted::Order {
+                return;
+            }
+            let (wanted, _) = self
+                .keeper
+                .woken
+                .wait_timeout_while(wanted, rest, |wanted| *wanted == Wanted::Order)
+                .unwrap_or_else(PoisonError::into_inner);
+            if *wanted != Wanted::Order {
+                return;
+            }
+        }
+        let mut wanted = self.wanted();
+        if *wanted == Wanted::Order {
+            *wanted = Wanted::Nothing;
+        }
+    }
+
+    /// Looks once at every page that has a preference for a slower tier. Returns how many were moved,
+    /// or `None` if all lie where they are to be kept.
+    fn order_pass(&self) -> Option<usize> {
+        let sessions: Vec<_> = self.sessions().by_id.values().cloned().collect();
+        let (mut moved, mut in_place) = (0, true);
+        for shared in sessions {
+            let mut from = PageIndex::new(0);
+            loop {
+                let mut cold = Vec::new();
+                {
+                    let session = lock(&shared);
+                    if !session.region.prefers.has_slower() {
+                        break;
+                    }
+                    let Some((first, leaf)) = session.region.table.leaf_from(from) else {
+                        break;
+                    };
+                    from = PageIndex::new(first.get() + table::LEAF_PAGES as u64);
+                    let mut leaf = table::lock(leaf);
+                    for (at, portion) in leaf.portions.iter_mut() {
+                        let page = PageIndex::new(first.get() + at as u64);
+                        let way = self.preferred_way(&session.region, page, portion);
+                        let Some(way) = way else { continue };
+                        in_place = false;
+                        if portion.heat > 0 {
+                            portion.heat /= 2;
+                            continue;
+                        }
+                        let place = self.tiers.share(&portion.place);
+                        cold.push(Cold { page, place, to: None, way, gains_nothing: false });
+                    }
+                }
+                while !cold.is_empty() {
+                    let batch = cold.drain(..cold.len().min(BATCH)).collect();
+                    moved += self.move_out(&shared, batch);
+                }
+            }
+        }
+        (!in_place).then_some(moved)
+    }
+
+    /// How a page goes to the tier that it is to be kept in, unless it lies there or lower.
+    fn preferred_way(&self, region: &Region, page: PageIndex, portion: &Portion) -> Option<Way> {
+        let way = match (region.prefers.of(page)?, &portion.place) {
+            (Tier::Compressed, Place::Dram(_)) if self.tiers.has_compressed() => Way::Compressed,
+            (Tier::File, Place::Dram(_) | Place::Compressed(_)) if self.tiers.has_file() => {
+                Way::File
+            }
+            _ => return None,
+        };
+        (!region.pins.contains(page)).then_some(way)
     }
 
     /// Ends [`Engine::keep_room`].
@@ -137,7 +272,7 @@ impl Engine {
     pub(super) fn demote(&self, wanted: usize) -> usize {
         let (mut moved, mut idle_rounds) = (0, 0);
         while moved < wanted && idle_rounds < PASSES_MAX {
-            match self.step() {
+            match self.step(idle_rounds) {
                 Step::Leaf(session, mut cold) => {
                     while moved < wanted && !cold.is_empty() {
                         let batch = cold.drain(..cold.len().min(BATCH)).collect();
@@ -168,7 +303,7 @@ impl Engine {
     }
 
     /// Takes the hand one leaf on.
-    fn step(&self) -> Step {
+    fn step(&self, idle_rounds: u32) -> Step {
         let mut hand = self.keeper.hand.lock().unwrap_or_else(PoisonError::into_inner);
         let from = (Bound::Included(hand.session), Bound::Unbounded);
         let next = {
@@ -184,7 +319,7 @@ impl Engine {
             *hand = Hand { session: id, page: PageIndex::new(0) };
         }
         let mut cold = Vec::new();
-        let sinks = self.sinks_compressed();
+        let grip = Grip { sinks_compressed: self.sinks_compressed(), idle_rounds };
         {
             let session = lock(&shared);
             let Some((first, leaf)) = session.region.table.leaf_from(hand.page) else {
@@ -193,16 +328,21 @@ impl Engine {
                 return Step::Leaf(shared, cold);
             };
             hand.page = PageIndex::new(first.get() + table::LEAF_PAGES as u64);
-            let pins = &session.region.pins;
+            let (pins, prefers) = (&session.region.pins, &session.region.prefers);
             let mut leaf = table::lock(leaf);
-            for (at, portion) in (first.get()..).zip(&mut leaf.portions) {
-                let page = PageIndex::new(at);
-                let Some(portion) = portion.as_mut().filter(|_| !pins.contains(page)) else {
+            for (at, portion) in leaf.portions.iter_mut() {
+                let page = PageIndex::new(first.get() + at as u64);
+                if pins.contains(page) {
                     continue;
-                };
-                if is_cold(portion, sinks) {
+                }
+                let preference = prefers.of(page);
+                if is_cold(portion, preference, grip) {
                     let place = self.tiers.share(&portion.place);
-                    cold.push(Cold { page, place, to: None, gains_nothing: false });
+                    let way = match preference {
+                        Some(Tier::File) if self.tiers.has_file() => Way::File,
+                        _ => Way::Down,
+                    };
+                    cold.push(Cold { page, place, to: None, way, gains_nothing: false });
                 }
             }
         }
@@ -211,7 +351,7 @@ impl Engine {
 
     /// Moves pages of one leaf; returns how many.
     fn move_out(&self, shared: &SharedSession, mut cold: Vec<Cold>) -> usize {
-        for page in &mut cold {
+        for page in cold.iter_mut().filter(|page| page.way != Way::File) {
             match self.compressed(&page.place) {
                 Ok(place) => page.to = Some(place),
                 Err(stays) => page.gains_nothing = stays == Stays::GainsNothing,
@@ -220,7 +360,7 @@ impl Engine {
         self.write_out(&mut cold);
         let session = lock(shared);
         let (mut moved, mut unused) = (0, Vec::new());
-        for Cold { page, place, to, gains_nothing } in cold {
+        for Cold { page, place, to, gains_nothing, way: _ } in cold {
             let Some(to) = to else {
                 if gains_nothing {
                     session.region.table.with(page, |portion| cannot_move(portion, &place));
@@ -294,7 +434,8 @@ impl Engine {
         }
         let mut slots = Vec::new();
         let mut whose = Vec::new();
-        for (at, page) in cold.iter_mut().enumerate().filter(|(_, page)| page.to.is_none()) {
+        let stays = |page: &Cold| page.to.is_none() && page.way != Way::Compressed;
+        for (at, page) in cold.iter_mut().enumerate().filter(|(_, page)| stays(page)) {
             let Some(slot) = self.in_a_slot(&page.place) else {
                 continue;
             };
@@ -380,13 +521,19 @@ impl Engine {
 }
 
 /// Whether a page may leave its tier; one that may not yet cools down.
-fn is_cold(portion: &mut Portion, sinks_compressed: bool) -> bool {
+fn is_cold(portion: &mut Portion, preference: Option<Tier>, grip: Grip) -> bool {
     let may = match &portion.place {
         Place::Dram(_) => true,
-        Place::Compressed(_) => sinks_compressed,
+        Place::Compressed(_) => grip.sinks_compressed,
         Place::File(_) => false,
     };
-    let is_cold = may && portion.heat == 0;
+    let is_next = match (preference, &portion.place) {
+        (Some(Tier::Dram), _) | (Some(Tier::Compressed), Place::Compressed(_)) => {
+            grip.idle_rounds >= PASSES_BEFORE_PREFERRED
+        }
+        _ => true,
+    };
+    let is_cold = may && is_next && portion.heat == 0;
     portion.heat /= 2;
     is_cold
 }

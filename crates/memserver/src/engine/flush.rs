@@ -65,7 +65,7 @@ impl Engine {
         }
         file.sync().map_err(|error| {
             self.file_failed("sync", &file, &error);
-            RefusalCode::FileFailed
+            file.refusal()
         })?;
         Ok(Progress { changed: PageCount::new(work.changed), next: None })
     }
@@ -162,7 +162,7 @@ impl Engine {
             if dirty.len() == BATCH {
                 return Ok(page);
             }
-            let portion = leaf.portions[(at - first.get()) as usize].as_ref();
+            let portion = leaf.portions.get((at - first.get()) as usize);
             let Some(portion) = portion.filter(|portion| portion.dirty != 0) else {
                 continue;
             };
@@ -207,7 +207,7 @@ impl Engine {
             };
             result.map_err(|error| {
                 self.file_failed("write", file, &error);
-                RefusalCode::FileFailed
+                file.refusal()
             })?;
         }
         Ok(())

@@ -29,10 +29,11 @@ impl Engine {
         'leaves: while let Some((first, leaf)) = region.table.leaf_from(from) {
             let leaf = table::lock(leaf);
             if leaf.changed > since {
-                for (page, portion) in (first.get()..).map(PageIndex::new).zip(&leaf.portions) {
-                    let Some(portion) = portion.as_ref().filter(|_| page >= from) else {
+                for (at, portion) in leaf.portions.iter() {
+                    let page = PageIndex::new(first.get() + at as u64);
+                    if page < from {
                         continue;
-                    };
+                    }
                     if left == 0 {
                         next = Some(page);
                         break 'leaves;

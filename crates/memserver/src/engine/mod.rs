@@ -11,6 +11,7 @@ mod map;
 mod named;
 mod pages;
 mod revive;
+mod shape;
 #[cfg(test)]
 mod speed;
 mod supply;
@@ -578,6 +579,11 @@ impl Engine {
     /// Logs what went wrong with a tier or a file.
     fn tell(&self, event: &'static str, message: std::fmt::Arguments<'_>) {
         self.log.line(&LogLine::new(LogLevel::Error, event, message));
+    }
+
+    /// Logs what a client was refused that it should know better.
+    fn warn(&self, event: &'static str, message: std::fmt::Arguments<'_>) {
+        self.log.line(&LogLine::new(LogLevel::Warning, event, message));
     }
 
     /// How the server is.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, SessionId, Version};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Attach, AttachMode, BODY_BYTES_MAX, Copy, Create, FullBody, GrantedSetup, Header, List,
+    Attach, AttachMode, BODY_BYTES_MAX, Copy, Create, Delete, FullBody, GrantedSetup, Header, List,
     NAME_BYTES_MAX, Open, PAGE_SIZES, Progress, RangeEntry, RefusalCode, RegionInfo,
     Source as WireSource,
 };
@@ -47,6 +47,7 @@ impl Engine {
         if !PAGE_SIZES.contains(&create.page_bytes) || size == 0 || !size.is_multiple_of(unit) {
             return Err(RefusalCode::Malformed.into());
         }
+        self.check_tier(create.prefers)?;
         let source = match create.source {
             WireSource::Nothing => Source::Nothing,
             WireSource::Fill(byte) => Source::Fill(byte),
@@ -60,15 +61,38 @@ impl Engine {
                     RefusalCode::NoFile
                 })?))
             }
+            WireSource::Server { address, region, offset, .. } => {
+                if !offset.is_multiple_of(u64::from(create.page_bytes))
+                    || [address, region].iter().any(|text| text.chars().any(char::is_control))
+                {
+                    return Err(RefusalCode::Malformed.into());
+                }
+                let neighbours = self.config.neighbours.clone();
+                let distant = BackingFile::distant(neighbours, address, region, offset);
+                distant.check(size).map_err(|error| {
+                    self.file_failed("find so much in", &distant, &error);
+                    distant.refusal()
+                })?;
+                Source::File(Arc::new(distant))
+            }
         };
         let mut sessions = self.sessions();
         let (id, mut session) =
             self.resident(&mut sessions, create.name, create.size.pages_rounded_up())?;
-        session.region.writes_back = matches!(source, Source::File(_));
+        session.region.writes_back = match create.source {
+            WireSource::File { .. } => true,
+            WireSource::Server { writes_back, .. } => writes_back,
+            WireSource::Nothing | WireSource::Fill(_) => false,
+        };
         session.region.source = source;
         session.region.page_bytes = create.page_bytes;
-        let info = info(&session, None);
         self.note_new(&session);
+        if create.prefers.is_some() {
+            let count = session.region.pages;
+            let all = PageRange { start: PageIndex::new(0), count };
+            self.set_preference(&mut session.region, all, create.prefers);
+        }
+        let info = info(&session, None);
         sessions.by_id.insert(id, Arc::new(Mutex::new(session)));
         Ok(info)
     }
@@ -156,7 +180,12 @@ impl Engine {
     }
 
     /// Deletes the caller's region, with all that it holds.
-    pub(crate) fn delete(&self, caller: &Caller, header: &Header) -> Result<(), Refusal> {
+    pub(crate) fn delete(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        delete: Delete,
+    ) -> Result<(), Refusal> {
         {
             let session = self.enter(caller, header)?;
             session.check_region(header)?;
@@ -164,14 +193,27 @@ impl Engine {
                 // It goes with its session.
                 return Err(RefusalCode::Malformed.into());
             }
-            if session.region.pins.pages().get() > 0 {
-                return Err(RefusalCode::Pinned.into());
+            let refused = if session.region.pins.pages().get() > 0 {
+                Some(("pages are pinned", RefusalCode::Pinned))
+            } else if session.region.has_copies() && !delete.keeps_copies {
+                Some(("it has copies", RefusalCode::Copied))
+            } else {
+                None
+            };
+            if let Some((why, code)) = refused {
+                let name = &session.name;
+                self.warn("free_refused", format_args!("region {name} is not deleted: {why}"));
+                return Err(code.into());
             }
         }
         let Some((_, shared)) = &caller.session else {
             return Err(RefusalCode::NotAttached.into());
         };
-        self.end(shared, Cause::Disconnected, |_| true);
+        let still = |session: &Session| delete.keeps_copies || !session.region.has_copies();
+        if !self.end(shared, Cause::Disconnected, still) {
+            // It was copied, or deleted by somebody else, since it was looked at.
+            return Err(RefusalCode::Busy.into());
+        }
         Ok(())
     }
 
@@ -190,10 +232,13 @@ impl Engine {
         let (id, mut session) = self.resident(&mut sessions, copy.name, pages)?;
         let from = &mut original.region;
         session.region.begin_as_copy(from);
+        session.region.descend_from(from);
         let (stored, source) = (from.table.stored().get(), from.source.clone());
         session.region.is_frozen = is_frozen;
         session.region.copies_on_access = copy.on_access && !is_frozen;
         self.note_copy(&original, &session);
+        let (to, from) = (session.region.id, original.region.id);
+        self.tiers.note(|| Record::CopyOf { to, from });
         let info = info(&session, None);
         let shared = Arc::new(Mutex::new(session));
         if let Source::File(file) = source {
@@ -256,8 +301,12 @@ impl Engine {
                 return Ok(Some(PageIndex::new(page)));
             }
             let mut session = self.enter(caller, header)?;
-            // Where nothing is and nothing can be made there is nothing to look at.
-            if matches!(session.region.source, Source::Nothing) && how != Bring::Pin {
+            if end > session.region.pages.get() {
+                // It was made smaller meanwhile.
+                return Err(RefusalCode::OutOfBounds.into());
+            }
+            // Where nothing is and nothing is to be made there is nothing to look at.
+            if !makes_pages(&session.region.source, how) {
                 let stored = session.region.table.leaf_from(PageIndex::new(page));
                 page = page.max(stored.map_or(end, |(first, _)| first.get()));
             }
@@ -314,6 +363,7 @@ impl Engine {
             match is_there {
                 Some(true) => continue,
                 Some(false) => self.promote(region, page, supply)?,
+                None if !makes_pages(&region.source, how) => continue,
                 None => match &region.source {
                     Source::Nothing => continue,
                     Source::Fill(byte) => {
@@ -370,6 +420,10 @@ impl Engine {
 
     pub(super) fn file_failed(&self, what: &str, file: &BackingFile, error: &std::io::Error) {
         let path = file.path().display();
+        if file.is_distant() {
+            self.tell("source_away", format_args!("cannot {what} {path}: {error}"));
+            return;
+        }
         let message = format_args!("cannot {what} the backing file {path}: {error}");
         self.tell("file_failed", message);
     }
@@ -382,6 +436,7 @@ impl Engine {
         let portion = Portion { place, dirty: 0, heat: 1, generation, version, checksum };
         let former = region.table.put(&self.tiers, page, portion);
         assert!(former.is_none(), "only an absent page is made from the source");
+        self.note_preference(region);
         self.pages.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -428,6 +483,15 @@ impl Engine {
     }
 }
 
+/// Whether absent pages are made. What a fill holds needs no fetching: it is read at once.
+fn makes_pages(source: &Source, how: Bring) -> bool {
+    match source {
+        Source::Nothing => how == Bring::Pin,
+        Source::Fill(_) => how != Bring::Prefetch,
+        Source::File(_) => true,
+    }
+}
+
 /// What one request has done and may still do, in pages.
 pub(super) struct Work {
     pub(super) changed: u64,
@@ -455,7 +519,7 @@ fn places(region: &Region) -> Places {
     let mut places = Places::default();
     let mut from = PageIndex::new(0);
     while let Some((first, leaf)) = region.table.leaf_from(from) {
-        for portion in crate::table::lock(leaf).portions.iter().flatten() {
+        for portion in crate::table::lock(leaf).portions.iter().map(|(_, portion)| portion) {
             match &portion.place {
                 Place::Dram(_) => places.dram += 1,
                 Place::Compressed(_) => places.compressed += 1,
@@ -478,7 +542,9 @@ pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
         pages: region.pages,
         page_bytes: region.page_bytes,
         is_frozen: region.is_frozen,
-        is_file: matches!(region.source, Source::File(_)),
+        is_file: matches!(&region.source, Source::File(file) if !file.is_distant()),
+        is_server: matches!(&region.source, Source::File(file) if file.is_distant()),
+        writes_back: region.writes_back,
         stored: region.table.stored(),
         dirty: PageCount::new(places.dirty),
         changed: PageCount::new(places.changed),
@@ -486,7 +552,9 @@ pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
         dram: PageCount::new(places.dram),
         compressed: PageCount::new(places.compressed),
         file: PageCount::new(places.file),
+        preferred: region.prefers.pages(),
         name: name.clone(),
+        source: region.source.name(),
     }
 }
 
@@ -494,6 +562,7 @@ pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
 pub(super) fn end_region(engine: &Engine, region: &mut Region) {
     engine.pinned.fetch_sub(region.pins.pages().get(), Ordering::Relaxed);
     region.pins = crate::region::Pins::default();
+    region.orphan();
     engine.arena.release(region.fill_page.take());
 }
 
@@ -508,8 +577,9 @@ pub(super) fn fill_copy(
     'pages: for page in pages {
         loop {
             let mut session = lock(copy);
-            if session.ended {
-                break 'pages;
+            // It may have been made smaller, or be smaller.
+            if session.ended || !session.region.contains(*page) {
+                continue 'pages;
             }
             let page = page.get()..page.get() + 1;
             let made = engine.make_from_file(&mut session.region, page, &mut supply);

@@ -8,7 +8,7 @@ use farmem_region::{PAGE_SIZE, PageCount, PageIndex, RegionId, Version};
 use farmem_vmem::Slot;
 use farmem_wire::{
     FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
-    page_checksum,
+    Tier, page_checksum,
 };
 
 use super::supply::{Purpose, Stop, Supply};
@@ -161,7 +161,11 @@ impl Engine {
             let slot = self.copy_in(page, portion, supply)?;
             warm(&mut portion.heat);
             let mut former = None;
-            if portion.heat >= PROMOTE_HEAT && self.may_promote() {
+            let is_wanted = match region.prefers.of(page) {
+                None => portion.heat >= PROMOTE_HEAT,
+                Some(tier) => tier == Tier::Dram,
+            };
+            if is_wanted && self.may_promote() {
                 let place = Place::Dram(self.arena.share(&slot));
                 region.table.note_move(&self.tiers, page, &place);
                 former = Some(std::mem::replace(&mut portion.place, place));
@@ -380,6 +384,12 @@ impl Engine {
         let before = region.table.stored().get();
         let mut result = Ok(());
         for (entry, slot) in entries.iter().zip(slots.drain(..)) {
+            if !region.contains(entry.page) {
+                // It was made smaller while the page was on its way.
+                unused.push(slot);
+                result = Err(Refusal::page(RefusalCode::OutOfBounds, *entry));
+                continue;
+            }
             match self.standing(region, entry) {
                 Standing::New => {
                     stored(PageEntry { slot: slot.number(), ..*entry });
@@ -396,6 +406,7 @@ impl Engine {
             }
         }
         let added = region.table.stored().get() - before;
+        self.note_preference(region);
         drop(session);
         self.count_written(entries.len(), added);
         result
@@ -538,6 +549,7 @@ impl Engine {
             }
         }
         let added = session.region.table.stored().get() - before;
+        self.note_preference(&session.region);
         self.count_written(pages, added);
         self.arena.release(slots.drain(..));
         self.assign(session, used, slots, list);
@@ -585,6 +597,8 @@ impl Engine {
         session.check_change(header)?;
         session.check_ranges(ranges.clone())?;
         if ranges.clone().any(|range| session.region.pins.overlaps(range.0)) {
+            let name = &session.name;
+            self.warn("free_refused", format_args!("{name} frees pages that are pinned"));
             return Err(RefusalCode::Pinned.into());
         }
         let before = session.region.table.stored().get();
@@ -593,6 +607,11 @@ impl Engine {
         }
         session.region.removals += 1;
         let removed = before - session.region.table.stored().get();
+        if removed == 0 {
+            let name = &session.name;
+            self.warn("free_refused", format_args!("{name} frees pages that are free already"));
+            return Err(RefusalCode::AlreadyFree.into());
+        }
         drop(session);
         self.pages.fetch_sub(removed, Ordering::Relaxed);
         self.arena.release(slots.drain(..));

@@ -16,8 +16,8 @@ use super::{BlockIds, Engine, Sessions, lock, random};
 use crate::backing::BackingFile;
 use crate::config::ServerConfig;
 use crate::journal::{
-    self, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past, PastSession, Record,
-    Remains, SessionRecord, SourceRecord,
+    self, About, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past, PastSession,
+    Record, Remains, SessionRecord, SourceRecord,
 };
 use crate::log::{LogLevel, LogLine};
 use crate::region::{Region, Source};
@@ -202,7 +202,7 @@ fn restore(
     });
     let mut spots = Vec::new();
     each_leaf(past.sessions.values().map(|session| &session.table), |leaf| {
-        spots.extend(leaf.portions.iter().flatten().map(|portion| portion.place.spot()));
+        spots.extend(leaf.portions.iter().map(|(_, portion)| portion.place.spot()));
     });
     tiers.restore(&past.shelves, spots.into_iter())?;
     // Clients of the former process may name their connections, whose numbers were smaller.
@@ -215,12 +215,16 @@ fn restore(
         next,
         blocks: BlockIds::default(),
     };
-    let mut files = HashMap::new();
+    let (mut files, mut descended) = (HashMap::new(), Vec::new());
     let mut taken = BTreeSet::new();
     for (id, past) in past.sessions {
         taken.extend(past.blocks.iter().copied());
+        let parent = past.parent;
         // Whatever clients were told of the former count lies elsewhere.
         let session = session(config, id, past, random()? >> 1, &mut files);
+        if let Some(parent) = parent {
+            descended.push((session.id, SessionId::new(parent.get())));
+        }
         tally.granted = ByteCount::new(tally.granted.get() + session.granted.get());
         tally.orphans += u64::from(session.orphaned_since.is_some());
         tally.pages += session.region.table.stored().get();
@@ -239,10 +243,21 @@ fn restore(
         }
         sessions.by_id.insert(id, shared);
     }
+    tell_descent(&sessions, &descended);
     let end = taken.last().map_or(0, |last| last + 1);
     let free = (0..end).filter(|block| !taken.contains(block)).collect();
     sessions.blocks = BlockIds { next: end, free };
     Ok(Revived { tiers, incarnation, sessions, tally })
+}
+
+/// Says who is whose copy.
+fn tell_descent(sessions: &Sessions, descended: &[(SessionId, SessionId)]) {
+    for (id, parent) in descended {
+        // Where the original is gone it is a copy of nothing.
+        if let (Some(copy), Some(original)) = (sessions.by_id.get(id), sessions.by_id.get(parent)) {
+            lock(copy).region.descend_from(&lock(original).region);
+        }
+    }
 }
 
 type Files = HashMap<(String, u64), Arc<BackingFile>>;
@@ -254,32 +269,11 @@ fn session(
     count: u64,
     files: &mut Files,
 ) -> Session {
-    let PastSession { about, blocks, pins, table } = past;
+    let PastSession { about, blocks, pins, prefers, parent: _, table } = past;
     let record = about.record;
     let has = |flag| record.flags & flag != 0;
     let pages = PageCount::new(record.pages);
-    let source = match record.source {
-        SourceRecord::Nothing => Source::Nothing,
-        SourceRecord::Fill(byte) => Source::Fill(byte),
-        SourceRecord::File { offset, .. } => {
-            let bytes = pages.bytes().get();
-            let file = files.entry((about.path.clone(), offset)).or_insert_with(|| {
-                let opened =
-                    BackingFile::open(&config.directories, &about.path, offset, bytes);
-                Arc::new(opened.unwrap_or_else(|error| {
-                    let name = &about.name;
-                    let message = format_args!(
-                        "cannot open {} again, of which region {name} is made: {error}; what is not \
-                         in memory of it is refused",
-                        about.path
-                    );
-                    config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
-                    BackingFile::missing(&about.path, offset)
-                }))
-            });
-            Source::File(Arc::clone(file))
-        }
-    };
+    let source = source(config, &about, files);
     let mut region = Region::new(id);
     region.epoch = Epoch::new(record.epoch);
     region.pages = pages;
@@ -293,6 +287,7 @@ fn session(
     region.writes_back = has(SessionRecord::WRITES_BACK);
     region.generation = record.generation;
     region.pins = pins;
+    region.prefers = prefers;
     let is_resident = has(SessionRecord::RESIDENT);
     Session {
         id: SessionId::new(id.get()),
@@ -309,6 +304,40 @@ fn session(
         orphaned_since: (!is_resident).then_some(Nanos::new(0)),
         assigned: HashMap::new(),
         ended: false,
+    }
+}
+
+/// What a region is made from. A file is opened again once, however many regions are made from it.
+fn source(config: &ServerConfig, about: &About, files: &mut Files) -> Source {
+    match about.record.source {
+        SourceRecord::Nothing => Source::Nothing,
+        SourceRecord::Fill(byte) => Source::Fill(byte),
+        SourceRecord::Server { offset, .. } => {
+            let (address, region) = about.path.split_once('\n').unwrap_or((&about.path, ""));
+            let file = files.entry((about.path.clone(), offset)).or_insert_with(|| {
+                let neighbours = config.neighbours.clone();
+                Arc::new(BackingFile::distant(neighbours, address, region, offset))
+            });
+            Source::File(Arc::clone(file))
+        }
+        SourceRecord::File { offset, .. } => {
+            let bytes = PageCount::new(about.record.pages).bytes().get();
+            let file = files.entry((about.path.clone(), offset)).or_insert_with(|| {
+                let opened =
+                    BackingFile::open(&config.directories, &about.path, offset, bytes);
+                Arc::new(opened.unwrap_or_else(|error| {
+                    let name = &about.name;
+                    let message = format_args!(
+                        "cannot open {} again, of which region {name} is made: {error}; what is not \
+                         in memory of it is refused",
+                        about.path
+                    );
+                    config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
+                    BackingFile::missing(&about.path, offset)
+                }))
+            });
+            Source::File(Arc::clone(file))
+        }
     }
 }
 
@@ -423,6 +452,12 @@ fn tell_session(session: &Session, out: &mut Vec<u8>) {
     for range in session.region.pins.ranges() {
         Record::Pin { region, range }.encode(out);
     }
+    for (range, tier) in session.region.prefers.ranges() {
+        Record::Prefer { region, range, tier: Some(tier) }.encode(out);
+    }
+    if let Some(from) = session.region.parent() {
+        Record::CopyOf { to: region, from }.encode(out);
+    }
 }
 
 /// The pages of a region. A leaf that was told for another region is only referred to.
@@ -439,23 +474,29 @@ fn tell_pages(
             continue;
         }
         seen.insert(leaf, region.id);
-        for (page, portion) in (first.get()..).zip(&table::lock(leaf).portions) {
-            if let Some(portion) = portion {
-                Record::Put(portion.record(region.id, PageIndex::new(page))).encode(out);
-            }
+        for (at, portion) in table::lock(leaf).portions.iter() {
+            let page = PageIndex::new(first.get() + at as u64);
+            Record::Put(portion.record(region.id, page)).encode(out);
         }
     }
 }
 
 fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
     let region = &session.region;
+    let both;
     let source = match &region.source {
         Source::Nothing => SourceRecord::Nothing,
         Source::Fill(byte) => SourceRecord::Fill(*byte),
         Source::File(file) => {
-            // It came as text.
-            let path = file.path().to_str().unwrap_or_default();
-            SourceRecord::File { path, offset: file.offset() }
+            let offset = file.offset();
+            if let Some(neighbour) = file.neighbour() {
+                both = format!("{}\n{}", neighbour.address(), neighbour.region());
+                SourceRecord::Server { path: &both, offset }
+            } else {
+                // It came as text.
+                let path = file.path().to_str().unwrap_or_default();
+                SourceRecord::File { path, offset }
+            }
         }
     };
     let flags = [

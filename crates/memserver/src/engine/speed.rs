@@ -50,7 +50,8 @@ fn engine(pages: u64) -> Engine {
 fn filled(engine: &Engine, pages: u64) -> (super::Caller, Header) {
     let size = PageCount::new(pages).bytes();
     let source = Source::Fill(0);
-    engine.create(&Create { name: "speed", size, page_bytes: 4096, source }).unwrap();
+    let create = Create { name: "speed", size, page_bytes: 4096, source, prefers: None };
+    engine.create(&create).unwrap();
     let mut caller = engine.caller();
     caller.may_wait = true;
     let (session, _) = engine.open(&mut caller, &Open { take_over: true, name: "speed" }).unwrap();

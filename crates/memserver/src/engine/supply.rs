@@ -13,13 +13,14 @@
 
 use std::sync::Arc;
 
-use farmem_region::{Checksum, PAGE_SIZE, PageIndex, Version};
+use farmem_region::{Checksum, PAGE_SIZE, PageIndex, RegionId, Version};
 use farmem_vmem::Slot;
 use farmem_wire::{PageEntry, RefusalCode};
 
 use super::pages::SPARE_SLOTS;
 use super::{Engine, Refusal};
 use crate::backing::BackingFile;
+use crate::neighbour::Claim;
 use crate::region::{Region, Source};
 use crate::table::Portion;
 use crate::tiers::{LoadError, Place};
@@ -55,6 +56,7 @@ pub(super) struct Distant {
 #[derive(Debug)]
 pub(super) struct FromSource {
     file: Arc<BackingFile>,
+    region: RegionId,
     pages: Vec<u64>,
     /// As the region's: what was read before pages were removed may be out of date.
     removals: u64,
@@ -86,6 +88,8 @@ struct Made {
     page: u64,
     removals: u64,
     slot: Slot,
+    /// Held until the page is stored, or done without.
+    claim: Option<Arc<Claim>>,
 }
 
 impl From<Need> for Stop {
@@ -126,6 +130,14 @@ impl Supply {
     /// An empty slot.
     pub(super) fn slot(&mut self) -> Result<Slot, Stop> {
         self.spare.pop().ok_or(Stop::Needs(Need::Slots))
+    }
+
+    /// Gives up pages that were made.
+    fn do_without(&mut self, which: impl Fn(&Made) -> bool) {
+        let (gone, kept) = std::mem::take(&mut self.made).into_iter().partition(which);
+        self.made = kept;
+        let gone: Vec<Made> = gone;
+        self.spare.extend(gone.into_iter().map(|made| made.slot));
     }
 
     /// A slot that is not needed any more.
@@ -190,8 +202,9 @@ impl Engine {
         }
         for page in &source.pages {
             if let Some(at) = made(page, supply) {
-                let slot = supply.made.swap_remove(at).slot;
+                let Made { slot, claim, .. } = supply.made.swap_remove(at);
                 self.put_made(region, PageIndex::new(*page), slot);
+                drop(claim);
             }
         }
         Ok(())
@@ -290,7 +303,18 @@ impl Engine {
     }
 
     fn read_source(&self, source: FromSource, supply: &mut Supply) -> Result<(), Refusal> {
-        let FromSource { file, pages, removals } = source;
+        let FromSource { file, region, pages, removals } = source;
+        let mut claim = None;
+        if let Some(neighbour) = file.neighbour() {
+            supply.do_without(|made| pages.contains(&made.page));
+            claim = neighbour.claim(region, &pages).map(Arc::new);
+            if claim.is_none() {
+                // Somebody else brings them: they are looked for again.
+                supply.do_without(|_| true);
+                neighbour.wait(region, &pages);
+                return Ok(());
+            }
+        }
         let mut slots = supply.spare.split_off(supply.spare.len() - pages.len());
         let mut at = 0;
         for run in pages.chunk_by(|page, next| *next == page + 1) {
@@ -299,12 +323,13 @@ impl Engine {
             if let Err(error) = file.read(run[0] * PAGE_SIZE as u64, &mut slices) {
                 self.file_failed("read", &file, &error);
                 supply.spare.append(&mut slots);
-                return Err(RefusalCode::FileFailed.into());
+                return Err(file.refusal().into());
             }
             at += run.len();
         }
         let made = pages.into_iter().zip(slots);
-        supply.made.extend(made.map(|(page, slot)| Made { page, removals, slot }));
+        let made = made.map(|(page, slot)| Made { page, removals, slot, claim: claim.clone() });
+        supply.made.extend(made);
         Ok(())
     }
 
@@ -360,6 +385,6 @@ fn from_source(region: &Region, pages: std::ops::Range<u64>) -> Option<FromSourc
     };
     let is_absent = |page: &u64| region.table.with(PageIndex::new(*page), |_| ()).is_none();
     let pages: Vec<u64> = pages.filter(is_absent).collect();
-    let (file, removals) = (Arc::clone(file), region.removals);
-    (!pages.is_empty()).then_some(FromSource { file, pages, removals })
+    let (file, region, removals) = (Arc::clone(file), region.id, region.removals);
+    (!pages.is_empty()).then_some(FromSource { file, region, pages, removals })
 }

@@ -35,11 +35,16 @@ use rustix::io::Errno;
 
 use self::record::RECORD_BYTES_MAX;
 pub(crate) use self::record::{PageRecord, Record, SessionRecord, SourceRecord, Spot};
-pub(crate) use self::replay::{Past, PastSession, Shelved, replay};
+pub(crate) use self::replay::{About, Past, PastSession, Shelved, replay};
 
 const MAGIC: [u8; 8] = *b"FMJOURNL";
-/// Version 1 of the journal's bytes. A server refuses to start on another one.
-const VERSION: u32 = 1;
+/// Versions of the journal's bytes, a line each. A server goes on with those from the oldest to its
+/// own, and refuses to start on another one.
+///
+/// 1: sessions, blocks, pages, pins, shelves.
+/// 2: sizes that shrink, preferences, who is a copy of whom, regions made from another server's.
+const VERSION: u32 = 2;
+const OLDEST_VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
 /// What of the header its checksum covers.
 const COVERED_BYTES: usize = 60;
@@ -72,7 +77,7 @@ pub enum DataError {
     #[error("{} is open to other users: give it mode 0700", .0.display())]
     Open(PathBuf),
     /// Written by another version of farmem.
-    #[error("{} has version {found}, this program reads version {VERSION}: start the server's other \
+    #[error("{} has version {found}, this program reads versions {OLDEST_VERSION} to {VERSION}: start the server's other \
              version, or remove the directory with all that it holds", path.display())]
     Version {
         /// The journal.
@@ -158,7 +163,7 @@ impl JournalHeader {
         if bytes[..8] != MAGIC {
             return None;
         }
-        if u32_at(8) != VERSION {
+        if !(OLDEST_VERSION..=VERSION).contains(&u32_at(8)) {
             return Some(Err(u32_at(8)));
         }
         if crc32c(&bytes[..COVERED_BYTES]) != u32_at(COVERED_BYTES) {

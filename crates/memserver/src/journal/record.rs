@@ -8,7 +8,7 @@
 //! ```
 
 use farmem_region::{Checksum, PageIndex, PageRange, RegionId, Version};
-use farmem_wire::crc32c;
+use farmem_wire::{Tier, crc32c};
 
 /// Bytes in front of what a record says.
 const HEAD: usize = 8;
@@ -53,7 +53,15 @@ impl SessionRecord<'_> {
 pub(crate) enum SourceRecord<'a> {
     Nothing,
     Fill(u8),
-    File { path: &'a str, offset: u64 },
+    File {
+        path: &'a str,
+        offset: u64,
+    },
+    /// The other server's address and its region's name, with a line feed between them.
+    Server {
+        path: &'a str,
+        offset: u64,
+    },
 }
 
 /// A page that is stored.
@@ -123,6 +131,22 @@ pub(crate) enum Record<'a> {
         region: RegionId,
         range: PageRange,
     },
+    /// Only so many blocks of a region are left.
+    KeepBlocks {
+        region: RegionId,
+        keep: u32,
+    },
+    /// Pages are to be kept in a tier, or where their use puts them.
+    Prefer {
+        region: RegionId,
+        range: PageRange,
+        tier: Option<Tier>,
+    },
+    /// A region counts as a copy of another one.
+    CopyOf {
+        to: RegionId,
+        from: RegionId,
+    },
     /// A shelf is built from slots.
     Shelf {
         shelf: u32,
@@ -159,73 +183,50 @@ impl<'a> Record<'a> {
         out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
     }
 
+    /// Appends what comes after the head; returns kind and flag.
     fn encode_rest(&self, out: &mut Vec<u8>) -> (u8, u8) {
-        let mut numbers = |list: &[u64]| {
+        let mut tell = |kind: u8, flag: u8, list: &[u64]| {
             list.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+            (kind, flag)
         };
-        let range = |range: &PageRange| [range.start.get(), range.count.get()];
+        let range = |region: &RegionId, range: &PageRange| {
+            [region.get(), range.start.get(), range.count.get()]
+        };
         match self {
             Self::Session(session) => (1, session.encode(out)),
-            Self::Block { region, block } => {
-                numbers(&[region.get(), u64::from(*block)]);
-                (2, 0)
-            }
-            Self::End(region) => {
-                numbers(&[region.get()]);
-                (3, 0)
-            }
-            Self::Copy { to, from } => {
-                numbers(&[to.get(), from.get()]);
-                (4, 0)
-            }
+            Self::Block { region, block } => tell(2, 0, &[region.get(), u64::from(*block)]),
+            Self::End(region) => tell(3, 0, &[region.get()]),
+            Self::Copy { to, from } => tell(4, 0, &[to.get(), from.get()]),
             Self::Put(page) => {
                 let (kind, spot) = page.spot.number();
                 let tags = u64::from(page.generation) | u64::from(page.dirty) << 16;
-                let page =
-                    [page.region.get(), page.page.get(), page.version.get(), page.checksum.get()];
-                numbers(&page);
-                numbers(&[spot, tags]);
-                (5, kind)
+                let PageRecord { region, page, version, checksum, .. } = page;
+                let page = [region.get(), page.get(), version.get(), checksum.get(), spot, tags];
+                tell(5, kind, &page)
             }
             Self::Move { region, page, spot } => {
                 let (kind, spot) = spot.number();
-                numbers(&[region.get(), page.get(), spot]);
-                (6, kind)
+                tell(6, kind, &[region.get(), page.get(), spot])
             }
-            Self::Clean { region, page } => {
-                numbers(&[region.get(), page.get()]);
-                (7, 0)
-            }
-            Self::Own { region, page } => {
-                numbers(&[region.get(), page.get()]);
-                (8, 0)
-            }
-            Self::Share { to, from, page } => {
-                numbers(&[to.get(), from.get(), page.get()]);
-                (9, 0)
-            }
-            Self::Remove { region, range: pages } => {
-                numbers(&[region.get()]);
-                numbers(&range(pages));
-                (10, 0)
-            }
-            Self::Pin { region, range: pages } => {
-                numbers(&[region.get()]);
-                numbers(&range(pages));
-                (11, 0)
-            }
-            Self::Unpin { region, range: pages } => {
-                numbers(&[region.get()]);
-                numbers(&range(pages));
-                (12, 0)
-            }
+            Self::Clean { region, page } => tell(7, 0, &[region.get(), page.get()]),
+            Self::Own { region, page } => tell(8, 0, &[region.get(), page.get()]),
+            Self::Share { to, from, page } => tell(9, 0, &[to.get(), from.get(), page.get()]),
+            Self::Remove { region, range: pages } => tell(10, 0, &range(region, pages)),
+            Self::Pin { region, range: pages } => tell(11, 0, &range(region, pages)),
+            Self::Unpin { region, range: pages } => tell(12, 0, &range(region, pages)),
             Self::Shelf { shelf, class, slots, count } => {
-                numbers(&[u64::from(*shelf), u64::from(*class)]);
-                slots[..usize::from(*count)].iter().for_each(|slot| numbers(&[u64::from(*slot)]));
-                (13, *count)
+                tell(13, *count, &[u64::from(*shelf), u64::from(*class)]);
+                let slots = slots.map(u64::from);
+                tell(13, *count, &slots[..usize::from(*count)])
             }
             Self::Stopped => (14, 0),
             Self::Started => (15, 0),
+            Self::KeepBlocks { region, keep } => tell(20, 0, &[region.get(), u64::from(*keep)]),
+            Self::Prefer { region, range: pages, tier } => {
+                // There are three.
+                tell(21, Tier::number(*tier) as u8, &range(region, pages))
+            }
+            Self::CopyOf { to, from } => tell(22, 0, &[to.get(), from.get()]),
         }
     }
 
@@ -288,6 +289,12 @@ impl<'a> Record<'a> {
             }
             14 => Self::Stopped,
             15 => Self::Started,
+            20 => Self::KeepBlocks { region: fields.region()?, keep: fields.u32()? },
+            21 => {
+                let (region, range) = (fields.region()?, fields.range()?);
+                Self::Prefer { region, range, tier: Tier::of(flag.into()).ok()? }
+            }
+            22 => Self::CopyOf { to: fields.region()?, from: fields.region()? },
             _ => return None,
         })
     }
@@ -299,6 +306,7 @@ impl<'a> SessionRecord<'a> {
             SourceRecord::Nothing => (0, 0, ""),
             SourceRecord::Fill(byte) => (1, u64::from(byte), ""),
             SourceRecord::File { path, offset } => (2, offset, path),
+            SourceRecord::Server { path, offset } => (3, offset, path),
         };
         let tags = u64::from(self.page_bytes)
             | u64::from(self.generation) << 32
@@ -336,6 +344,7 @@ impl<'a> SessionRecord<'a> {
             0 => SourceRecord::Nothing,
             1 => SourceRecord::Fill(u8::try_from(number).ok()?),
             2 => SourceRecord::File { path, offset: number },
+            3 => SourceRecord::Server { path, offset: number },
             _ => return None,
         };
         let page_bytes = (tags & 0xffff_ffff) as u32;

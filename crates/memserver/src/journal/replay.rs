@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use farmem_region::{PageRange, RegionId};
 
 use super::record::{NotARecord, RECORD_BYTES_MAX, Record, SessionRecord};
+use crate::prefer::Preferences;
 use crate::region::Pins;
 use crate::table::{Portion, Table};
 use crate::tiers::Tiers;
@@ -28,6 +29,9 @@ pub(crate) struct PastSession {
     pub(crate) about: About,
     pub(crate) blocks: Vec<u32>,
     pub(crate) pins: Pins,
+    pub(crate) prefers: Preferences,
+    /// The region that it counts as a copy of.
+    pub(crate) parent: Option<RegionId>,
     pub(crate) table: Table,
 }
 
@@ -135,6 +139,9 @@ impl Past {
             }
             Record::Pin { region, range } => self.pins(region, range)?.pin(range),
             Record::Unpin { region, range } => self.pins(region, range)?.unpin(range),
+            Record::KeepBlocks { region, keep } => self.of(region)?.blocks.truncate(keep as usize),
+            Record::Prefer { region, range, tier } => self.of(region)?.prefers.set(range, tier),
+            Record::CopyOf { to, from } => self.of(to)?.parent = Some(from),
             Record::Shelf { shelf, class, slots, count } => {
                 self.shelves.insert(shelf, Shelved { class, slots, count });
             }
@@ -152,7 +159,9 @@ impl Past {
             return;
         }
         let (blocks, pins, table) = (Vec::new(), Pins::default(), Table::new(id));
-        self.sessions.insert(id, PastSession { about, blocks, pins, table });
+        let (prefers, parent) = (Preferences::default(), None);
+        let session = PastSession { about, blocks, pins, prefers, parent, table };
+        self.sessions.insert(id, session);
     }
 
     fn of(&mut self, region: RegionId) -> Option<&mut PastSession> {
@@ -175,6 +184,9 @@ impl About {
             SourceRecord::Fill(byte) => (SourceRecord::Fill(byte), String::new()),
             SourceRecord::File { path, offset } => {
                 (SourceRecord::File { path: "", offset }, path.to_owned())
+            }
+            SourceRecord::Server { path, offset } => {
+                (SourceRecord::Server { path: "", offset }, path.to_owned())
             }
         };
         Self { record: SessionRecord { source, name: "", ..record }, name, path }

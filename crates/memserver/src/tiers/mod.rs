@@ -219,6 +219,11 @@ impl Tiers {
         self.compressed_pages_max > 0 || self.file.is_some()
     }
 
+    /// Whether there is a compressed tier.
+    pub(crate) const fn has_compressed(&self) -> bool {
+        self.compressed_pages_max > 0
+    }
+
     /// Whether there is a file tier.
     pub(crate) const fn has_file(&self) -> bool {
         self.file.is_some()

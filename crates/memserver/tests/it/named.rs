@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use farmem_memserver::ServerConfig;
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId};
 use farmem_wire::{
-    Absent, Action, AskMap, Copy, Create, Header, List, MapReply, Open, PageEntry, Progress,
-    RangeEntry, RefusalCode, RegionInfo, Source,
+    Absent, Action, AskMap, Copy, Create, Delete, Header, List, MapReply, Open, PageEntry, Prefer,
+    Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier,
 };
 
 use crate::raw::{Raw, TestServer};
@@ -22,10 +22,44 @@ impl Raw {
         page_bytes: u32,
         source: Source<'_>,
     ) -> Result<RegionInfo, RefusalCode> {
-        let create = Create { name, size: ByteCount::new(size), page_bytes, source };
+        self.create_preferring(name, size, page_bytes, source, None)
+    }
+
+    pub(crate) fn create_preferring(
+        &mut self,
+        name: &str,
+        size: u64,
+        page_bytes: u32,
+        source: Source<'_>,
+        prefers: Option<Tier>,
+    ) -> Result<RegionInfo, RefusalCode> {
+        let create = Create { name, size: ByteCount::new(size), page_bytes, source, prefers };
         let header = self.request(Action::Create);
         let (reply, body) = self.call(header, |out| create.encode(out));
         reply.refusal.map_or_else(|| Ok(RegionInfo::decode(&body).unwrap().0), Err)
+    }
+
+    pub(crate) fn resize(&mut self, pages: u64) -> Result<RegionInfo, RefusalCode> {
+        let resize = Resize { size: PageCount::new(pages).bytes() };
+        let header = self.request(Action::Resize);
+        let (reply, body) = self.call(header, |out| resize.encode(out));
+        reply.refusal.map_or_else(|| Ok(RegionInfo::decode(&body).unwrap().0), Err)
+    }
+
+    pub(crate) fn prefer(
+        &mut self,
+        tier: Option<Tier>,
+        start: u64,
+        count: u64,
+    ) -> Result<u64, RefusalCode> {
+        let range = PageRange { start: PageIndex::new(start), count: PageCount::new(count) };
+        let header = Header { entries: 1, ..self.request(Action::Prefer) };
+        let (reply, body) = self.call(header, |out| {
+            RangeEntry(range).encode(out);
+            Prefer { tier }.encode(out);
+        });
+        let progress = || Ok(Progress::decode(&body).unwrap().changed.get());
+        reply.refusal.map_or_else(progress, Err)
     }
 
     /// A connection that is attached to a named region, as its only writer.
@@ -83,7 +117,22 @@ impl Raw {
         }
     }
 
+    /// Greater than all before.
+    fn next_version(&self) -> u64 {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static VERSION: AtomicU64 = AtomicU64::new(1);
+        VERSION.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Deletes the region, whether it was copied or not.
     pub(crate) fn delete(&mut self) -> Result<(), RefusalCode> {
+        let delete = Delete { keeps_copies: true };
+        let (reply, _) = self.call(self.request(Action::Delete), |out| delete.encode(out));
+        reply.refusal.map_or(Ok(()), Err)
+    }
+
+    /// Deletes the region unless it was copied.
+    pub(crate) fn delete_uncopied(&mut self) -> Result<(), RefusalCode> {
         let (reply, _) = self.call(self.request(Action::Delete), |_| ());
         reply.refusal.map_or(Ok(()), Err)
     }
@@ -132,6 +181,50 @@ fn cap_5_a_tebibyte_is_created_and_copied_at_once_and_costs_nothing_before_it_is
     assert_eq!(big.read(&[(7, 0)]), Err(RefusalCode::NoSession));
     drop((client, big));
     server.wait_until_empty();
+}
+
+/// However long a range is: one message, and time for what is stored in it.
+#[test]
+fn cap_12_cap_13_an_operation_on_a_tebibyte_is_one_message() {
+    const PAGES: u64 = 1 << 28;
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(4096, |config| {
+        in_directory(&directory)(config);
+        config.promise_percent = 2_000_000_000;
+    });
+    let path = directory.path().join("sparse");
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let file = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    let mut client = Raw::greeted(&server);
+    for (name, source) in [("nothing", Source::Nothing), ("zeros", ZEROS), ("file", file)] {
+        client.create(name, 1 << 40, 4096, source).unwrap();
+        let mut region = Raw::opened(&server, name).unwrap();
+        let actions: &[Action] = match name {
+            "nothing" => &[Action::Initialise, Action::Prefetch, Action::Unpin, Action::Invalidate],
+            "zeros" => &[Action::Prefetch, Action::Unpin, Action::Invalidate],
+            _ => &[Action::Flush, Action::Unpin, Action::Invalidate],
+        };
+        for action in actions {
+            let mut took = Duration::MAX;
+            for _ in 0..10 {
+                // Far apart, so that the table has a part of each gibibyte.
+                let version = region.next_version();
+                region.write(&[(0, version, 1), (PAGES - 1, version, 2)]).unwrap();
+                let before = server.stat().requests;
+                let began = Instant::now();
+                region.over(*action, 0, PAGES).unwrap();
+                took = took.min(began.elapsed());
+                let requests = server.stat().requests - before;
+                assert_eq!(requests, 3, "{name}: {action:?}, and a hello and a stat to ask");
+            }
+            // A flush waits for the disk.
+            let most = if *action == Action::Flush { 1_000 } else { 5 };
+            assert!(took < Duration::from_millis(most), "{name}: {action:?} took {took:?}");
+        }
+        let began = Instant::now();
+        region.prefer(Some(Tier::Dram), 0, PAGES).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use farmem_memserver::{FileTierConfig, MemServer, ServerConfig, ServerError};
 use farmem_region::{ByteCount, Incarnation, PAGE_SIZE, PageCount};
 use farmem_transport::Endpoint;
-use farmem_wire::{Action, AttachMode, RefusalCode, Source};
+use farmem_wire::{Action, AttachMode, RefusalCode, Source, Tier};
 
 use crate::raw::{Raw, TestServer};
 use crate::tiers::{Model, content};
@@ -184,6 +184,11 @@ fn cap_95_named_regions_copies_files_and_pins_outlive_the_server() {
     let mut zeros = Raw::opened(&server, "zeros").unwrap();
     zeros.write(&[(200_000, 5, 9)]).unwrap();
     zeros.copy(Action::Snapshot, "frozen", false).unwrap();
+    // Sizes, who is whose copy, and where it is to be kept.
+    zeros.resize(201_000).unwrap();
+    zeros.resize(250_000).unwrap();
+    zeros.prefer(Some(Tier::Dram), 100, 1000).unwrap();
+    zeros.prefer(None, 200, 100).unwrap();
     let incarnation = zeros.session.incarnation;
     let before = (file.show(), server.stat());
     drop(server);
@@ -196,6 +201,11 @@ fn cap_95_named_regions_copies_files_and_pins_outlive_the_server() {
         (before.0.dirty, before.0.pinned, before.0.stored)
     );
     assert_eq!((stat.regions, stat.reserved_bytes), (4, before.1.reserved_bytes));
+    let mut zeros = Raw::opened(&server, "zeros").unwrap();
+    let info = zeros.show();
+    assert_eq!((info.pages.get(), info.preferred[0].get()), (250_000, 900));
+    assert_eq!(zeros.read(&[(200_000, 5), (249_999, 0)]), Ok(vec![9, 0]));
+    assert_eq!(zeros.delete_uncopied(), Err(RefusalCode::Copied));
     assert_eq!(file.read(&[(3, 1), (4, 2), (5, 0)]), Ok(vec![33, 45, 7]));
     assert_eq!(file.over(Action::Flush, 0, 64), Ok(1), "only what was not written back");
     assert_eq!(file.free(8, 8), Err(RefusalCode::Pinned));
@@ -305,9 +315,14 @@ fn what_a_server_cannot_go_on_with_is_refused_and_stays() {
     assert!(refusal(place.path(), |_| ()).contains("0700"));
     fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
     let journal = fs::OpenOptions::new().write(true).open(data.join("journal")).unwrap();
-    journal.write_all_at(&[2], 8).unwrap();
-    assert!(refusal(place.path(), |_| ()).contains("version 2"));
-    journal.write_all_at(&[1], 8).unwrap();
+    journal.write_all_at(&[3], 8).unwrap();
+    assert!(refusal(place.path(), |_| ()).contains("has version 3"));
+    // An older version is gone on with.
+    let mut header = fs::read(data.join("journal")).unwrap()[..64].to_vec();
+    header[8] = 1;
+    let crc = farmem_wire::crc32c(&header[..60]).to_le_bytes();
+    header[60..].copy_from_slice(&crc);
+    journal.write_all_at(&header, 0).unwrap();
     // More memory is fine.
     let server = started(place.path(), |config| config.memory = pages(4000));
     let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();

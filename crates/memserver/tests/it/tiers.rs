@@ -3,8 +3,8 @@
 use farmem_memserver::{FileTierConfig, ServerConfig};
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount};
 use farmem_wire::{
-    Action, HEADER_BYTES, Header, Hello, NO_SLOT, PageEntry, RefusalCode, Source, page_checksum,
-    seal,
+    Action, HEADER_BYTES, Header, Hello, NO_SLOT, PageEntry, RefusalCode, Source, Tier,
+    page_checksum, seal,
 };
 use std::io::{Read, Write};
 
@@ -283,6 +283,17 @@ fn every_operation_agrees_with_a_plain_vector() {
 
 const MODEL_PAGES: u64 = 700;
 
+/// Asks again while the server is busy, as clients do.
+fn while_busy<T>(mut ask: impl FnMut() -> Result<T, RefusalCode>) -> Result<T, RefusalCode> {
+    let began = std::time::Instant::now();
+    loop {
+        match ask() {
+            Err(RefusalCode::Busy) if began.elapsed().as_secs() < 20 => {}
+            result => return result,
+        }
+    }
+}
+
 pub(crate) struct Model<'a> {
     server: &'a TestServer,
     regions: Vec<Modelled>,
@@ -300,6 +311,12 @@ struct Modelled {
     pages: Vec<u64>,
     pins: Vec<bool>,
     is_frozen: bool,
+}
+
+impl Modelled {
+    fn len(&self) -> u64 {
+        self.pages.len() as u64
+    }
 }
 
 impl<'a> Model<'a> {
@@ -331,8 +348,9 @@ impl<'a> Model<'a> {
     pub(crate) fn run(&mut self, steps: u64) {
         for _ in 0..steps {
             let at = self.next(self.regions.len() as u64) as usize;
-            let start = self.next(MODEL_PAGES);
-            let count = (1 + self.next(40)).min(MODEL_PAGES - start);
+            let pages = self.regions[at].len();
+            let start = self.next(pages);
+            let count = (1 + self.next(40)).min(pages - start);
             match self.next(100) {
                 0..45 => self.write(at, start, count.min(16)),
                 45..80 => self.check(at, start, count.min(16)),
@@ -340,7 +358,9 @@ impl<'a> Model<'a> {
                 86..89 => self.bring(at, Action::Initialise, start, count),
                 89..92 => self.bring(at, Action::Prefetch, start, count),
                 92..93 => self.pin(at, start, count.min(8)),
-                93..95 => self.unpin(at),
+                93..94 => self.unpin(at),
+                94..95 if self.next(2) == 0 => self.resize(at),
+                94..95 => self.prefer(at, start, count),
                 95..97 if self.regions.len() < 6 => self.copy(at),
                 97..98 if self.regions.len() < 8 => self.back_up(at),
                 98..99 if self.regions.len() > 1 => self.delete(at),
@@ -349,7 +369,7 @@ impl<'a> Model<'a> {
             }
         }
         for at in 0..self.regions.len() {
-            self.check(at, 0, MODEL_PAGES);
+            self.check(at, 0, self.regions[at].len());
         }
         while !self.regions.is_empty() {
             self.delete(0);
@@ -365,10 +385,11 @@ impl<'a> Model<'a> {
     /// be there, the others may be.
     fn kill(&mut self, at: usize) {
         let pause = std::time::Duration::from_micros(self.next(1500));
+        let pages = self.regions[at].len();
         let writes: Vec<(u64, u64)> = (0..40)
             .map(|_| {
                 self.version += 1;
-                (self.next(MODEL_PAGES - 16), self.version)
+                (self.next(pages - 16), self.version)
             })
             .collect();
         let server = self.server;
@@ -446,7 +467,12 @@ impl<'a> Model<'a> {
         } else if region.pins[range.clone()].contains(&true) {
             assert_eq!(result, Err(RefusalCode::Pinned));
         } else {
-            result.unwrap();
+            // Pages that were made, but never written, are freed as well.
+            if region.pages[range.clone()].iter().any(|version| *version > 0) {
+                result.unwrap();
+            } else {
+                assert!(matches!(result, Ok(_) | Err(RefusalCode::AlreadyFree)), "{result:?}");
+            }
             region.pages[range].fill(0);
         }
     }
@@ -468,8 +494,30 @@ impl<'a> Model<'a> {
 
     fn unpin(&mut self, at: usize) {
         let region = &mut self.regions[at];
-        region.client.over(Action::Unpin, 0, MODEL_PAGES).unwrap();
+        region.client.over(Action::Unpin, 0, region.len()).unwrap();
         region.pins.fill(false);
+    }
+
+    fn resize(&mut self, at: usize) {
+        let pages = MODEL_PAGES / 2 + self.next(MODEL_PAGES / 2 + 1);
+        let region = &mut self.regions[at];
+        let result = region.client.resize(pages);
+        if region.is_frozen {
+            assert_eq!(result, Err(RefusalCode::Frozen));
+        } else if region.pins.iter().skip(pages as usize).any(|pin| *pin) {
+            assert_eq!(result, Err(RefusalCode::Pinned));
+        } else {
+            assert_eq!(result.unwrap().pages.get(), pages);
+            region.pages.resize(pages as usize, 0);
+            region.pins.resize(pages as usize, false);
+        }
+    }
+
+    fn prefer(&mut self, at: usize, start: u64, count: u64) {
+        let tiers = [None, Some(Tier::Dram), Some(Tier::Compressed), Some(Tier::File)];
+        let tier = tiers[self.next(4) as usize];
+        let result = self.regions[at].client.prefer(tier, start, count);
+        assert!(matches!(result, Ok(_) | Err(RefusalCode::NoTier)), "{result:?}");
     }
 
     fn copy(&mut self, at: usize) {
@@ -480,7 +528,7 @@ impl<'a> Model<'a> {
         let region = &mut self.regions[at];
         region.client.copy(action, &name, on_access).unwrap();
         let client = Raw::opened(self.server, &name).unwrap();
-        let (pages, pins) = (region.pages.clone(), vec![false; MODEL_PAGES as usize]);
+        let (pages, pins) = (region.pages.clone(), vec![false; region.pages.len()]);
         self.regions.push(Modelled { name, client, pages, pins, is_frozen });
     }
 
@@ -492,18 +540,18 @@ impl<'a> Model<'a> {
         let path = directory.join(format!("backup{}", self.next(3)));
         let path = path.to_str().unwrap();
         let is_full = self.next(4) == 0;
-        self.regions[at].client.back_up(path, is_full).unwrap();
+        while_busy(|| self.regions[at].client.back_up(path, is_full)).unwrap();
         let pages = self.regions[at].pages.clone();
-        let start = self.next(MODEL_PAGES - 8);
+        let start = self.next(self.regions[at].len() - 8);
         self.write(at, start, 8);
         let name = format!("region {}", self.made);
         self.made += 1;
-        Raw::restore(self.server, path, &name, false).unwrap();
+        while_busy(|| Raw::restore(self.server, path, &name, false)).unwrap();
         let client = Raw::opened(self.server, &name).unwrap();
-        let pins = vec![false; MODEL_PAGES as usize];
+        let pins = vec![false; pages.len()];
         self.regions.push(Modelled { name, client, pages, pins, is_frozen: false });
         let last = self.regions.len() - 1;
-        self.check(last, 0, MODEL_PAGES);
+        self.check(last, 0, self.regions[last].len());
     }
 
     fn delete(&mut self, at: usize) {
