@@ -9,11 +9,13 @@
 mod address;
 mod arena;
 mod listener;
+mod passage;
 mod slices;
 mod socket;
 
 pub use address::{AddressError, Endpoint, ServerAddress};
 pub use arena::ArenaFile;
 pub use listener::Listener;
+pub use passage::{Arrival, PACKET_BYTES_MAX, PASSED_MAX, Passage};
 pub use slices::{SLICES_MAX, read_at, recycle, recycle_mut, skip_bytes, skip_bytes_mut, write_at};
 pub use socket::{Connection, Moved, Socket};

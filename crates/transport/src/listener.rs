@@ -1,8 +1,10 @@
 //! Where connections come in.
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -20,6 +22,8 @@ const BACKLOG: i32 = 1024;
 pub struct Listener {
     descriptor: OwnedFd,
     endpoint: Endpoint,
+    /// Whether the file of a Unix socket stays, as another process listens there.
+    stays: bool,
 }
 
 impl Listener {
@@ -42,7 +46,7 @@ impl Listener {
         rustix::net::bind(&descriptor, &address)?;
         rustix::net::listen(&descriptor, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&descriptor)?)?;
-        Ok(Self { descriptor, endpoint: Endpoint::Tcp(bound) })
+        Ok(Self { descriptor, endpoint: Endpoint::Tcp(bound), stays: false })
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
@@ -58,7 +62,39 @@ impl Listener {
         // Before listen: until then every connection is refused.
         rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
         rustix::net::listen(&descriptor, BACKLOG)?;
-        Ok(Self { descriptor, endpoint: Endpoint::Unix(path.to_owned()) })
+        Ok(Self { descriptor, endpoint: Endpoint::Unix(path.to_owned()), stays: false })
+    }
+
+    /// Takes a socket at which another process listens too, for now. Who tries to connect is served
+    /// by either of the two.
+    ///
+    /// # Errors
+    /// It does not listen, or has no name.
+    pub fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
+        let no_listener = || io::Error::from(io::ErrorKind::InvalidInput);
+        if !sockopt::socket_acceptconn(&descriptor)? {
+            return Err(no_listener());
+        }
+        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        let address = rustix::net::getsockname(&descriptor)?;
+        let endpoint = if sockopt::socket_domain(&descriptor)? == AddressFamily::UNIX {
+            let address = SocketAddrUnix::try_from(address)?;
+            let path = address.path_bytes().ok_or_else(no_listener)?;
+            Endpoint::Unix(Path::new(OsStr::from_bytes(path)).to_owned())
+        } else {
+            Endpoint::Tcp(SocketAddr::try_from(address)?)
+        };
+        Ok(Self { descriptor, endpoint, stays: true })
+    }
+
+    /// From now on the address is this process's alone: a Unix socket's file goes with it.
+    pub const fn keep(&mut self) {
+        self.stays = false;
+    }
+
+    /// Leaves the address to a process that has the socket too.
+    pub fn leave(mut self) {
+        self.stays = true;
     }
 
     /// Where it listens; a TCP port of 0 has become the real one.
@@ -93,7 +129,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Endpoint::Unix(path) = &self.endpoint {
+        if let Endpoint::Unix(path) = &self.endpoint
+            && !self.stays
+        {
             // Nothing can be done if it is gone already.
             let _ = rustix::fs::unlink(path);
         }
@@ -108,4 +146,34 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
 fn nobody_listens(address: &SocketAddrUnix) -> io::Result<bool> {
     let probe = stream_socket(AddressFamily::UNIX)?;
     Ok(rustix::net::connect(&probe, address) == Err(Errno::CONNREFUSED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_two_processes_have_keeps_its_address_until_the_last_one_goes() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("socket");
+        let unix = Endpoint::Unix(path.clone());
+        let tcp = Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
+        for endpoint in [unix, tcp] {
+            let first = Listener::bind(&endpoint).unwrap();
+            let connected = Socket::connect(first.endpoint()).unwrap();
+            let again = || Listener::adopt(first.descriptor.try_clone().unwrap()).unwrap();
+            drop(again());
+            let mut second = again();
+            assert_eq!(second.endpoint(), first.endpoint());
+            first.leave();
+            second.keep();
+            assert!(second.accept().unwrap().is_some(), "who came before is served");
+            drop(connected);
+            assert!(path.exists() || matches!(endpoint, Endpoint::Tcp(_)));
+            drop(second);
+            assert!(!path.exists());
+        }
+        let (pipe, _write) = rustix::pipe::pipe().unwrap();
+        assert!(Listener::adopt(pipe).is_err());
+    }
 }
