@@ -257,6 +257,7 @@ impl<S: PageStore> Pager<S> {
             self.look_out()?;
         }
         let now = clock();
+        self.memory.relieve(self.engine.is_held_up(), now);
         if now >= self.next_child_check {
             self.next_child_check = now.plus_micros(CHILD_CHECK_MICROS);
             self.drop_ended_children();
@@ -288,7 +289,8 @@ impl<S: PageStore> Pager<S> {
     fn wait(&self, now: Nanos, busy: bool) -> Wait {
         let readiness = self.store.readiness();
         let mut deadline = self.engine.next_deadline();
-        if self.engine.has_deferred() || self.engine.is_unsharing() {
+        let retries = self.engine.has_deferred() || self.engine.is_unsharing();
+        if retries || self.memory.is_holding() {
             deadline = deadline.min(now.plus_micros(RETRY_MICROS));
         }
         if let Some(store) = readiness.deadline {

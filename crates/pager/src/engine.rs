@@ -306,6 +306,12 @@ impl Engine {
             || self.changes.wait_anywhere()
     }
 
+    /// Whether something waits for the kernel to let pages be filled or moved.
+    #[must_use]
+    pub fn is_held_up(&self) -> bool {
+        self.has_deferred() || self.budget.excess() > 0
+    }
+
     /// Whether a thread waits for pages that the store is asked for.
     #[must_use]
     pub fn is_awaited(&self) -> bool {

@@ -28,6 +28,7 @@ mod install;
 mod library;
 mod memory;
 mod ranges;
+mod relief;
 mod sharing;
 mod slots;
 mod streams;

@@ -3,13 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
-use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
+use farmem_region::{FrameId, Frames, Nanos, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
     AddressRange, Anchor, Errands, Event, Features, ForkMark, Lifeline, Look, MadviseWatch,
     Mapping, Pagemap, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents, Scratch,
     Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
+
+use crate::relief::Relief;
 
 /// Names one address space that the pager serves: the program's own, or a forked child's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,6 +128,7 @@ pub struct OwnMemory {
     /// Counts the readings of the program's events, for forked children to have a copy.
     mark: ForkMark,
     removers: MadviseWatch,
+    relief: Relief,
     errands: Arc<Errands>,
     anchor: Anchor,
     owned: fn(&mut dyn FnMut(AddressRange)),
@@ -196,6 +199,7 @@ impl OwnMemory {
             mark: ForkMark::new()
                 .map_err(|source| UffdError::Other { doing: "leaving a mark for forks", source })?,
             removers: MadviseWatch::open(program).map_err(MemoryError::at("task"))?,
+            relief: Relief::new(program),
             errands: Arc::new(Errands::new().map_err(MemoryError::at("pagemap"))?),
             anchor: Anchor::none(),
             owned,
@@ -228,6 +232,20 @@ impl OwnMemory {
     #[must_use]
     pub fn errands(&self) -> Arc<Errands> {
         Arc::clone(&self.errands)
+    }
+
+    /// To be called at the end of every turn in which something waits to be filled or moved, and while
+    /// [`Self::is_holding`]: sees that threads which change mappings without a pause do not keep it
+    /// waiting.
+    pub fn relieve(&mut self, waits: bool, now: Nanos) {
+        let is_stuck = waits && !self.settled();
+        self.relief.step(is_stuck, now);
+    }
+
+    /// Whether threads of the program are held: they must not be for long.
+    #[must_use]
+    pub const fn is_holding(&self) -> bool {
+        self.relief.is_holding()
     }
 
     /// The userfaultfds of forked children.

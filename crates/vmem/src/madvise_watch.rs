@@ -105,6 +105,33 @@ fn could_remove(call: i64) -> bool {
     calls.contains(&call)
 }
 
+/// Calls that change mappings, and announce it.
+fn changes(call: i64) -> bool {
+    let calls = [
+        libc::SYS_madvise,
+        libc::SYS_process_madvise,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_mmap,
+        libc::SYS_brk,
+    ];
+    calls.contains(&call)
+}
+
+/// The threads of a process that wait inside a call that changes mappings.
+pub(crate) fn changing_threads(process: Pid) -> Vec<i32> {
+    let process = process.as_raw_nonzero().get().unsigned_abs() as usize;
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{process}/task")) else {
+        return Vec::new();
+    };
+    let threads = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
+    let is_changing = |&thread: &i32| {
+        let thread = thread.unsigned_abs() as usize;
+        system_call(process, thread).is_some_and(changes)
+    };
+    threads.filter(is_changing).collect()
+}
+
 /// How long a thread has run; `None` if it has ended.
 fn run_nanos(process: usize, thread: usize) -> Option<u64> {
     let text = read(&format!("/proc/{process}/task/{thread}/schedstat"))?;

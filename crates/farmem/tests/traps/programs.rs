@@ -56,6 +56,12 @@ fn u4_refused_forks_harm_nothing() {
     trap("fork_refused");
 }
 
+/// R6: threads that change mappings without a pause do not keep others waiting for ever.
+#[test]
+fn u8_threads_that_only_give_pages_back_let_others_go_on() {
+    trap("madvise_storm");
+}
+
 /// R6: the pager needs no lock of the program's C library, though it shares its memory.
 #[test]
 fn u15_locks_of_the_c_library_are_held_while_pages_come_in() {
