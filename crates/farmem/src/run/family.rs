@@ -35,6 +35,13 @@ pub(crate) fn exists(pid: Pid) -> bool {
     parent_of(pid).is_some()
 }
 
+/// Memory of a process that is resident.
+pub(crate) fn resident_bytes(pid: Pid) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_pid())).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
 fn parent_of(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
     // The name is in parentheses and may hold anything, so the fields are counted from its end.

@@ -10,7 +10,7 @@ use crate::size::Size;
 /// Fast enough to look alive, slow enough to be read.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
-/// Shown while a program is paged, if it is wanted and standard error is a terminal.
+/// Shown while the program runs, if it is wanted and standard error is a terminal.
 #[derive(Debug)]
 pub(crate) struct ProgressLine {
     wanted: bool,
@@ -24,11 +24,36 @@ impl ProgressLine {
         Self { wanted: wanted && io::stderr().is_terminal(), shown: false, last: None }
     }
 
+    /// Whether there is anybody to show it to.
+    pub(crate) const fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Shows how large a program is that no pager has come to yet, unless that was done just now.
+    pub(crate) fn show_unpaged(
+        &mut self,
+        resident_bytes: impl FnOnce() -> Option<u64>,
+        limit_bytes: u64,
+    ) {
+        let now = Instant::now();
+        if !self.is_due(now) {
+            return;
+        }
+        let Some(local) = resident_bytes() else { return };
+        self.last = Some((0, now));
+        let (local, limit) = (Size(local), Size(limit_bytes));
+        self.print(&format!("\r\x1b[Kfarmem: local {local} of {limit}, nothing went out"));
+        self.shown = true;
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.wanted && self.last.is_none_or(|(_, at)| now - at >= SHOW_EVERY)
+    }
+
     /// Shows the present sums, unless that was done just now.
     pub(crate) fn show(&mut self, sum: &StatsSnapshot, limit_bytes: u64) {
         let now = Instant::now();
-        let recent = self.last.is_some_and(|(_, at)| now - at < SHOW_EVERY);
-        if !self.wanted || recent {
+        if !self.is_due(now) {
             return;
         }
         let faults = sum.get(Counter::Faults);

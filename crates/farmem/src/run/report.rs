@@ -83,13 +83,13 @@ impl Report {
         Value::Object(fields)
     }
 
-    /// Where no process came near the limit nobody but the kernel has measured: it remembers the
-    /// largest single process.
+    /// Where no process came near the limit, or its pager failed at once, nobody but the kernel has
+    /// measured: it remembers the largest single process.
     fn local_peak(&self) -> u64 {
-        if self.tally.processes().is_empty() {
-            self.usage.resident_peak_bytes
-        } else {
-            self.tally.local_peak_bytes()
+        match self.tally.local_peak_bytes() {
+            // None had a pager, or none for long enough to measure.
+            0 => self.usage.resident_peak_bytes,
+            peak => peak,
         }
     }
 }

@@ -195,7 +195,8 @@ impl Supervisor {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let sample = (!self.pagers.is_empty()).then_some(SAMPLE_EVERY);
+        let samples = !self.pagers.is_empty() || self.line.is_wanted();
+        let sample = samples.then_some(SAMPLE_EVERY);
         let deadlines = self.pagers.values().filter_map(Pager::deadline);
         let patience = self.program_ending.filter(|_| !self.told_waiting);
         let patience = patience.map(|(_, since)| since + PATIENCE);
@@ -595,6 +596,8 @@ impl Supervisor {
 
     fn sample(&mut self) {
         if self.pagers.is_empty() {
+            let resident = || family::resident_bytes(self.parts.program);
+            self.line.show_unpaged(resident, self.budget.limit_bytes());
             return;
         }
         let mut sum = StatsSnapshot::empty();

@@ -133,6 +133,63 @@ fn the_stats_file_is_written_even_when_the_program_is_killed() {
 }
 
 #[test]
+fn the_stats_file_has_every_key_at_its_top_whether_or_not_anything_was_paged() {
+    let installation = Installation::new();
+    let file = installation.folder().join("stats.json");
+    let arguments = ["--local", "64MiB", "--stats", file.to_str().unwrap(), "true"];
+    assert_eq!(run_in(&installation, &arguments).0, Some(0));
+    let stats: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    for key in [
+        "local_limit_bytes",
+        "local_peak_bytes",
+        "external_peak_bytes",
+        "faults",
+        "fetched_pages",
+        "readahead_pages",
+        "readahead_hits",
+        "evicted_pages",
+        "written_pages",
+        "victim_hits",
+        "zero_pages",
+        "fault_p50_us",
+        "fault_p99_us",
+        "wall_seconds",
+        "exit_status",
+    ] {
+        assert!(stats[key].is_number(), "{key}: {stats}");
+    }
+}
+
+/// What a command shows on a terminal, and its status.
+fn on_a_terminal(installation: &Installation, arguments: &str) -> (String, Option<i32>) {
+    let mut command = Command::new("script");
+    let line = format!("{}/farmem {arguments}", installation.folder().display());
+    command.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
+    command.env("TMPDIR", installation.folder());
+    let output = output(command);
+    (text(&output.stdout).to_owned(), output.status.code())
+}
+
+#[test]
+fn progress_is_a_live_line_on_a_terminal_and_nothing_elsewhere() {
+    let installation = Installation::new();
+    let (shown, code) =
+        on_a_terminal(&installation, "run --progress --local 64MiB -- sh -c 'sleep 0.7; exit 3'");
+    assert_eq!(code, Some(3));
+    let (live, end) = shown.split_once("nothing went out").unwrap();
+    assert!(
+        live.starts_with("\r\x1b[Kfarmem: local ") && live.contains(" of 64 MiB, "),
+        "{shown:?}"
+    );
+    // It makes room for the summary.
+    assert!(end.contains("\r\x1b[Kfarmem: local peak "), "{shown:?}");
+    let (shown, _) = on_a_terminal(&installation, "run --local 64MiB -- sleep 0.7");
+    assert!(!shown.contains('\x1b'), "{shown:?}");
+    let (_, _, _, stderr) = run_in(&installation, &["--progress", "sleep", "0.7"]);
+    assert!(!stderr.contains('\x1b'), "{stderr:?}");
+}
+
+#[test]
 fn flags_may_come_from_the_environment_and_the_command_line_wins() {
     let installation = Installation::new();
     let limit = |arguments: &[&str]| {
