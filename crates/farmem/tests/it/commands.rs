@@ -321,3 +321,61 @@ fn cap_14_cap_72_regions_are_resized_and_kept_in_a_tier() {
     server.done(&["delete", "r", "--keep-copies"]);
     assert_eq!(server.done(&["read", "copy", "--range", "0:2"]), [1, 1]);
 }
+
+/// Memory to memory, block to block, server to server, memory to file and back: each is the region as
+/// it was, thin where it was thin, and nothing else is left behind.
+#[test]
+fn cap_74_regions_are_copied_within_a_server_to_another_one_and_to_a_file_and_back() {
+    let data = tempfile::tempdir().unwrap();
+    let directory = data.path().canonicalize().unwrap();
+    let flags = ["--memory", "64M", "--promise-ratio", "100", "--allow-dir"];
+    let flags = [&flags[..], &[directory.to_str().unwrap()]].concat();
+    let (server, other) = (Server::start(&flags), Server::start(&flags));
+    let content: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7 % 251) as u8).collect();
+    server.done(&["create", "big", "--size", "128M", "--page-size", "64K"]);
+    server.write(&["big", "--offset", "12345"], &content);
+    server.write(&["big", "--offset", "134217724"], b"last");
+    let is_same = |on: &Server, name: &str| {
+        let range = format!("12345:{}", content.len());
+        assert!(on.done(&["read", name, "--range", &range]) == content, "{name}");
+        assert_eq!(on.done(&["read", name, "--range", "134217722:6"]), b"\0\0last");
+        assert_eq!(on.json(name)["size_bytes"], 128 << 20, "{name}");
+        assert!(on.json(name)["stored_bytes"].as_u64() < Some(16 << 20), "{name} is thin");
+    };
+    server.done(&["copy", "big", "second"]);
+    is_same(&server, "second");
+    server.done(&["copy", "big", "there", "--to-server", &other.address]);
+    is_same(&other, "there");
+    // The copy is of its own.
+    server.write(&["big", "--offset", "12345"], b"changed");
+    is_same(&server, "second");
+    is_same(&other, "there");
+    // A part of it, to another place of a region that holds something else.
+    other.done(&["create", "part", "--size", "8M", "--fill", "9"]);
+    let part = ["copy", "second", "part", "--range", "12345:100000", "--to-offset", "4099"];
+    server.done(&[&part[..], &["--to-server", &other.address]].concat());
+    let found = other.done(&["read", "part", "--range", "4098:100002"]);
+    assert!(found[1..100_001] == content[..100_000] && found[0] == 9 && found[100_001] == 9);
+    let beyond = server.region(&["copy", "second", "part", "--range", "12345:100000000"]);
+    assert!(!beyond.status.success(), "{beyond:?}");
+    // To a file, and back on another server, under a name that is free or taken.
+    let backup = directory.join("backup");
+    let backup = backup.to_str().unwrap();
+    server.done(&["backup", "second", backup]);
+    other.done(&["restore", backup, "back"]);
+    is_same(&other, "back");
+    let taken = other.region(&["restore", backup, "part"]);
+    assert!(!taken.status.success(), "{taken:?}");
+    other.done(&["restore", backup, "part", "--replace"]);
+    is_same(&other, "part");
+    for (on, expected) in [(&server, &["big", "second"][..]), (&other, &["back", "part", "there"])]
+    {
+        let listed = on.done(&["list"]);
+        let names = text(&listed);
+        let mut names: Vec<_> = names.lines().filter_map(|line| line.split(' ').next()).collect();
+        names.sort_unstable();
+        let mut expected = [&["NAME"], expected].concat();
+        expected.sort_unstable();
+        assert_eq!(names, expected);
+    }
+}
