@@ -107,6 +107,10 @@ pub(crate) struct ServeOptions {
     /// asked who they are
     #[arg(long, env = "FARMEM_INSECURE", value_parser = FalseyValueParser::new())]
     pub(crate) insecure: bool,
+    /// Go on with what the server at the other end of standard input holds: what SIGUSR2 makes of a
+    /// server
+    #[arg(long, hide = true)]
+    pub(crate) take_over: bool,
     /// Serve the `farmem run` with this process id, which waits for a line on standard output, and
     /// end with it
     #[arg(long, hide = true, value_name = "PID")]

@@ -18,6 +18,7 @@ mod run;
 mod serve;
 mod server;
 mod size;
+mod successor;
 mod table;
 
 use std::io;

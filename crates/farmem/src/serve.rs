@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, bail};
 use farmem_memserver::{
-    FileTierConfig, LogLevel, LogLine, LogSink, MemServer, ServerConfig, StopHandle,
+    Ended, FileTierConfig, LogLevel, LogLine, LogSink, MemServer, ServerConfig, StopHandle,
 };
 use farmem_region::ByteCount;
 use farmem_supervise::SignalQueue;
@@ -22,9 +22,11 @@ use crate::log;
 use crate::machine;
 use crate::run::READY;
 use crate::size::{Size, Tier};
+use crate::successor;
 
-/// What stops a server in order.
-const STOPPING: [Signal; 2] = [Signal::TERM, Signal::INT];
+/// What a server does something at: the last one has another process go on, the others stop it in
+/// order.
+const SIGNALS: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::USR2];
 
 /// Where a private server has its file tier: what is on a disk there may be large.
 const PRIVATE_DIRECTORY: &str = "/var/tmp";
@@ -36,26 +38,42 @@ const TMPFS: i32 = 0x0102_1994;
 /// Beyond this many workers one more gains nothing: a worker carries several GB/s.
 const WORKERS_MAX: usize = 4;
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until another process does after SIGUSR2.
 pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     if let Some(supervisor) = options.private {
         die_with(supervisor)?;
     }
     // Before any thread starts, so that all of them leave these signals to the queue.
-    let signals = SignalQueue::block(&STOPPING).context("cannot queue signals")?;
-    let config = config(options)?;
+    let signals = SignalQueue::block(&SIGNALS).context("cannot queue signals")?;
+    let mut config = config(options)?;
+    let handed = options.take_over.then(successor::receive).transpose()?;
+    if let Some(handed) = handed.as_ref().filter(|_| options.memory.is_none()) {
+        config.memory = handed.memory();
+    }
     let (memory, log) = (config.memory.get(), config.log.clone());
     let lent = Size(config.promise().get());
-    let server = MemServer::bind(config).context("cannot serve")?;
+    let server = match handed {
+        Some(handed) => MemServer::take_over(config, handed),
+        None => MemServer::bind(config),
+    };
+    let server = server.context("cannot serve")?;
     if options.private.is_some() {
         std::io::stdout().write_all(READY.as_bytes()).context("farmem run has gone")?;
     } else {
         log.line(&announcement(&server, memory, lent));
+        // One that is gone does not need to know.
+        let _ = successor::tell_service_manager();
     }
-    stop_on_signal(signals, server.stop_handle());
-    server.run().context("the memory server failed")?;
+    heed_signals(signals, server.stop_handle(), log.clone());
+    let ended = server.run().context("the memory server failed")?;
     if options.private.is_none() {
-        log.line(&LogLine::new(LogLevel::Info, "stopped", "stopped in order"));
+        log.line(&match ended {
+            Ended::Stopped => LogLine::new(LogLevel::Info, "stopped", "stopped in order"),
+            Ended::HandedOver => {
+                let message = "another process serves from now on";
+                LogLine::new(LogLevel::Info, "handed_over", message)
+            }
+        });
     }
     if options.private.is_some() {
         remove_folder(&options.listen);
@@ -74,8 +92,8 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         refuse_public(&Endpoint::Tcp(metrics), options.insecure)?;
     }
     let memory = memory(options.memory)?;
-    if !private {
-        // What a private server lends was chosen to fit.
+    if !private && !options.take_over {
+        // What a private server lends was chosen to fit, what is handed over is there.
         refuse_beyond_group(memory, machine::control_group_available())?;
     }
     let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory));
@@ -109,8 +127,10 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     config.metrics = metrics;
     let form = options.log_form;
     config.log = LogSink::new(move |line| {
-        // A log that nobody reads any more does not end the server.
-        let _ = writeln!(std::io::stderr(), "{}", log::written(line, form));
+        // In one call: a successor may write to the same place. A log that nobody reads any more does
+        // not end the server.
+        let text = format!("{}\n", log::written(line, form));
+        let _ = std::io::stderr().write_all(text.as_bytes());
     });
     Ok(config)
 }
@@ -193,17 +213,23 @@ fn announcement(server: &MemServer, memory: u64, lent: Size) -> LogLine {
     let line = LogLine::new(LogLevel::Info, "started", message)
         .with("memory_bytes", memory)
         .with("listen", endpoints)
-        .with("incarnation", incarnation);
+        .with("incarnation", incarnation)
+        .with("pid", u64::from(std::process::id()));
     metrics.into_iter().fold(line, |line, metrics| line.with("metrics", metrics))
 }
 
-fn stop_on_signal(signals: SignalQueue, stop: StopHandle) {
+fn heed_signals(signals: SignalQueue, server: StopHandle, log: LogSink) {
     thread::spawn(move || {
-        // Whatever poll says: as soon as a signal is there, the server stops.
-        while !matches!(signals.next(), Ok(Some(_))) {
-            let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+        loop {
+            match signals.next() {
+                Ok(Some(signal)) if signal.number == Signal::USR2.as_raw() => {
+                    successor::start(server.clone(), log.clone());
+                }
+                Ok(Some(_)) => return server.stop(),
+                // Whatever poll says: as soon as a signal is there, it is heeded.
+                _ => drop(poll(&mut [PollFd::new(&signals, PollFlags::IN)], None)),
+            }
         }
-        stop.stop();
     });
 }
 

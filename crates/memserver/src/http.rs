@@ -11,7 +11,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,6 +40,19 @@ impl HttpPort {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address, timeout })
+    }
+
+    /// Takes over the socket of another process.
+    pub(crate) fn adopt(listener: OwnedFd, timeout: Duration) -> io::Result<Self> {
+        let listener = TcpListener::from(listener);
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, timeout })
+    }
+
+    /// The socket that listens, for another process.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// Where it listens; a port of 0 has become the real one.

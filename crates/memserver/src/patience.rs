@@ -46,6 +46,13 @@ impl Patience {
         self.arrived.notify_all();
     }
 
+    /// Lets [`serve`] begin anew; returns who still waits.
+    pub(crate) fn start_over(&self) -> Vec<(Box<Peer>, usize)> {
+        let mut queue = self.queue();
+        queue.is_over = false;
+        queue.peers.drain(..).collect()
+    }
+
     /// The next peer, unless all is over.
     fn next(&self) -> Option<(Box<Peer>, usize)> {
         let mut queue = self.queue();

@@ -798,6 +798,7 @@ fn serve_ranges(
     let ranges = RangeEntry::decode_all(entries);
     let progress = match header.action {
         Action::Initialise => engine.bring(caller, header, ranges, Bring::Initialise)?,
+        Action::Prefetch if entries.is_empty() => engine.prefetch_working_set(caller, header)?,
         Action::Prefetch => engine.bring(caller, header, ranges, Bring::Prefetch)?,
         Action::Pin => engine.bring(caller, header, ranges, Bring::Pin)?,
         Action::Unpin => engine.unpin(caller, header, ranges)?,

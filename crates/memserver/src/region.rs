@@ -14,6 +14,7 @@ use crate::backing::BackingFile;
 use crate::config::ServerConfig;
 use crate::prefer::Preferences;
 use crate::table::Table;
+use crate::working_set::WorkingSet;
 
 /// What pages hold that were never written.
 #[derive(Debug, Clone)]
@@ -63,6 +64,7 @@ pub(crate) struct Region {
     progeny: Arc<()>,
     /// The region that it is such a copy of, and what it shares with that.
     parent: Option<(RegionId, Arc<()>)>,
+    pub(crate) working_set: WorkingSet,
     /// How often pages were removed: what was read from the source before may be out of date.
     pub(crate) removals: u64,
     binding: Binding,
@@ -89,6 +91,7 @@ impl Region {
             prefers: Preferences::default(),
             progeny: Arc::default(),
             parent: None,
+            working_set: WorkingSet::default(),
             removals: 0,
             binding: Binding::of(id),
             fill_page: None,
@@ -102,6 +105,7 @@ impl Region {
         self.source = original.source.clone();
         self.page_bytes = original.page_bytes;
         self.prefers = original.prefers.clone();
+        self.working_set = original.working_set.copy();
         // What is written from now on, in either of them, is newer than what they share.
         original.generation = original.generation.saturating_add(1);
         self.generation = original.generation;

@@ -3,22 +3,24 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use farmem_region::{ByteCount, Incarnation};
-use farmem_transport::{Endpoint, Listener};
+use farmem_transport::{Endpoint, Listener, Passage};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::setpriority_process;
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
+use crate::handover::{self, HandOverError, Handed, Parts};
 use crate::http::HttpPort;
 use crate::journal::DataError;
-use crate::log::{LogLevel, LogLine, RateLimitedLog};
+use crate::log::{LogLevel, LogLine, LogSink, RateLimitedLog};
 use crate::metrics::{self, Snapshot};
 use crate::patience::{self, PATIENT_THREADS, Patience};
-use crate::worker::{Mailbox, Shared, Worker};
+use crate::worker::{Mailbox, Purpose, Shared, Worker};
 
 /// How often the journal is looked at: the disk must hold what is noted in between.
 const JOURNAL_PAUSE_NANOS: i64 = 100_000_000;
@@ -69,20 +71,34 @@ pub enum ServerError {
     /// What is to outlive the process did not reach the disk.
     #[error("cannot leave the data in order: after the machine's end it would count as lost")]
     Settle(#[source] io::Error),
+    /// What a running server holds cannot be gone on with.
+    #[error("cannot take over from the running server, which serves on")]
+    HandOver(#[from] HandOverError),
     /// The kernel's event interface failed.
     #[error("cannot wait for events")]
     Events(#[source] io::Error),
+}
+
+/// How a server's serving has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was stopped: all memory is free, or on the disk.
+    Stopped,
+    /// Another process serves in its place.
+    HandedOver,
 }
 
 /// A memory server that listens and does not serve yet.
 #[derive(Debug)]
 pub struct MemServer {
     shared: Arc<Shared>,
-    listeners: Vec<Listener>,
+    listeners: Arc<Vec<Listener>>,
     metrics: Option<HttpPort>,
+    /// Whether what a former process was asked for is to be brought near.
+    prefetches: AtomicBool,
 }
 
-/// Stops a server from another thread, or from a signal handler's thread.
+/// Stops a server, or makes it hand over, from another thread.
 #[derive(Debug, Clone)]
 pub struct StopHandle {
     shared: Arc<Shared>,
@@ -91,8 +107,52 @@ pub struct StopHandle {
 impl StopHandle {
     /// Tells the server to stop: its `run` returns, all connections close, all memory is freed.
     pub fn stop(&self) {
-        // An eventfd takes any number of ones; nobody ever reads this one.
-        let _ = rustix::io::write(&self.shared.stop, &1u64.to_le_bytes());
+        *self.shared.purpose() = Purpose::Stop;
+        self.shared.end_threads();
+    }
+
+    /// Has another process go on with all that the server holds, in the same incarnation: the one at
+    /// the other end of the passage, which is just being started and calls [`Handed::receive`].
+    /// Returns once it has started, or does not; `run` returns once it serves.
+    ///
+    /// # Errors
+    /// [`HandOverError`]: the server goes on, and nobody has noticed anything.
+    pub fn hand_over(&self, passage: Passage) -> Result<(), HandOverError> {
+        if self.shared.engine.config.share_arena {
+            return Err(HandOverError::NotNow("a private server ends with its farmem run"));
+        }
+        match &mut *self.shared.purpose() {
+            purpose @ Purpose::Serve => *purpose = Purpose::Prepare,
+            Purpose::Prepare | Purpose::HandOver(_) => {
+                return Err(HandOverError::NotNow("another hand-over is under way"));
+            }
+            Purpose::Stop => return Err(HandOverError::NotNow("the server is being stopped")),
+        }
+        let greeted = handover::greet(&passage).and_then(|()| {
+            if self.shared.engine.close_jobs() {
+                return Ok(());
+            }
+            let text = "a backup or a restore is under way: repeat it when that has ended";
+            let error = HandOverError::NotNow(text);
+            handover::refuse(&passage, &error);
+            Err(error)
+        });
+        let mut purpose = self.shared.purpose();
+        if matches!(*purpose, Purpose::Stop) {
+            return Err(HandOverError::NotNow("the server is being stopped"));
+        }
+        match greeted {
+            Ok(()) => {
+                *purpose = Purpose::HandOver(passage);
+                drop(purpose);
+                self.shared.end_threads();
+                Ok(())
+            }
+            Err(error) => {
+                *purpose = Purpose::Serve;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -102,35 +162,78 @@ impl MemServer {
     /// # Errors
     /// [`ServerError`], which says which of them cannot be had.
     pub fn bind(config: ServerConfig) -> Result<Self, ServerError> {
-        if config.listen.is_empty() {
-            return Err(ServerError::NoAddress);
-        }
-        if config.memory.pages_rounded_up().get() == 0 {
-            return Err(ServerError::TooSmall(config.memory));
-        }
-        let listen = |endpoint: &Endpoint| {
-            let endpoint = endpoint.clone();
-            Listener::bind(&endpoint).map_err(|source| ServerError::Listen { endpoint, source })
-        };
-        let listeners = config.listen.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
-        let timeout = config.limits.metrics_timeout;
-        let metrics = config.metrics.map(|address| {
-            HttpPort::bind(address, timeout)
-                .map_err(|source| ServerError::Metrics { address, source })
+        check(&config)?;
+        let listeners = listen(&config.listen, &mut Vec::new())?;
+        let metrics = listen_for_http(&config, None)?;
+        let log = config.log.clone();
+        let workers = config.workers.max(1);
+        let server = Self::new(Engine::new(config)?, workers, log, listeners, metrics)?;
+        server.prefetches.store(server.shared.engine.has_journal(), Ordering::Relaxed);
+        Ok(server)
+    }
+
+    /// Goes on with what a running server has handed over, which ends.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the running server goes on as if nothing had been.
+    pub fn take_over(config: ServerConfig, mut handed: Handed) -> Result<Self, ServerError> {
+        let mut given = Vec::new();
+        let taken = Self::prepare(config, &mut handed, &mut given).and_then(|server| {
+            handed.ready()?;
+            server.shared.engine.put_journal()?;
+            Ok(server)
         });
-        let metrics = metrics.transpose()?;
-        let (log, workers) = (config.log.clone(), config.workers.max(1));
-        let engine = Engine::new(config)?;
+        let mut server = match taken {
+            Ok(server) => server,
+            Err(error) => {
+                handed.refuse(&error);
+                return Err(error);
+            }
+        };
+        handed.taken();
+        let listeners = Arc::get_mut(&mut server.listeners).into_iter().flatten();
+        // Those that are not in the configuration any more close.
+        listeners.chain(&mut given).for_each(Listener::keep);
+        Ok(server)
+    }
+
+    /// All that can be done while the running server may still go on. What is left in `given` is not
+    /// listened at any more.
+    fn prepare(
+        config: ServerConfig,
+        handed: &mut Handed,
+        given: &mut Vec<Listener>,
+    ) -> Result<Self, ServerError> {
+        check(&config)?;
+        for descriptor in std::mem::take(&mut handed.listeners) {
+            given.push(Listener::adopt(descriptor).map_err(HandOverError::Io)?);
+        }
+        let listeners = listen(&config.listen, given)?;
+        let metrics = listen_for_http(&config, handed.metrics.take())?;
+        let log = config.log.clone();
+        let workers = config.workers.max(1);
+        Self::new(Engine::take_over(config, handed)?, workers, log, listeners, metrics)
+    }
+
+    fn new(
+        engine: Engine,
+        workers: usize,
+        log: LogSink,
+        listeners: Vec<Listener>,
+        metrics: Option<HttpPort>,
+    ) -> Result<Self, ServerError> {
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect::<io::Result<Vec<_>>>();
         let shared = Shared {
             engine,
             mailboxes: mailboxes.map_err(ServerError::Events)?,
             patience: Patience::default(),
             stop: event().map_err(ServerError::Events)?,
+            purpose: Mutex::new(Purpose::Serve),
             log: RateLimitedLog::new(log),
             began: std::time::Instant::now(),
         };
-        Ok(Self { shared: Arc::new(shared), listeners, metrics })
+        let (shared, listeners) = (Arc::new(shared), Arc::new(listeners));
+        Ok(Self { shared, listeners, metrics, prefetches: AtomicBool::new(false) })
     }
 
     /// Where the server listens; a TCP port of 0 has become the real one.
@@ -156,15 +259,37 @@ impl MemServer {
         StopHandle { shared: Arc::clone(&self.shared) }
     }
 
-    /// Serves until stopped, on this thread and on one more for every worker beyond the first.
+    /// Serves until stopped, or until another process does, on this thread and on one more for every
+    /// worker beyond the first.
     ///
     /// # Errors
     /// [`ServerError::Events`] if the kernel's event interface fails.
-    pub fn run(self) -> Result<(), ServerError> {
-        let Self { shared, listeners, metrics } = self;
-        thread::scope(|scope| {
-            let metrics = metrics.map(|port| {
-                let shared = &shared;
+    pub fn run(self) -> Result<Ended, ServerError> {
+        loop {
+            self.serve().map_err(ServerError::Events)?;
+            let passage = match std::mem::replace(&mut *self.shared.purpose(), Purpose::Prepare) {
+                Purpose::HandOver(passage) => passage,
+                Purpose::Serve | Purpose::Prepare | Purpose::Stop => break,
+            };
+            match self.give(&passage) {
+                Ok(()) => {
+                    let Self { listeners, .. } = self;
+                    Arc::into_inner(listeners).into_iter().flatten().for_each(Listener::leave);
+                    return Ok(Ended::HandedOver);
+                }
+                Err(error) => self.shared.serve_again(&error),
+            }
+        }
+        self.shared.engine.settle().map_err(ServerError::Settle)?;
+        Ok(Ended::Stopped)
+    }
+
+    /// Serves until all threads are told to end; then nothing changes any more, and no connection is
+    /// left.
+    fn serve(&self) -> io::Result<()> {
+        let shared = &self.shared;
+        let result = thread::scope(|scope| {
+            let metrics = self.metrics.as_ref().map(|port| {
                 scope.spawn(move || port.serve(shared.stop.as_fd(), || shared.metrics()))
             });
             let keeper = scope.spawn(|| shared.engine.keep_room());
@@ -177,36 +302,130 @@ impl MemServer {
             }
             let others: Vec<_> = (1..shared.mailboxes.len())
                 .map(|index| {
-                    let worker = Worker::new(&shared, index, Vec::new());
+                    let worker = Worker::new(shared, index, Arc::default());
                     scope.spawn(move || worker.and_then(Worker::run))
                 })
                 .collect();
             for _ in 0..PATIENT_THREADS {
-                scope.spawn(|| patience::serve(&shared));
+                scope.spawn(|| patience::serve(shared));
             }
-            let result = Worker::new(&shared, 0, listeners).and_then(Worker::run);
+            if self.prefetches.swap(false, Ordering::Relaxed) {
+                scope.spawn(|| shared.engine.replay_working_sets());
+            }
+            let result = Worker::new(shared, 0, Arc::clone(&self.listeners)).and_then(Worker::run);
             shared.engine.stop_keeping();
-            StopHandle { shared: Arc::clone(&shared) }.stop();
+            shared.end_threads();
             shared.patience.stop();
-            keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            if let Some(journal) = journal {
-                journal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            }
-            let results = others.into_iter().map(|worker| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
+            let joined = |result: thread::Result<io::Result<()>>| {
+                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            joined(keeper.join().map(Ok))?;
+            journal.map_or(Ok(()), |journal| joined(journal.join().map(Ok)))?;
+            let results = others.into_iter().map(|worker| joined(worker.join()));
             let result = results.fold(result, io::Result::and);
-            let served = metrics.map(|metrics| {
-                metrics.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
-            result.and(served.unwrap_or(Ok(())))
-        })
-        .map_err(ServerError::Events)?;
-        shared.engine.settle().map_err(ServerError::Settle)
+            result.and(metrics.map_or(Ok(()), |metrics| joined(metrics.join())))
+        });
+        shared.close_left();
+        result
+    }
+
+    /// Hands over what nobody changes any more.
+    fn give(&self, passage: &Passage) -> Result<(), HandOverError> {
+        let engine = &self.shared.engine;
+        let (given, records) = engine.told(self.metrics.is_some());
+        if !handover::fits(self.listeners.len()) {
+            return Err(HandOverError::NotNow("it listens at more addresses than can be passed"));
+        }
+        let parts = Parts {
+            arena: engine.arena.descriptor(),
+            records,
+            file: engine.file_descriptor(),
+            lock: engine.lock_descriptor(),
+            metrics: self.metrics.as_ref().map(HttpPort::descriptor),
+            listeners: self.listeners.iter().map(Listener::descriptor).collect(),
+        };
+        handover::give(passage, &given, parts)
     }
 }
 
+fn check(config: &ServerConfig) -> Result<(), ServerError> {
+    if config.listen.is_empty() {
+        return Err(ServerError::NoAddress);
+    }
+    if config.memory.pages_rounded_up().get() == 0 {
+        return Err(ServerError::TooSmall(config.memory));
+    }
+    Ok(())
+}
+
+/// Listens at all addresses, with the sockets of another process where there are such.
+fn listen(endpoints: &[Endpoint], given: &mut Vec<Listener>) -> Result<Vec<Listener>, ServerError> {
+    let is_meant = |endpoint: &Endpoint, given: &Endpoint| match (endpoint, given) {
+        (Endpoint::Tcp(wanted), Endpoint::Tcp(given)) if wanted.port() == 0 => {
+            wanted.ip() == given.ip()
+        }
+        (wanted, given) => wanted == given,
+    };
+    let mut listen = |endpoint: &Endpoint| {
+        let there = given.iter().position(|given| is_meant(endpoint, given.endpoint()));
+        if let Some(at) = there {
+            return Ok(given.swap_remove(at));
+        }
+        let endpoint = endpoint.clone();
+        Listener::bind(&endpoint).map_err(|source| ServerError::Listen { endpoint, source })
+    };
+    endpoints.iter().map(&mut listen).collect()
+}
+
+fn listen_for_http(
+    config: &ServerConfig,
+    given: Option<OwnedFd>,
+) -> Result<Option<HttpPort>, ServerError> {
+    let timeout = config.limits.metrics_timeout;
+    let Some(address) = config.metrics else {
+        return Ok(None);
+    };
+    if let Some(port) = given.and_then(|given| HttpPort::adopt(given, timeout).ok()) {
+        let found = port.address();
+        if found == address || (address.port() == 0 && found.ip() == address.ip()) {
+            return Ok(Some(port));
+        }
+    }
+    let bound = HttpPort::bind(address, timeout);
+    bound.map(Some).map_err(|source| ServerError::Metrics { address, source })
+}
+
 impl Shared {
+    /// What is to come of the server.
+    fn purpose(&self) -> MutexGuard<'_, Purpose> {
+        self.purpose.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells all threads to end.
+    fn end_threads(&self) {
+        // An eventfd takes any number of ones; it is read only once all have ended.
+        let _ = rustix::io::write(&self.stop, &1u64.to_le_bytes());
+    }
+
+    /// Lets the threads begin anew, as nobody else serves.
+    fn serve_again(&self, error: &HandOverError) {
+        let message = format_args!("cannot hand over, and serves on: {error}");
+        let line = LogLine::new(LogLevel::Error, "hand_over_failed", message);
+        self.log.line(&line.with("error", error.to_string()));
+        if let Err(error) = self.engine.serve_again() {
+            let message = format_args!("cannot write the journal anew: {error}");
+            self.log.line(&LogLine::new(LogLevel::Error, "journal_failed", message));
+        }
+        let _ = rustix::io::read(&self.stop, &mut [0; 8]);
+        let mut purpose = self.purpose();
+        if matches!(*purpose, Purpose::Stop) {
+            drop(purpose);
+            self.end_threads();
+        } else {
+            *purpose = Purpose::Serve;
+        }
+    }
+
     /// Rewrites the journal whenever that is worth it, until the server is stopped.
     fn keep_journal(&self) {
         let pause = Timespec { tv_sec: 0, tv_nsec: JOURNAL_PAUSE_NANOS };

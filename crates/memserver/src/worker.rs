@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farmem_region::Nanos;
-use farmem_transport::{Listener, Socket};
+use farmem_transport::{Listener, Passage, Socket};
 use rustix::event::epoll;
 use rustix::event::{Timespec, epoll::EventData};
 
@@ -47,18 +47,58 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) mailboxes: Vec<Mailbox>,
     pub(crate) patience: Patience,
-    /// Readable once the server is to stop.
+    /// Readable once all threads are to end.
     pub(crate) stop: OwnedFd,
+    /// Why they are.
+    pub(crate) purpose: Mutex<Purpose>,
     pub(crate) log: RateLimitedLog,
     pub(crate) began: Instant,
 }
 
 impl Shared {
+    /// Closes all connections that nobody serves any more, once all threads have ended.
+    pub(crate) fn close_left(&self) {
+        let mut left = self.patience.start_over();
+        for (worker, mailbox) in self.mailboxes.iter().enumerate() {
+            for letter in mailbox.take() {
+                left.push(match letter {
+                    Letter::New(socket) => {
+                        (Box::new(Peer::new(Box::new(socket), &self.engine, self.now())), worker)
+                    }
+                    Letter::Back(peer, _) => (peer, worker),
+                });
+            }
+        }
+        for (peer, worker) in left {
+            self.close(peer, worker);
+        }
+    }
+
+    /// Closes a connection of a worker.
+    fn close(&self, peer: Box<Peer>, worker: usize) {
+        peer.close(&self.engine, self.now());
+        self.engine.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.mailboxes[worker].connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Since the server began.
     pub(crate) fn now(&self) -> Nanos {
         let nanos = self.began.elapsed().as_nanos();
         Nanos::new(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
+}
+
+/// What is to come of a server.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// It is to serve.
+    Serve,
+    /// It is to serve, and somebody is about to ask for another process to do so.
+    Prepare,
+    /// Another process is to serve.
+    HandOver(Passage),
+    /// It is to end.
+    Stop,
 }
 
 /// Connections handed to a worker. Bounded by the limit on connections.
@@ -102,7 +142,7 @@ impl Mailbox {
 pub(crate) struct Worker {
     shared: Arc<Shared>,
     index: usize,
-    listeners: Vec<Listener>,
+    listeners: Arc<Vec<Listener>>,
     /// Listeners that rest because the kernel ran out of descriptors.
     resting: Vec<usize>,
     epoll: OwnedFd,
@@ -151,7 +191,7 @@ impl Worker {
     pub(crate) fn new(
         shared: &Arc<Shared>,
         index: usize,
-        listeners: Vec<Listener>,
+        listeners: Arc<Vec<Listener>>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let watch = |fd: std::os::fd::BorrowedFd<'_>, data| {
@@ -347,9 +387,7 @@ impl Worker {
     }
 
     fn close(&mut self, peer: Box<Peer>) {
-        peer.close(&self.shared.engine, self.now());
-        self.shared.engine.counters.connections.fetch_sub(1, Ordering::Relaxed);
-        self.shared.mailboxes[self.index].connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared.close(peer, self.index);
         // A session may have lost its last connection.
         self.expect_tick();
     }

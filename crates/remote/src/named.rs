@@ -276,6 +276,22 @@ impl NamedRegion {
         }
     }
 
+    /// Brings what is read first of the region into memory, in the order in which it was: as much as has
+    /// room there. Returns how many pages have moved.
+    ///
+    /// # Errors
+    /// As [`create`].
+    pub fn prefetch_working_set(&mut self) -> Result<u64, StoreError> {
+        // One that names no range.
+        let header = self.request(Action::Prefetch);
+        let asked = self.connection.ask(header, |_| ());
+        let progress = asked.and_then(|reply| {
+            Progress::decode(self.connection.exchange.bytes(reply.body))
+                .map_err(|error| bad_body(&error))
+        });
+        progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
+    }
+
     /// Reads bytes. What was never written is what the region's source says.
     ///
     /// # Errors

@@ -26,7 +26,9 @@ impl TestServer {
         change(&mut config);
         let server = MemServer::bind(config).unwrap();
         let stop = server.stop_handle();
-        let thread = std::thread::spawn(move || server.run().unwrap());
+        let thread = std::thread::spawn(move || {
+            server.run().unwrap();
+        });
         Self { endpoint, stop, thread: Some(thread), _directory: directory }
     }
 

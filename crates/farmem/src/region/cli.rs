@@ -34,7 +34,7 @@ pub(crate) enum RegionCommand {
     /// Let a range leave memory again
     Unpin(RangeOptions),
     /// Fill a range and bring it into memory
-    Prefetch(RangeOptions),
+    Prefetch(PrefetchOptions),
     /// Fill what was never written of a range
     Initialise(RangeOptions),
     /// Forget what was written to a range
@@ -234,6 +234,16 @@ pub(crate) struct RangeOptions {
     pub(crate) range: Option<ByteRange>,
     #[command(flatten)]
     pub(crate) server: ServerOption,
+}
+
+/// `farmem region prefetch`.
+#[derive(Debug, Args)]
+pub(crate) struct PrefetchOptions {
+    /// What was read first the last time, in that order, as far as memory has room
+    #[arg(long, conflicts_with = "range")]
+    pub(crate) working_set: bool,
+    #[command(flatten)]
+    pub(crate) range: RangeOptions,
 }
 
 /// `farmem region write`.

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use self::cli::{
     BackupOptions, ByteRange, CloneOptions, CreateOptions, DeleteOptions, Distant, ListOptions,
-    PreferOptions, RangeOptions, RegionCommand, ResizeOptions, RestoreOptions, ServerOption,
-    ShowOptions, SnapshotOptions, WriteOptions,
+    PreferOptions, PrefetchOptions, RangeOptions, RegionCommand, ResizeOptions, RestoreOptions,
+    ServerOption, ShowOptions, SnapshotOptions, WriteOptions,
 };
 use crate::cli::OutputForm;
 use crate::size::Size;
@@ -54,7 +54,7 @@ pub(crate) fn run(command: &RegionCommand) -> anyhow::Result<ExitCode> {
         }
         RegionCommand::Pin(options) => over(options, RangeAction::Pin)?,
         RegionCommand::Unpin(options) => over(options, RangeAction::Unpin)?,
-        RegionCommand::Prefetch(options) => over(options, RangeAction::Prefetch)?,
+        RegionCommand::Prefetch(options) => prefetch(options)?,
         RegionCommand::Initialise(options) => over(options, RangeAction::Initialise)?,
         RegionCommand::Invalidate(options) => over(options, RangeAction::Invalidate)?,
         RegionCommand::Flush(options) => over(options, RangeAction::Flush)?,
@@ -65,6 +65,18 @@ pub(crate) fn run(command: &RegionCommand) -> anyhow::Result<ExitCode> {
         RegionCommand::Write(options) => write(options)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn prefetch(options: &PrefetchOptions) -> anyhow::Result<()> {
+    let RangeOptions { name, server, .. } = &options.range;
+    if !options.working_set {
+        return over(&options.range, RangeAction::Prefetch);
+    }
+    let region = NamedRegion::open(&endpoint(server)?, name, false, LONG_TIMEOUT);
+    let mut region = region.with_context(|| format!("region {name}"))?;
+    let moved = region.prefetch_working_set()?;
+    eprintln!("farmem region: {} brought in", Size(PageCount::new(moved).bytes().get()));
+    Ok(())
 }
 
 fn endpoint(server: &ServerOption) -> anyhow::Result<Endpoint> {

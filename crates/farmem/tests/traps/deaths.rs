@@ -2,6 +2,7 @@
 //! a reason that a person can act on, and never sees a wrong byte.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -141,6 +142,57 @@ fn cap_95_a_program_survives_a_server_that_is_killed_and_started_again() {
     assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
     outcome.has_paged();
     drop(server);
+}
+
+/// Cap 95: SIGUSR2 has another process go on, again and again, with all that programs have out in
+/// memory alone: they run on, and nothing of it is lost. A successor that cannot go on changes
+/// nothing.
+#[test]
+fn cap_95_a_program_survives_servers_that_hand_over() {
+    let Some(rig) = Rig::new() else { return };
+    let options = ["--listen", "127.0.0.1:0", "--memory", "1GiB", "--log-form", "json"];
+    let folder = rig.path("allowed");
+    fs::create_dir(&folder).unwrap();
+    let options = [&options[..], &["--allow-dir", folder.to_str().unwrap()]].concat();
+    let manager = UnixDatagram::bind(rig.path("manager")).unwrap();
+    let environment = [("NOTIFY_SOCKET", rig.path("manager"))];
+    let mut server = Server::start_in(&rig, &options, &environment);
+    let address = server.address.clone();
+    let mut cast = Cast::new(&rig, &["--server", &address], "busy");
+    let mut serves = pid_of(&server.child);
+    let before = server.says("started", 0);
+    for round in 1..=5 {
+        kill(serves, Signal::USR2);
+        let now = server.says("started", round);
+        server.says("handed_over", round - 1);
+        assert_eq!(now["incarnation"], before["incarnation"]);
+        serves = Pid::from_raw(i32::try_from(now["pid"].as_i64().unwrap()).unwrap()).unwrap();
+        if round == 1 {
+            assert!(server.child.wait().unwrap().success(), "the first one ends in order");
+        }
+        assert!(!ends_within(cast.program, SECOND / 2));
+        assert!(server.show()["sessions"] == 1);
+    }
+    // The service manager knows of each of them.
+    let mut last = String::new();
+    for _ in 0..6 {
+        let mut told = [0; 100];
+        let length = manager.recv(&mut told).unwrap();
+        last = String::from_utf8_lossy(&told[..length]).into_owned();
+    }
+    assert_eq!(last, format!("READY=1\nMAINPID={}", serves.as_raw_pid()));
+    // A successor that does not start: the one that is there serves on.
+    fs::remove_dir(&folder).unwrap();
+    kill(serves, Signal::USR2);
+    server.says("successor_failed", 0);
+    assert!(!ends_within(cast.program, SECOND / 2));
+    kill(cast.supervisor, Signal::TERM);
+    let outcome = cast.running.end(5 * SECOND);
+    assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
+    outcome.has_paged();
+    kill(serves, Signal::TERM);
+    server.says("stopped", 0);
+    server.ends();
 }
 
 /// R6: a server that is stopped for a while is waited for, and the program goes on.

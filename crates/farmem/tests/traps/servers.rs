@@ -1,7 +1,11 @@
 //! A memory server with little room: what it refuses, and what becomes of the program.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -12,6 +16,10 @@ use crate::rig::{LIMIT, Rig};
 pub(crate) struct Server<'a> {
     pub(crate) child: Child,
     pub(crate) address: String,
+    /// What all that serve at the address write to standard error.
+    said: Arc<Mutex<Vec<String>>>,
+    /// Ends when the last of them has ended.
+    listens: Option<JoinHandle<()>>,
     rig: &'a Rig,
 }
 
@@ -21,17 +29,54 @@ impl<'a> Server<'a> {
     }
 
     pub(crate) fn start_with(rig: &'a Rig, options: &[&str]) -> Self {
+        Self::start_in(rig, options, &[])
+    }
+
+    /// With something more in the environment.
+    pub(crate) fn start_in(
+        rig: &'a Rig,
+        options: &[&str],
+        environment: &[(&str, PathBuf)],
+    ) -> Self {
         let mut command = rig.farmem();
-        command.arg("serve").args(options);
+        command.arg("serve").args(options).envs(environment.iter().cloned());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         stderr.read_line(&mut said).unwrap();
-        // The rest goes nowhere, but must not meet a closed pipe.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         let mut words = said.split_ascii_whitespace();
-        let address = words.find(|word| word.starts_with("127.0.0.1:"));
-        Self { address: address.expect(&said).to_owned(), child, rig }
+        let address = words.find(|word| word.starts_with("127.0.0.1:")).expect(&said).to_owned();
+        let all = Arc::new(Mutex::new(vec![said]));
+        let said = Arc::clone(&all);
+        let listens = std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                all.lock().unwrap().push(line);
+            }
+        });
+        Self { address, child, said, listens: Some(listens), rig }
+    }
+
+    /// Waits for a line in JSON of this event, after so many others of it; returns it.
+    pub(crate) fn says(&self, event: &str, after: usize) -> Value {
+        let began = Instant::now();
+        loop {
+            let lines: Vec<Value> = {
+                let said = self.said.lock().unwrap();
+                said.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+            };
+            let mut lines = lines.into_iter().filter(|line| line["event"] == event);
+            if let Some(line) = lines.nth(after) {
+                return line;
+            }
+            let said = &self.said;
+            assert!(began.elapsed() < Duration::from_secs(60), "no {event}: {said:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until nobody serves at the address any more.
+    pub(crate) fn ends(mut self) {
+        self.listens.take().unwrap().join().unwrap();
     }
 
     /// What `farmem server show` says.
@@ -123,6 +168,6 @@ fn two_programs_share_a_server() {
     let program = rig.compile("grow");
     let mut first = rig.start(&options, &program, &["128"]);
     other.run(&options, &program, &["160"]).is_right();
-    first.end(std::time::Duration::from_secs(60)).is_right();
+    first.end(Duration::from_secs(60)).is_right();
     assert_eq!(server.show()["sessions"], 0);
 }

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// A directory that holds a backup.
-pub(crate) trait Disk: Debug {
+pub(crate) trait Disk: Debug + Sync {
     /// Makes a file that must not be there.
     fn create(&self, name: &str) -> io::Result<OwnedFd>;
     fn open(&self, name: &str) -> io::Result<OwnedFd>;

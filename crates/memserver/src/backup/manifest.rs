@@ -4,17 +4,23 @@
 //! ```text
 //! | FMBACKUP | version u32 | page size u32 | pages u64 | source u16 | fill u16 | name bytes u32 |
 //! | entries u64 | name | entries, 32 bytes each: page u64, version u64, checksum u64,           |
-//! |                       file u32, position in it u32 | CRC32C u32 |
+//! |                       file u32, position in it u32 | pages that are read first: count u32, |
+//! | page u64 each, in their order | CRC32C u32 |
 //! ```
 
 use farmem_region::{Checksum, PageCount, PageIndex, Version};
 use farmem_wire::crc32c;
 
+use crate::working_set::PAGES_MAX;
+
 const MAGIC: [u8; 8] = *b"FMBACKUP";
-/// Version 1 of the table's bytes.
-const VERSION: u32 = 1;
+/// Version 2 of the table's bytes: version 1 did not say which pages are read first.
+const VERSION: u32 = 2;
+const OLDEST: u32 = 1;
 const FIXED_BYTES: usize = 40;
 const ENTRY_BYTES: usize = 32;
+const READ_COUNT_BYTES: usize = 4;
+const READ_BYTES: usize = 8;
 const CRC_BYTES: usize = 4;
 
 /// What a region was when it was backed up.
@@ -27,6 +33,8 @@ pub(crate) struct Manifest {
     pub(crate) fill: Option<u8>,
     /// In the order of pages.
     pub(crate) entries: Vec<BackedUp>,
+    /// The pages that are read first, in that order.
+    pub(crate) working_set: Vec<PageIndex>,
 }
 
 /// A page in a backup.
@@ -47,14 +55,16 @@ pub(crate) struct BackedUp {
 pub(crate) enum NoManifest {
     #[error("its table is damaged or cut short")]
     Damaged,
-    #[error("its table has version {0}, this program reads version {VERSION}")]
+    #[error("its table has version {0}, this program reads versions {OLDEST} to {VERSION}")]
     Version(u32),
 }
 
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (source, fill) = self.fill.map_or((0_u16, 0_u16), |fill| (1, u16::from(fill)));
-        let bytes = FIXED_BYTES + self.name.len() + self.entries.len() * ENTRY_BYTES + CRC_BYTES;
+        let entry_bytes = self.entries.len() * ENTRY_BYTES;
+        let read_bytes = READ_COUNT_BYTES + self.working_set.len() * READ_BYTES;
+        let bytes = FIXED_BYTES + self.name.len() + entry_bytes + read_bytes + CRC_BYTES;
         let mut out = Vec::with_capacity(bytes);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -73,6 +83,11 @@ impl Manifest {
             out.extend_from_slice(&entry.file.to_le_bytes());
             out.extend_from_slice(&entry.at.to_le_bytes());
         }
+        // At most `working_set::PAGES_MAX`.
+        out.extend_from_slice(&(self.working_set.len() as u32).to_le_bytes());
+        for page in &self.working_set {
+            out.extend_from_slice(&page.get().to_le_bytes());
+        }
         let crc = crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out
@@ -86,8 +101,9 @@ impl Manifest {
         if fixed[..8] != MAGIC {
             return Err(NoManifest::Damaged);
         }
-        if u32_at(8) != VERSION {
-            return Err(NoManifest::Version(u32_at(8)));
+        let version = u32_at(8);
+        if !(OLDEST..=VERSION).contains(&version) {
+            return Err(NoManifest::Version(version));
         }
         let (covered, crc) = bytes.split_last_chunk::<CRC_BYTES>().ok_or(NoManifest::Damaged)?;
         if crc32c(covered) != u32::from_le_bytes(*crc) {
@@ -97,6 +113,8 @@ impl Manifest {
         let rest = covered.get(FIXED_BYTES..).ok_or(NoManifest::Damaged)?;
         let (name, entries) = rest.split_at_checked(name_bytes).ok_or(NoManifest::Damaged)?;
         let name = String::from_utf8(name.to_vec()).map_err(|_| NoManifest::Damaged)?;
+        let entry_bytes = count.checked_mul(ENTRY_BYTES).ok_or(NoManifest::Damaged)?;
+        let (entries, reads) = entries.split_at_checked(entry_bytes).ok_or(NoManifest::Damaged)?;
         let (entries, left) = entries.as_chunks::<ENTRY_BYTES>();
         let fill = match (u16_at(24), u8::try_from(u16_at(26))) {
             (0, _) => None,
@@ -107,11 +125,27 @@ impl Manifest {
         let entries: Vec<_> = entries.iter().map(BackedUp::decode).collect();
         let is_sorted = entries.is_sorted_by(|one, next| one.page < next.page);
         let is_inside = entries.last().is_none_or(|last| last.page.get() < pages.get());
-        if entries.len() != count || !left.is_empty() || !is_sorted || !is_inside {
+        if !left.is_empty() || !is_sorted || !is_inside {
             return Err(NoManifest::Damaged);
         }
-        Ok(Self { name, pages, page_bytes: u32_at(12), fill, entries })
+        let working_set = match version {
+            OLDEST if reads.is_empty() => Some(Vec::new()),
+            OLDEST => None,
+            _ => decode_reads(reads, pages),
+        };
+        let working_set = working_set.ok_or(NoManifest::Damaged)?;
+        Ok(Self { name, pages, page_bytes: u32_at(12), fill, entries, working_set })
     }
+}
+
+fn decode_reads(bytes: &[u8], pages: PageCount) -> Option<Vec<PageIndex>> {
+    let (count, reads) = bytes.split_first_chunk::<READ_COUNT_BYTES>()?;
+    let (reads, left) = reads.as_chunks::<READ_BYTES>();
+    let reads: Vec<_> =
+        reads.iter().map(|read| PageIndex::new(u64::from_le_bytes(*read))).collect();
+    let is_whole = left.is_empty() && reads.len() == u32::from_le_bytes(*count) as usize;
+    let is_inside = reads.iter().all(|page| page.get() < pages.get());
+    (is_whole && is_inside && reads.len() <= PAGES_MAX).then_some(reads)
 }
 
 impl BackedUp {
@@ -147,9 +181,15 @@ mod tests {
             page_bytes: 512,
             fill: Some(7),
             entries: (0..100).step_by(3).map(entry).collect(),
+            working_set: [7, 3, 99].map(PageIndex::new).to_vec(),
         };
         let bytes = manifest.encode();
-        assert_eq!(Manifest::decode(&bytes), Ok(manifest));
+        assert_eq!(Manifest::decode(&bytes).as_ref(), Ok(&manifest));
+        // As it was before it said what is read first.
+        let mut old = bytes[..bytes.len() - 3 * READ_BYTES - READ_COUNT_BYTES - CRC_BYTES].to_vec();
+        old[8] = 1;
+        old.extend_from_slice(&crc32c(&old).to_le_bytes());
+        assert_eq!(Manifest::decode(&old), Ok(Manifest { working_set: Vec::new(), ..manifest }));
         for length in 0..bytes.len() {
             assert!(Manifest::decode(&bytes[..length]).is_err());
         }

@@ -1,8 +1,9 @@
 //! A backup of a region in a directory.
 //!
 //! ```text
-//! directory:   pages.1    the pages of the first backup, one after the other
-//!              pages.2    what had changed when the second was made
+//! directory:   pages.1    the pages of the first backup, in turns in two files, so that two
+//!              pages.2    threads write without waiting for each other
+//!              pages.3    what had changed when the second was made
 //!              manifest   the table of the newest one: where each page lies
 //! ```
 //!
@@ -17,6 +18,7 @@ mod manifest;
 use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use farmem_region::{Checksum, PAGE_SIZE, PageIndex, Version};
 
@@ -27,6 +29,9 @@ pub(crate) use self::manifest::{BackedUp, Manifest, NoManifest};
 const TABLE: &str = "manifest";
 const NEW_TABLE: &str = "manifest.new";
 const PAGES: &str = "pages.";
+/// Files that a backup is written to at the same time: two threads take turns with checking and
+/// writing, and a file system lets one at a time write to a file.
+pub(crate) const LANES: usize = 2;
 /// A backup is made anew, and former files go, when so many times the pages of the region lie in
 /// files.
 const OLD_PAGES_TIMES: u64 = 2;
@@ -51,9 +56,40 @@ pub(crate) struct Backup<'a> {
     /// The next one of it that may be meant.
     next: usize,
     table: Manifest,
+    lanes: [Lane; LANES],
+    /// The one that pages are added to.
+    lane: usize,
+}
+
+/// A file in the making.
+#[derive(Debug)]
+struct Lane {
     number: u32,
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
+    /// Pages that are in it, or will be.
     written: u32,
+}
+
+/// A place for the contents of pages that are added together. It may be filled on any thread.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    disk: &'a dyn Disk,
+    file: Arc<OwnedFd>,
+    lane: usize,
+    /// In the file, in pages.
+    at: u32,
+}
+
+impl Batch<'_> {
+    /// Which file it is in: two threads at the same one would wait for each other.
+    pub(crate) const fn lane(&self) -> usize {
+        self.lane
+    }
+
+    /// Writes the contents of all pages of it that are to be written.
+    pub(crate) fn write(&self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.disk.write(&self.file, slices, u64::from(self.at) * PAGE_SIZE as u64)
+    }
 }
 
 impl<'a> Backup<'a> {
@@ -78,12 +114,25 @@ impl<'a> Backup<'a> {
         let in_files = files.iter().map(|file| pages_in(disk, *file)).sum::<u64>();
         let keeps = !is_full && in_files <= OLD_PAGES_TIMES * former.len() as u64;
         let former = if keeps { former } else { Vec::new() };
-        let file = disk.create(&format!("{PAGES}{number}"))?;
-        Ok(Self { disk, former, next: 0, table: about, number, file, written: 0 })
+        let lane = |number: u32| {
+            let file = Arc::new(disk.create(&format!("{PAGES}{number}"))?);
+            Ok::<_, io::Error>(Lane { number, file, written: 0 })
+        };
+        let lanes = [lane(number)?, lane(number.saturating_add(1))?];
+        // The first batch goes to the first file.
+        Ok(Self { disk, former, next: 0, table: about, lanes, lane: LANES - 1 })
     }
 
-    /// Adds a page, after all those before it; returns whether its content is to be written next.
-    /// It is not if the former backup holds it: versions and checksums tell.
+    /// Begins a batch, in the other file than the one before: the pages that are added next are in it.
+    pub(crate) fn begin_batch(&mut self) -> Batch<'a> {
+        self.lane = (self.lane + 1) % LANES;
+        let lane = &self.lanes[self.lane];
+        let (file, at) = (Arc::clone(&lane.file), lane.written);
+        Batch { disk: self.disk, file, lane: self.lane, at }
+    }
+
+    /// Adds a page, after all those before it; returns whether its content is to be written, as the
+    /// next one of its batch. It is not if the former backup holds it: versions and checksums tell.
     pub(crate) fn add(&mut self, page: PageIndex, version: Version, checksum: Checksum) -> bool {
         while self.former.get(self.next).is_some_and(|entry| entry.page < page) {
             self.next += 1;
@@ -95,28 +144,25 @@ impl<'a> Backup<'a> {
             self.table.entries.push(*entry);
             return false;
         }
+        let lane = &mut self.lanes[self.lane];
         // A file of 16 TiB would be more than a server lends.
-        let at = self.written;
-        self.written += 1;
-        self.table.entries.push(BackedUp { page, version, checksum, file: self.number, at });
+        let (file, at) = (lane.number, lane.written);
+        lane.written += 1;
+        self.table.entries.push(BackedUp { page, version, checksum, file, at });
         true
     }
 
-    /// Writes the contents of the pages that were added last, of `pages` of them.
-    pub(crate) fn write(&self, slices: &mut [IoSlice<'_>], pages: usize) -> io::Result<()> {
-        let at = u64::from(self.written) - pages as u64;
-        self.disk.write(&self.file, slices, at * PAGE_SIZE as u64)
-    }
-
     /// Pages whose contents were written.
-    pub(crate) const fn written(&self) -> u32 {
-        self.written
+    pub(crate) fn written(&self) -> u32 {
+        self.lanes.iter().map(|lane| lane.written).sum()
     }
 
     /// Makes this the backup that is there.
     pub(crate) fn finish(self) -> io::Result<()> {
         let disk = self.disk;
-        disk.sync(&self.file)?;
+        for lane in &self.lanes {
+            disk.sync(&lane.file)?;
+        }
         // One that was left behind by a backup that was interrupted.
         match disk.remove(NEW_TABLE) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -142,7 +188,9 @@ impl<'a> Backup<'a> {
     /// Gives up: what was there before still is.
     pub(crate) fn abandon(self) {
         // What cannot be removed is removed by the next backup that succeeds.
-        let _ = self.disk.remove(&format!("{PAGES}{}", self.number));
+        for lane in &self.lanes {
+            let _ = self.disk.remove(&format!("{PAGES}{}", lane.number));
+        }
         let _ = self.disk.remove(NEW_TABLE);
     }
 }
@@ -164,10 +212,10 @@ fn pages_in(disk: &dyn Disk, number: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::collections::BTreeMap;
     use std::io::IoSliceMut;
     use std::path::Path;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use farmem_region::PageCount;
     use farmem_transport::read_at;
@@ -180,7 +228,7 @@ mod tests {
     #[derive(Debug)]
     struct Ending {
         folder: Folder,
-        calls_left: Cell<u32>,
+        calls_left: AtomicU32,
     }
 
     impl Ending {
@@ -189,15 +237,13 @@ mod tests {
             work: impl FnOnce() -> io::Result<T>,
             half: impl FnOnce(),
         ) -> io::Result<T> {
-            match self.calls_left.get().checked_sub(1) {
+            match self.calls_left.load(Ordering::Relaxed).checked_sub(1) {
                 Some(left) => {
-                    self.calls_left.set(left);
+                    self.calls_left.store(left, Ordering::Relaxed);
                     work()
                 }
                 None => {
-                    if self.calls_left.replace(0) == 0 {
-                        half();
-                    }
+                    half();
                     Err(io::Error::other("the machine has ended"))
                 }
             }
@@ -242,7 +288,8 @@ mod tests {
 
     fn about() -> Manifest {
         let (name, pages) = ("r".to_owned(), PageCount::new(64));
-        Manifest { name, pages, page_bytes: 4096, fill: Some(0), entries: Vec::new() }
+        let (entries, working_set) = (Vec::new(), Vec::new());
+        Manifest { name, pages, page_bytes: 4096, fill: Some(0), entries, working_set }
     }
 
     fn checksum(page: u64, version: u64, byte: u8) -> Checksum {
@@ -254,8 +301,9 @@ mod tests {
         let mut backup = Backup::begin(disk, about(), is_full)?;
         for (page, (version, byte)) in model {
             let (at, sum) = (PageIndex::new(*page), checksum(*page, *version, *byte));
+            let batch = backup.begin_batch();
             if backup.add(at, Version::new(*version), sum) {
-                backup.write(&mut [IoSlice::new(&[*byte; PAGE_SIZE])], 1)?;
+                batch.write(&mut [IoSlice::new(&[*byte; PAGE_SIZE])])?;
             }
         }
         let written = backup.written();
@@ -299,7 +347,7 @@ mod tests {
                 let all = tempfile::tempdir().unwrap();
                 let path = all.path().join("backup");
                 make(&folder(&path), &old, false).unwrap();
-                let ending = Ending { folder: folder(&path), calls_left: Cell::new(calls) };
+                let ending = Ending { folder: folder(&path), calls_left: AtomicU32::new(calls) };
                 let result = make(&ending, &new, is_full);
                 drop(ending);
                 let found = restored(&folder(&path));

@@ -5,8 +5,11 @@
 //! there.
 
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use farmem_region::{ByteCount, Checksum, PAGE_SIZE, PageCount, PageIndex, PageRange, Version};
@@ -20,19 +23,29 @@ use super::named::info;
 use super::supply::Purpose;
 use super::{Caller, Cause, Engine, Refusal, SharedSession, lock};
 use crate::backup::{
-    self, BackedUp, Backup, BackupError, Folder, Manifest, NoManifest, open_pages,
+    self, BackedUp, Backup, BackupError, Batch, Folder, LANES, Manifest, NoManifest, open_pages,
 };
+use crate::journal::Record;
 use crate::region::{Region, Source};
 use crate::table::{self, LEAF_PAGES, Portion};
 use crate::tiers::Place;
+use crate::working_set::WorkingSet;
 
 /// Backups and restores at the same time: each keeps a thread that other requests may wait for.
 const JOBS_MAX: u32 = 2;
 /// Of the memory, the pages that are read and written at a time take at most this part.
 const BATCH_SHARE: u32 = 32;
 
+/// What is read in so many batches is written at once: half a MiB.
+const BATCHES_PER_WRITE: usize = 2;
+/// Batches that each thread of a backup knows of before it has done with the one before.
+const BATCHES_AHEAD: usize = 4;
+
 /// How long a backup or a restore waits for memory: as long as clients do.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// So many as to let no more begin.
+const CLOSED: u32 = u32::MAX;
 
 /// Backups and restores that are under way.
 #[derive(Debug, Default)]
@@ -42,8 +55,18 @@ pub(super) struct Jobs(AtomicU32);
 struct Job<'a>(&'a AtomicU32);
 
 impl Jobs {
+    /// Lets no more begin; false, and they may, if some are under way.
+    pub(super) fn close(&self) -> bool {
+        self.0.compare_exchange(0, CLOSED, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Lets them begin again.
+    pub(super) fn open(&self) {
+        let _ = self.0.compare_exchange(CLOSED, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     fn begin(&self) -> Result<Job<'_>, RefusalCode> {
-        let begin = |jobs: u32| (jobs < JOBS_MAX).then_some(jobs + 1);
+        let begin = |jobs: u32| (jobs < JOBS_MAX).then(|| jobs + 1);
         match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin) {
             Ok(_) => Ok(Job(&self.0)),
             Err(_) => Err(RefusalCode::Busy),
@@ -145,7 +168,10 @@ impl Engine {
             };
             let name = session.name.clone();
             let (pages, page_bytes) = (region.pages, region.page_bytes);
-            let about = Manifest { name, pages, page_bytes, fill, entries: Vec::new() };
+            let (entries, working_set) = (Vec::new(), region.working_set.order());
+            let is_inside = |page: &PageIndex| region.contains(*page);
+            let working_set: Vec<_> = working_set.into_iter().filter(is_inside).collect();
+            let about = Manifest { name, pages, page_bytes, fill, entries, working_set };
             let (header, _) = self.describe(&session);
             (about, header, matches!(region.source, Source::File(_)))
         };
@@ -163,6 +189,7 @@ impl Engine {
         }
     }
 
+    /// Some threads check and write; this one says what.
     fn write_pages(
         &self,
         snapshot: &Caller,
@@ -171,7 +198,52 @@ impl Engine {
         every: bool,
         backup: &mut Backup<'_>,
     ) -> Result<(), Failed> {
-        let (mut from, mut told, mut wanted) = (PageIndex::new(0), Vec::new(), Vec::new());
+        let failed = Mutex::new(None);
+        let has_failed = AtomicBool::new(false);
+        let told = thread::scope(|scope| {
+            let lanes: [_; LANES] = std::array::from_fn(|_| {
+                let (give, take) = sync_channel::<(Batch<'_>, Vec<Told>)>(BATCHES_AHEAD);
+                let (failed, has_failed) = (&failed, &has_failed);
+                scope.spawn(move || {
+                    // To the end, or who gives would wait for ever.
+                    for (batch, wanted) in take {
+                        if has_failed.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        if let Err(error) = self.write_batch(snapshot, header, &wanted, &batch) {
+                            failed
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .get_or_insert(error);
+                            has_failed.store(true, Ordering::Relaxed);
+                        }
+                    }
+                });
+                give
+            });
+            self.tell_pages(snapshot, shared, header, every, backup, |batch, wanted| {
+                // Fails only if the other side has panicked, which is told below.
+                let _ = lanes[batch.lane()].send((batch, wanted));
+                !has_failed.load(Ordering::Relaxed)
+            })
+        });
+        told?;
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Adds all pages of a snapshot to a backup, a batch at a time, as long as `give` says so: it gets
+    /// what is to be written.
+    fn tell_pages<'a>(
+        &self,
+        snapshot: &Caller,
+        shared: &SharedSession,
+        header: Header,
+        every: bool,
+        backup: &mut Backup<'a>,
+        mut give: impl FnMut(Batch<'a>, Vec<Told>) -> bool,
+    ) -> Result<(), Failed> {
+        let (mut from, mut told) = (PageIndex::new(0), Vec::new());
         loop {
             told.clear();
             if every {
@@ -186,14 +258,13 @@ impl Engine {
             if told.is_empty() {
                 return Ok(());
             }
-            for batch in told.chunks(self.batch()) {
-                wanted.clear();
-                for page in batch {
-                    if backup.add(page.page, page.version, page.checksum) {
-                        wanted.push(*page);
-                    }
+            for pages in told.chunks(self.batch() * BATCHES_PER_WRITE) {
+                let batch = backup.begin_batch();
+                let is_wanted = |page: &&Told| backup.add(page.page, page.version, page.checksum);
+                let wanted: Vec<Told> = pages.iter().filter(is_wanted).copied().collect();
+                if !wanted.is_empty() && !give(batch, wanted) {
+                    return Ok(());
                 }
-                self.write_batch(snapshot, header, &wanted, backup)?;
             }
         }
     }
@@ -220,28 +291,33 @@ impl Engine {
         Ok(true)
     }
 
+    /// Reads pages, checks them and writes them.
     fn write_batch(
         &self,
         snapshot: &Caller,
         header: Header,
         wanted: &[Told],
-        backup: &Backup<'_>,
+        batch: &Batch<'_>,
     ) -> Result<(), Failed> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
         let header = Header { action: Action::Read, ..header };
-        let entries = wanted.iter().map(|told| PageEntry {
-            page: told.page,
-            version: told.version,
-            ..PageEntry::default()
+        let mut slots = Vec::with_capacity(wanted.len());
+        let read = wanted.chunks(self.batch()).try_for_each(|wanted| {
+            let entries = wanted.iter().map(|told| PageEntry {
+                page: told.page,
+                version: told.version,
+                ..PageEntry::default()
+            });
+            // What is refused takes what it was given along.
+            let mut read = Vec::new();
+            patiently(|| self.read(snapshot, &header, entries.clone(), &mut read, |_| ()))?;
+            slots.append(&mut read);
+            Ok(())
         });
-        let mut slots = Vec::new();
-        patiently(|| self.read(snapshot, &header, entries.clone(), &mut slots, |_| ()))?;
-        let result = self.check_batch(wanted, &slots).and_then(|()| {
+        let result = read.map_err(|refusal: Refusal| Failed::from(refusal));
+        let result = result.and_then(|()| self.check_batch(wanted, &slots)).and_then(|()| {
             let mut slices: Vec<IoSlice<'_>> = Vec::new();
             self.arena.gather(&slots, &mut slices);
-            Ok(backup.write(&mut slices, slots.len())?)
+            Ok(batch.write(&mut slices)?)
         });
         self.arena.release(slots);
         result
@@ -310,6 +386,7 @@ impl Engine {
         session.is_resident = false;
         session.is_temporary = true;
         session.region.page_bytes = table.page_bytes;
+        session.region.working_set = WorkingSet::of(table.working_set.clone());
         session.region.source = match source {
             WireSource::Fill(byte) => Source::Fill(byte),
             WireSource::Nothing | WireSource::File { .. } | WireSource::Server { .. } => {
@@ -328,18 +405,15 @@ impl Engine {
         table: &Manifest,
         shared: &SharedSession,
     ) -> Result<(), Failed> {
-        let mut file: Option<(u32, std::os::fd::OwnedFd)> = None;
+        let mut files = OpenFiles::default();
         let is_run =
             |one: &BackedUp, next: &BackedUp| next.file == one.file && next.at == one.at + 1;
-        for run in table.entries.chunk_by(is_run).flat_map(|run| run.chunks(self.batch())) {
-            let number = run[0].file;
-            let descriptor = match &file {
-                Some((open, descriptor)) if *open == number => descriptor,
-                _ => {
-                    let opened = open_pages(folder, number).map_err(missing)?;
-                    &file.insert((number, opened)).1
-                }
-            };
+        for run in table
+            .entries
+            .chunk_by(is_run)
+            .flat_map(|run| run.chunks(self.batch() * BATCHES_PER_WRITE))
+        {
+            let descriptor = files.get(folder, run[0].file)?;
             let mut slots = Vec::new();
             patiently(|| self.take_slots(Purpose::Keep, true, run.len() as u32, &mut slots))?;
             let mut slices = Vec::new();
@@ -396,6 +470,10 @@ impl Engine {
             sessions.names.insert(name.to_owned(), session.id);
             // After a restart the later one of a name counts.
             self.note_session(&session);
+            for (page, begins) in session.region.working_set.records() {
+                let region = session.region.id;
+                self.tiers.note(|| Record::Read { region, page, begins });
+            }
             info(&session, None)
         };
         if let Some(former) = former {
@@ -407,9 +485,10 @@ impl Engine {
         Ok(info)
     }
 
-    /// Pages that are read and written at a time.
+    /// Pages that are read at a time.
     fn batch(&self) -> usize {
-        ((self.arena.slots() / BATCH_SHARE) as usize).clamp(1, PAGES_PER_MESSAGE_MAX)
+        let share = BATCH_SHARE * (LANES * BATCHES_PER_WRITE) as u32;
+        ((self.arena.slots() / share) as usize).clamp(1, PAGES_PER_MESSAGE_MAX)
     }
 
     fn folder(&self, path: &str, create: bool) -> Result<Folder, Refusal> {
@@ -441,6 +520,27 @@ impl Engine {
                 PageEntry { page: *page, ..PageEntry::default() },
             ),
         }
+    }
+}
+
+/// The files of pages that were read from last.
+#[derive(Default)]
+struct OpenFiles(Vec<(u32, OwnedFd)>);
+
+impl OpenFiles {
+    fn get(&mut self, folder: &Folder, number: u32) -> Result<&OwnedFd, Failed> {
+        let at = match self.0.iter().position(|(open, _)| *open == number) {
+            Some(at) => at,
+            None => {
+                // Those that a backup was written to at the same time.
+                if self.0.len() == LANES {
+                    self.0.remove(0);
+                }
+                self.0.push((number, open_pages(folder, number).map_err(missing)?));
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[at].1)
     }
 }
 
@@ -499,4 +599,20 @@ fn tell_leaf(region: &Region, from: PageIndex, told: &mut Vec<Told>) -> Option<P
         told.push(Told { page, version, checksum });
     }
     Some(PageIndex::new(first.get() + LEAF_PAGES as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_job_begins_once_they_are_closed_and_they_are_not_closed_while_one_is_under_way() {
+        let jobs = Jobs::default();
+        let job = jobs.begin();
+        assert!(job.is_ok() && !jobs.close());
+        drop(job);
+        assert!(jobs.close() && jobs.begin().is_err() && !jobs.close());
+        jobs.open();
+        assert!(jobs.begin().is_ok());
+    }
 }

@@ -267,6 +267,11 @@ impl Engine {
         self.keeper.woken.notify_one();
     }
 
+    /// Lets [`Engine::keep_room`] begin anew.
+    pub(crate) fn keep_again(&self) {
+        *self.wanted() = Wanted::Room;
+    }
+
     /// Moves about `wanted` cold pages to slower tiers, or as many as can be moved. Returns how many
     /// were. The caller holds no lock.
     pub(super) fn demote(&self, wanted: usize) -> usize {
@@ -507,7 +512,13 @@ impl Engine {
     }
 
     /// So many 32nds of the memory that is lent, in slots.
-    fn slots_at(&self, share: u64) -> u64 {
+    /// Whether [`Engine::keep_room`] is to end, or has.
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.wanted() == Wanted::Stop
+    }
+
+    /// Slots that are so many 32nds of the memory.
+    pub(super) fn slots_at(&self, share: u64) -> u64 {
         self.config.memory.get() / PAGE_SIZE as u64 * share / 32
     }
 

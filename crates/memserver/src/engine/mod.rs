@@ -15,6 +15,7 @@ mod shape;
 #[cfg(test)]
 mod speed;
 mod supply;
+mod working_sets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -36,6 +37,7 @@ use crate::counters::{Counters, count};
 use crate::engine::demote::Keeper;
 pub(crate) use crate::engine::named::Bring;
 use crate::engine::revive::Revived;
+use crate::handover::Handed;
 use crate::journal::Record;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::region::{Region, block_pages};
@@ -149,10 +151,25 @@ pub(crate) struct Caller {
 impl Engine {
     /// A server's state, with what a former process has left of it.
     pub(crate) fn new(config: ServerConfig) -> Result<Self, ServerError> {
-        let Revived { tiers, incarnation, sessions, tally } = revive::revive(&config)?;
+        let revived = revive::revive(&config)?;
+        Ok(Self::over(config, revived))
+    }
+
+    /// What a running server has handed over. Its journal does not count before
+    /// [`Engine::put_journal`].
+    pub(crate) fn take_over(
+        config: ServerConfig,
+        handed: &mut Handed,
+    ) -> Result<Self, ServerError> {
+        let revived = revive::take_over(&config, handed)?;
+        Ok(Self::over(config, revived))
+    }
+
+    fn over(config: ServerConfig, revived: Revived) -> Self {
+        let Revived { tiers, incarnation, sessions, tally } = revived;
         let reservation = Reservation::new(config.promise().max(tally.granted));
         reservation.restore(tally.granted);
-        Ok(Self {
+        Self {
             arena: Arc::clone(&tiers.arena),
             tiers,
             keeper: Keeper::default(),
@@ -168,7 +185,7 @@ impl Engine {
             next_connection: AtomicU64::new(tally.next_connection),
             jobs: backup::Jobs::default(),
             config,
-        })
+        }
     }
 
     /// A caller that is attached to nothing.
@@ -355,6 +372,7 @@ impl Engine {
         if attach.mode == AttachMode::TakeOver {
             let epoch = session.region.epoch.get() + 1;
             session.region.epoch = Epoch::new(epoch);
+            session.region.working_set.begin_spell();
         }
         session.attached.retain(|attached| attached.0 != attach.replaces);
         if session.attached.len() >= self.config.limits.connections_per_session_max {

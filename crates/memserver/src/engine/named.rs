@@ -347,7 +347,7 @@ impl Engine {
     }
 
     /// Brings the pages of one leaf in.
-    fn bring_piece(
+    pub(super) fn bring_piece(
         &self,
         region: &mut Region,
         piece: Range<u64>,

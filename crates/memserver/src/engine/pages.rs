@@ -85,6 +85,7 @@ impl Engine {
         loop {
             let mut session = self.enter(caller, header)?;
             session.check_region(header)?;
+            let is_kept = self.keeps_working_set(&session);
             let region = &mut session.region;
             let needs = loop {
                 let Some(entry) = wanted.peek() else {
@@ -92,6 +93,9 @@ impl Engine {
                 };
                 match self.find(region, *entry, supply) {
                     Ok((entry, slot)) => {
+                        if is_kept {
+                            self.note_read(region, entry.page);
+                        }
                         slots.push(slot);
                         found(entry);
                         wanted.next();

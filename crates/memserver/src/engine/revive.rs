@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use farmem_region::{
@@ -15,6 +16,7 @@ use farmem_wire::RefusalCode;
 use super::{BlockIds, Engine, Sessions, lock, random};
 use crate::backing::BackingFile;
 use crate::config::ServerConfig;
+use crate::handover::{Given, HandOverError, Handed};
 use crate::journal::{
     self, About, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past, PastSession,
     Record, Remains, SessionRecord, SourceRecord,
@@ -47,13 +49,8 @@ pub(super) struct Tally {
 
 /// A server that holds nothing, or all that one has left in its directory.
 pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
-    let beyond = config.limits.inflight_bytes.pages_rounded_up().get();
-    let slots = config.memory.get() / PAGE_SIZE as u64 + beyond;
     let no_arena = |source| ServerError::Arena { memory: config.memory, source };
-    let slots = u32::try_from(slots).map_err(|_| {
-        let text = "a server lends at most 16 TiB";
-        no_arena(io::Error::new(io::ErrorKind::InvalidInput, text))
-    })?;
+    let slots = slots(config)?;
     let Some(path) = &config.data else {
         let tiers = Arena::new(slots).and_then(|arena| Tiers::new(arena, &config.tiers));
         return empty(tiers.map_err(no_arena)?).map_err(no_arena);
@@ -87,6 +84,106 @@ pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
     revived.incarnation = header.incarnation;
     revived.tiers.keep_journal(Journal::create(directory, &header, &[])?);
     Ok(revived)
+}
+
+/// Slots of a server's arena.
+fn slots(config: &ServerConfig) -> Result<u32, ServerError> {
+    let beyond = config.limits.inflight_bytes.pages_rounded_up().get();
+    let slots = config.memory.get() / PAGE_SIZE as u64 + beyond;
+    u32::try_from(slots).map_err(|_| {
+        let text = "a server lends at most 16 TiB";
+        let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+        ServerError::Arena { memory: config.memory, source }
+    })
+}
+
+/// A server that holds what a running one has handed over, and changes none of it yet.
+pub(super) fn take_over(
+    config: &ServerConfig,
+    handed: &mut Handed,
+) -> Result<Revived, ServerError> {
+    let does_not_fit = |text: String| ServerError::from(HandOverError::DoesNotFit(text));
+    let (given, has_file) = (handed.given, handed.file.is_some());
+    let directory = adopted_directory(config, handed.lock.take()).map_err(does_not_fit)?;
+    let arena = handed.arena.take().ok_or(HandOverError::NotUnderstood)?;
+    let slots = slots_of(config, &given, directory.as_ref(), &arena)?;
+    let no_arena = |source| ServerError::Arena { memory: config.memory, source };
+    let arena = Arena::over(arena, slots, directory.is_some()).map_err(no_arena)?;
+    let file = match (&config.tiers.file, handed.file.take()) {
+        (Some(tier), Some(file)) => Some(FileTier::over(file, tier)),
+        // What was in the file is asked for below.
+        (None, _) => None,
+        (Some(_), None) => file_tier(config, directory.as_ref(), true).map_err(no_arena)?,
+    };
+    let mut tiers = Tiers::over(arena, &config.tiers, file);
+    tiers.begin_replay();
+    let records = std::mem::take(&mut handed.records);
+    let past = journal::replay(&records, &tiers).map_err(|reason| match config.tiers.file {
+        None if has_file => does_not_fit(
+            "the running server has pages in a file: give it the same --tier file=DIR:SIZE, or \
+             a larger one"
+                .to_owned(),
+        ),
+        _ => does_not_fit(format!("what was handed over cannot be read: {reason}")),
+    })?;
+    if past.end != records.len() {
+        return Err(does_not_fit("what was handed over cannot be read whole".to_owned()));
+    }
+    let incarnation = given.incarnation;
+    let revived = restore(config, tiers, past, incarnation, given.next_session);
+    let mut revived = revived.map_err(|_| {
+        does_not_fit("its pages do not fit: give it tiers at least as large as it has".to_owned())
+    })?;
+    if let Some(directory) = directory {
+        let arena = revived.tiers.arena.descriptor();
+        let header = header(slots, &arena, incarnation.get(), revived.sessions.next);
+        revived.tiers.keep_journal(Journal::prepare(directory, &header, &records)?);
+    }
+    Ok(revived)
+}
+
+/// The directory for data, which is to be the one that the running server has, if it has one.
+fn adopted_directory(
+    config: &ServerConfig,
+    lock: Option<OwnedFd>,
+) -> Result<Option<DataDirectory>, String> {
+    match (&config.data, lock) {
+        (None, None) => Ok(None),
+        (Some(path), Some(lock)) => DataDirectory::adopt(path, lock).map(Some).ok_or_else(|| {
+            let path = path.display();
+            format!("{path} is not the directory that the running server uses: --data stays")
+        }),
+        (None, Some(_)) => Err("the running server has --data: give the same directory".to_owned()),
+        (Some(_), None) => Err("the running server has no --data, which cannot be given to it \
+                                later: leave it out, or stop the server and start it anew"
+            .to_owned()),
+    }
+}
+
+/// Slots of an arena that is handed over: it can become larger if it is a file with a name.
+fn slots_of(
+    config: &ServerConfig,
+    given: &Given,
+    directory: Option<&DataDirectory>,
+    arena: &OwnedFd,
+) -> Result<u32, ServerError> {
+    let memory = given.memory.get();
+    let text = match directory {
+        Some(directory) if config.memory >= given.memory => {
+            let slots = slots(config)?.max(given.slots);
+            if slots > given.slots {
+                directory.grow_arena(arena, slots)?;
+            }
+            return Ok(slots);
+        }
+        None if config.memory == given.memory => return Ok(given.slots),
+        Some(_) => format!("the running server has --memory {memory}: give it at least that"),
+        None => format!(
+            "the running server has --memory {memory}, which without --data cannot change: leave \
+             it out"
+        ),
+    };
+    Err(HandOverError::DoesNotFit(text).into())
 }
 
 fn empty(tiers: Tiers) -> io::Result<Revived> {
@@ -269,7 +366,7 @@ fn session(
     count: u64,
     files: &mut Files,
 ) -> Session {
-    let PastSession { about, blocks, pins, prefers, parent: _, table } = past;
+    let PastSession { about, blocks, pins, prefers, parent: _, table, mut working_set } = past;
     let record = about.record;
     let has = |flag| record.flags & flag != 0;
     let pages = PageCount::new(record.pages);
@@ -288,6 +385,8 @@ fn session(
     region.generation = record.generation;
     region.pins = pins;
     region.prefers = prefers;
+    working_set.begin_spell();
+    region.working_set = working_set;
     let is_resident = has(SessionRecord::RESIDENT);
     Session {
         id: SessionId::new(id.get()),
@@ -433,6 +532,55 @@ impl Engine {
         })
     }
 
+    /// All that the tables say, to be handed over.
+    pub(crate) fn told(&self, has_metrics: bool) -> (Given, Vec<u8>) {
+        self.at_rest(|header, tell| {
+            let given = Given {
+                slots: header.slots,
+                has_file: self.tiers.has_file(),
+                has_data: self.has_journal(),
+                has_metrics,
+                incarnation: header.incarnation,
+                next_session: header.next_session,
+                memory: self.config.memory,
+            };
+            let mut records = Vec::new();
+            tell(&mut records);
+            (given, records)
+        })
+    }
+
+    /// The file of the slowest tier.
+    pub(crate) fn file_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.tiers.file_tier().map(FileTier::descriptor)
+    }
+
+    /// The lock of the directory for data.
+    pub(crate) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.tiers.journal().map(Journal::lock)
+    }
+
+    /// What this process notes counts from now on.
+    pub(crate) fn put_journal(&self) -> Result<(), DataError> {
+        self.tiers.journal().map_or(Ok(()), Journal::put)
+    }
+
+    /// Lets no backup or restore begin; false, and they may, if one is under way.
+    pub(crate) fn close_jobs(&self) -> bool {
+        self.jobs.close()
+    }
+
+    /// Begins anew after a hand-over that came to nothing. The successor may have put its journal in
+    /// place.
+    pub(crate) fn serve_again(&self) -> io::Result<()> {
+        self.keep_again();
+        self.jobs.open();
+        match self.tiers.journal() {
+            Some(journal) if !journal.is_in_place() => self.rewrite_journal(),
+            _ => Ok(()),
+        }
+    }
+
     /// Stops in order: the disk has all that is to be gone on with.
     pub(crate) fn settle(&self) -> io::Result<()> {
         let Some(journal) = self.tiers.journal() else {
@@ -457,6 +605,9 @@ fn tell_session(session: &Session, out: &mut Vec<u8>) {
     }
     if let Some(from) = session.region.parent() {
         Record::CopyOf { to: region, from }.encode(out);
+    }
+    for (page, begins) in session.region.working_set.records() {
+        Record::Read { region, page, begins }.encode(out);
     }
 }
 

@@ -20,7 +20,7 @@ mod replay;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,8 +43,11 @@ const MAGIC: [u8; 8] = *b"FMJOURNL";
 ///
 /// 1: sessions, blocks, pages, pins, shelves.
 /// 2: sizes that shrink, preferences, who is a copy of whom, regions made from another server's.
-const VERSION: u32 = 2;
+/// 3: which pages are read first.
+const VERSION: u32 = 3;
 const OLDEST_VERSION: u32 = 1;
+/// That of the records alone is the same one.
+pub(crate) const RECORDS_VERSION: u32 = VERSION;
 const HEADER_BYTES: usize = 64;
 /// What of the header its checksum covers.
 const COVERED_BYTES: usize = 60;
@@ -99,8 +102,8 @@ pub enum DataError {
 #[derive(Debug)]
 pub(crate) struct DataDirectory {
     path: PathBuf,
-    /// Locked as long as it is open.
-    _lock: File,
+    /// Locked as long as it is open here, or in a process that it was passed to.
+    lock: File,
 }
 
 /// What a server left behind, or that it left nothing that can be used.
@@ -202,7 +205,7 @@ impl DataDirectory {
         let began = Instant::now();
         loop {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
+                Ok(()) => return Ok(Self { path: path.to_owned(), lock }),
                 Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_PATIENCE => {
                     std::thread::sleep(LOCK_PAUSE);
                 }
@@ -210,6 +213,15 @@ impl DataDirectory {
                 Err(errno) => return Err(failed("lock", &name)(errno.into())),
             }
         }
+    }
+
+    /// Takes a directory of which another process has passed the lock; `None` if that is the lock of
+    /// another one.
+    pub(crate) fn adopt(path: &Path, lock: OwnedFd) -> Option<Self> {
+        let lock = File::from(lock);
+        let (passed, found) = (lock.metadata().ok()?, fs::metadata(path.join("lock")).ok()?);
+        let is_same = (passed.dev(), passed.ino()) == (found.dev(), found.ino());
+        is_same.then(|| Self { path: path.to_owned(), lock })
     }
 
     /// What a server left behind here. `Ok(Err(reason))` if it left data that is lost; no reason if
@@ -272,13 +284,16 @@ impl DataDirectory {
         &self.path
     }
 
-    /// Puts a new journal in place of the former one, at once.
-    fn put_journal(&self, bytes: &[u8]) -> io::Result<OwnedFd> {
-        let new = self.path.join("journal.new");
-        let mut file = private().create(true).truncate(true).open(&new)?;
+    /// Writes a journal that does not count yet.
+    fn write_journal(&self, bytes: &[u8]) -> io::Result<OwnedFd> {
+        let mut file = private().create(true).truncate(true).open(self.path.join("journal.new"))?;
         file.write_all(bytes)?;
-        fs::rename(&new, self.path.join("journal"))?;
         Ok(file.into())
+    }
+
+    /// Puts the journal that was written last in place of the former one, at once.
+    fn put_journal(&self) -> io::Result<()> {
+        fs::rename(self.path.join("journal.new"), self.path.join("journal"))
     }
 }
 
@@ -346,12 +361,43 @@ impl Journal {
         header: &JournalHeader,
         records: &[u8],
     ) -> Result<Self, DataError> {
+        let journal = Self::prepare(directory, header, records)?;
+        journal.put()?;
+        Ok(journal)
+    }
+
+    /// As [`Journal::create`], but it does not count before [`Journal::put`].
+    pub(crate) fn prepare(
+        directory: DataDirectory,
+        header: &JournalHeader,
+        records: &[u8],
+    ) -> Result<Self, DataError> {
         let path = directory.path.join("journal");
         let bytes = [&header.encode()[..], records].concat();
-        let made = directory.put_journal(&bytes);
+        let made = directory.write_journal(&bytes);
         let mapped = made.and_then(|file| MappedLog::new(file, bytes.len()));
         let file = mapped.map_err(|source| DataError::Io { what: "make", path, source })?;
         Ok(Self::over(directory, file))
+    }
+
+    /// From now on this is the journal of its directory.
+    pub(crate) fn put(&self) -> Result<(), DataError> {
+        let path = self.directory.path.join("journal");
+        let put = self.directory.put_journal();
+        put.map_err(|source| DataError::Io { what: "put in place", path, source })
+    }
+
+    /// Whether this is the journal of its directory.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let log = self.log();
+        let found = fs::metadata(self.directory.path.join("journal"));
+        let own = rustix::fs::fstat(log.file.file());
+        matches!((found, own), (Ok(found), Ok(own)) if found.ino() == own.st_ino)
+    }
+
+    /// The lock of its directory.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.directory.lock.as_fd()
     }
 
     fn over(directory: DataDirectory, file: MappedLog) -> Self {
@@ -400,7 +446,8 @@ impl Journal {
         tell(&mut bytes);
         // Not again at once if it fails.
         log.was = log.file.len();
-        let file = self.directory.put_journal(&bytes)?;
+        let file = self.directory.write_journal(&bytes)?;
+        self.directory.put_journal()?;
         log.file = match MappedLog::new(file, bytes.len()) {
             Ok(file) => file,
             Err(error) => {

@@ -158,6 +158,12 @@ pub(crate) enum Record<'a> {
     Stopped,
     /// Another process has gone on.
     Started,
+    /// A stored page was read, as the first one of a spell if it says so.
+    Read {
+        region: RegionId,
+        page: PageIndex,
+        begins: bool,
+    },
 }
 
 /// Why a record cannot be read.
@@ -221,6 +227,9 @@ impl<'a> Record<'a> {
             }
             Self::Stopped => (14, 0),
             Self::Started => (15, 0),
+            Self::Read { region, page, begins } => {
+                tell(16, u8::from(*begins), &[region.get(), page.get()])
+            }
             Self::KeepBlocks { region, keep } => tell(20, 0, &[region.get(), u64::from(*keep)]),
             Self::Prefer { region, range: pages, tier } => {
                 // There are three.
@@ -289,6 +298,7 @@ impl<'a> Record<'a> {
             }
             14 => Self::Stopped,
             15 => Self::Started,
+            16 => Self::Read { region: fields.region()?, page: fields.page()?, begins: flag != 0 },
             20 => Self::KeepBlocks { region: fields.region()?, keep: fields.u32()? },
             21 => {
                 let (region, range) = (fields.region()?, fields.range()?);

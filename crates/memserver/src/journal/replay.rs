@@ -9,6 +9,7 @@ use crate::prefer::Preferences;
 use crate::region::Pins;
 use crate::table::{Portion, Table};
 use crate::tiers::Tiers;
+use crate::working_set::WorkingSet;
 
 /// What a former process knew.
 #[derive(Debug, Default)]
@@ -33,6 +34,7 @@ pub(crate) struct PastSession {
     /// The region that it counts as a copy of.
     pub(crate) parent: Option<RegionId>,
     pub(crate) table: Table,
+    pub(crate) working_set: WorkingSet,
 }
 
 /// As [`SessionRecord`], with texts of its own.
@@ -103,8 +105,10 @@ impl Past {
                 table.clear(tiers, |_| ());
             })?,
             Record::Copy { to, from } => {
-                let table = self.of(from)?.table.copy(to);
-                self.of(to)?.table = table;
+                let original = self.of(from)?;
+                let (table, working_set) = (original.table.copy(to), original.working_set.copy());
+                let copy = self.of(to)?;
+                (copy.table, copy.working_set) = (table, working_set);
             }
             Record::Put(page) => {
                 let place = tiers.place(page.spot)?;
@@ -145,6 +149,10 @@ impl Past {
             Record::Shelf { shelf, class, slots, count } => {
                 self.shelves.insert(shelf, Shelved { class, slots, count });
             }
+            Record::Read { region, page, begins } => {
+                // It may lie beyond a region that has become smaller since.
+                self.of(region)?.working_set.touch_again(page, begins);
+            }
             Record::Stopped | Record::Started => {}
         }
         Some(())
@@ -160,7 +168,8 @@ impl Past {
         }
         let (blocks, pins, table) = (Vec::new(), Pins::default(), Table::new(id));
         let (prefers, parent) = (Preferences::default(), None);
-        let session = PastSession { about, blocks, pins, prefers, parent, table };
+        let working_set = WorkingSet::default();
+        let session = PastSession { about, blocks, pins, prefers, parent, table, working_set };
         self.sessions.insert(id, session);
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use farmem_region::PAGE_SIZE;
@@ -93,6 +93,11 @@ impl FileTier {
             sharers: HashMap::new(),
         };
         Self { file, places: Mutex::new(places) }
+    }
+
+    /// The file, for another process.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Waits until the disk has what was written.

@@ -3,6 +3,7 @@
 mod backup;
 mod fairness;
 mod faults;
+mod handover;
 mod limits;
 mod metrics;
 mod misbehaviour;
@@ -15,3 +16,4 @@ mod sessions;
 mod shape;
 mod shared;
 mod tiers;
+mod working_sets;

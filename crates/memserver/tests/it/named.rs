@@ -10,7 +10,7 @@ use farmem_wire::{
     Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier,
 };
 
-use crate::raw::{Raw, TestServer};
+use crate::raw::{Raw, TestServer, patiently};
 
 const ZEROS: Source<'static> = Source::Fill(0);
 
@@ -103,10 +103,10 @@ impl Raw {
             let count = PageCount::new(end - start);
             let range = PageRange { start: PageIndex::new(start), count };
             let header = Header { entries: 1, ..self.request(action) };
-            let (reply, body) = self.call(header, |out| RangeEntry(range).encode(out));
-            if let Some(code) = reply.refusal {
-                return Err(code);
-            }
+            let body = patiently(|| {
+                let (reply, body) = self.call(header, |out| RangeEntry(range).encode(out));
+                reply.refusal.map_or(Ok(body), Err)
+            })?;
             let progress = Progress::decode(&body).unwrap();
             changed += progress.changed.get();
             match progress.next {

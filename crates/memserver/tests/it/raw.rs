@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use farmem_memserver::{LogSink, MemServer, ServerConfig, StopHandle};
+use farmem_memserver::{Ended, Handed, LogSink, MemServer, ServerConfig, ServerError, StopHandle};
 use farmem_region::{
     ByteCount, Checksum, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version,
 };
-use farmem_transport::Endpoint;
+use farmem_transport::{Endpoint, Passage};
 use farmem_wire::{
     Action, Attach, AttachMode, GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply, Malloc,
     PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, page_checksum, seal,
@@ -21,13 +21,35 @@ use farmem_wire::{
 /// A running server; stops when dropped.
 pub(crate) struct TestServer {
     pub(crate) path: std::path::PathBuf,
-    stop: Option<StopHandle>,
     /// If it is a process of its own.
     pub(crate) process: Option<Mutex<Process>>,
-    thread: Option<JoinHandle<()>>,
+    /// If it is not.
+    running: Mutex<Option<Running>>,
+    /// Whether it is to hand over again and again.
+    pub(crate) hands_over: bool,
     log: Arc<Mutex<Vec<String>>>,
     pub(crate) metrics: Option<SocketAddr>,
     _directory: tempfile::TempDir,
+}
+
+/// A server on threads of this process.
+struct Running {
+    stop: StopHandle,
+    thread: JoinHandle<Ended>,
+    config: ServerConfig,
+}
+
+impl Running {
+    fn new(server: MemServer, config: ServerConfig) -> Self {
+        let stop = server.stop_handle();
+        Self { stop, thread: std::thread::spawn(move || server.run().unwrap()), config }
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").finish_non_exhaustive()
+    }
 }
 
 impl TestServer {
@@ -40,11 +62,52 @@ impl TestServer {
         let lines = Arc::clone(&log);
         config.log = LogSink::new(move |line| lines.lock().unwrap().push(line.message.clone()));
         change(&mut config);
-        let server = MemServer::bind(config).unwrap();
-        let (stop, metrics) = (server.stop_handle(), server.metrics_address());
-        let thread = Some(std::thread::spawn(move || server.run().unwrap()));
-        let (stop, process) = (Some(stop), None);
-        Self { path, stop, process, thread, log, metrics, _directory: directory }
+        let server = MemServer::bind(config.clone()).unwrap();
+        let metrics = server.metrics_address();
+        let running = Mutex::new(Some(Running::new(server, config)));
+        let (process, hands_over) = (None, false);
+        Self { path, process, running, hands_over, log, metrics, _directory: directory }
+    }
+
+    /// Has another server go on, in this process.
+    pub(crate) fn hand_over(&self) {
+        self.try_hand_over(|_| ()).unwrap();
+    }
+
+    /// As [`TestServer::hand_over`], with a configuration that is changed; if that is refused, this
+    /// server goes on.
+    pub(crate) fn try_hand_over(
+        &self,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Result<(), ServerError> {
+        let mut running = self.running.lock().unwrap();
+        let former = running.take().unwrap();
+        let mut config = former.config.clone();
+        change(&mut config);
+        let (ours, theirs) = Passage::pair().unwrap();
+        let stop = former.stop.clone();
+        let asked = std::thread::spawn(move || stop.hand_over(ours));
+        let taken = Handed::receive(theirs)
+            .map_err(ServerError::from)
+            .and_then(|handed| MemServer::take_over(config.clone(), handed));
+        let asked = asked.join().unwrap();
+        match taken {
+            Ok(server) => {
+                asked.unwrap();
+                assert_eq!(former.thread.join().unwrap(), Ended::HandedOver);
+                *running = Some(Running::new(server, config));
+                Ok(())
+            }
+            Err(error) => {
+                *running = Some(former);
+                Err(error)
+            }
+        }
+    }
+
+    /// What tells the server to stop, or to hand over.
+    pub(crate) fn handle(&self) -> StopHandle {
+        self.running.lock().unwrap().as_ref().unwrap().stop.clone()
     }
 
     /// A server in a process of its own, which can be killed.
@@ -54,9 +117,9 @@ impl TestServer {
         let process = Process::spawn(start, path.clone());
         Self {
             path,
-            stop: None,
             process: Some(Mutex::new(process)),
-            thread: None,
+            running: Mutex::new(None),
+            hands_over: false,
             log: Arc::default(),
             metrics: None,
             _directory: directory,
@@ -143,11 +206,9 @@ impl TestServer {
         if let Some(process) = self.process.take() {
             process.into_inner().unwrap().kill();
         }
-        if let Some(stop) = &self.stop {
+        if let Some(Running { stop, thread, .. }) = self.running.get_mut().unwrap().take() {
             stop.stop();
-        }
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
+            assert_eq!(thread.join().unwrap(), Ended::Stopped);
         }
     }
 }
@@ -423,6 +484,19 @@ impl Raw {
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => true,
             Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// Repeats what is refused as busy, as clients do.
+pub(crate) fn patiently<T>(
+    mut attempt: impl FnMut() -> Result<T, RefusalCode>,
+) -> Result<T, RefusalCode> {
+    let began = Instant::now();
+    loop {
+        match attempt() {
+            Err(RefusalCode::Busy) if began.elapsed() < Duration::from_secs(20) => {}
+            result => return result,
         }
     }
 }

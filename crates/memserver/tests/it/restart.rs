@@ -19,7 +19,7 @@ fn pages(count: u64) -> ByteCount {
     PageCount::new(count).bytes()
 }
 
-fn configured(socket: PathBuf, data: &Path) -> ServerConfig {
+pub(crate) fn configured(socket: PathBuf, data: &Path) -> ServerConfig {
     let mut config = ServerConfig::new(vec![Endpoint::Unix(socket)], pages(256));
     config.data = Some(data.to_owned());
     config.tiers.compressed = pages(1024);
@@ -54,12 +54,12 @@ fn in_a_process(place: PathBuf) -> impl Fn(&Path) -> Command {
     }
 }
 
-fn in_memory() -> tempfile::TempDir {
+pub(crate) fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// A server on this thread's machine that is started again and again with the same data.
-fn started(place: &Path, change: impl FnOnce(&mut ServerConfig)) -> TestServer {
+pub(crate) fn started(place: &Path, change: impl FnOnce(&mut ServerConfig)) -> TestServer {
     TestServer::start(256, |config| {
         let log = config.log.clone();
         let Endpoint::Unix(socket) = config.listen[0].clone() else {
@@ -315,8 +315,8 @@ fn what_a_server_cannot_go_on_with_is_refused_and_stays() {
     assert!(refusal(place.path(), |_| ()).contains("0700"));
     fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
     let journal = fs::OpenOptions::new().write(true).open(data.join("journal")).unwrap();
-    journal.write_all_at(&[3], 8).unwrap();
-    assert!(refusal(place.path(), |_| ()).contains("has version 3"));
+    journal.write_all_at(&[9], 8).unwrap();
+    assert!(refusal(place.path(), |_| ()).contains("has version 9"));
     // An older version is gone on with.
     let mut header = fs::read(data.join("journal")).unwrap()[..64].to_vec();
     header[8] = 1;

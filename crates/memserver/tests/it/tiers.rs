@@ -8,7 +8,7 @@ use farmem_wire::{
 };
 use std::io::{Read, Write};
 
-use crate::raw::{Raw, TestServer};
+use crate::raw::{Raw, TestServer, patiently};
 
 /// Memory of these servers, in pages: 4 MiB.
 const MEMORY: u64 = 1024;
@@ -53,8 +53,10 @@ impl Raw {
         pages: &[(u64, u64, [u8; PAGE_SIZE])],
     ) -> Result<(), RefusalCode> {
         let message = self.pages_message(pages);
-        self.stream.write_all(&message).unwrap();
-        self.receive().0.refusal.map_or(Ok(()), Err)
+        patiently(|| {
+            self.stream.write_all(&message).unwrap();
+            self.receive().0.refusal.map_or(Ok(()), Err)
+        })
     }
 
     fn pages_message(&self, pages: &[(u64, u64, [u8; PAGE_SIZE])]) -> Vec<u8> {
@@ -83,6 +85,10 @@ impl Raw {
 
     /// One page, checked as a client checks it.
     pub(crate) fn read_page(&mut self, page: u64) -> Result<(u64, Vec<u8>), RefusalCode> {
+        patiently(|| self.try_read_page(page))
+    }
+
+    fn try_read_page(&mut self, page: u64) -> Result<(u64, Vec<u8>), RefusalCode> {
         let header = Header { entries: 1, ..self.request(Action::Read) };
         let mut message = vec![0; HEADER_BYTES];
         PageEntry { page: page.into_page(), ..PageEntry::default() }.encode(&mut message);
@@ -365,6 +371,7 @@ impl<'a> Model<'a> {
                 97..98 if self.regions.len() < 8 => self.back_up(at),
                 98..99 if self.regions.len() > 1 => self.delete(at),
                 99..100 if self.server.process.is_some() && self.next(2) == 0 => self.kill(at),
+                99..100 if self.server.hands_over && self.next(2) == 0 => self.kill(at),
                 _ => {}
             }
         }
@@ -383,6 +390,7 @@ impl<'a> Model<'a> {
 
     /// Kills the server in the midst of writes to a region. Those that it has acknowledged must all
     /// be there, the others may be.
+    /// Ends the server in the midst of writes, and has another one go on.
     fn kill(&mut self, at: usize) {
         let pause = std::time::Duration::from_micros(self.next(1500));
         let pages = self.regions[at].len();
@@ -397,7 +405,10 @@ impl<'a> Model<'a> {
         let acknowledged = std::thread::scope(|scope| {
             scope.spawn(move || {
                 std::thread::sleep(pause);
-                server.process.as_ref().unwrap().lock().unwrap().kill();
+                match &server.process {
+                    Some(process) => process.lock().unwrap().kill(),
+                    None => server.hand_over(),
+                }
             });
             let heard = writes.iter().take_while(|(start, version)| {
                 let pages: Vec<_> = (*start..start + 16)
@@ -407,7 +418,9 @@ impl<'a> Model<'a> {
             });
             heard.count()
         });
-        server.process.as_ref().unwrap().lock().unwrap().start_again();
+        if let Some(process) = &server.process {
+            process.lock().unwrap().start_again();
+        }
         for region in &mut self.regions {
             region.client = Raw::opened(server, &region.name).unwrap();
         }

@@ -56,7 +56,9 @@ impl TestServer {
         let server = MemServer::bind(config).unwrap();
         let endpoint = server.endpoints().next().unwrap().clone();
         let stop = server.stop_handle();
-        let thread = std::thread::spawn(move || server.run().unwrap());
+        let thread = std::thread::spawn(move || {
+            server.run().unwrap();
+        });
         Self { endpoint, stop, thread: Some(thread), _directory: None }
     }
 

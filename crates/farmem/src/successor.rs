@@ -1,0 +1,81 @@
+//! Another process goes on where a server stops: SIGUSR2 starts the program anew, by the name that
+//! it was started by, so that a new build in its place is what goes on.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use anyhow::Context;
+use farmem_memserver::{Handed, LogLevel, LogLine, LogSink, StopHandle};
+use farmem_transport::Passage;
+
+/// What tells the program that it is a successor.
+const TAKE_OVER: &str = "--take-over";
+
+/// Starts a successor, on a thread of its own, and hands over to it. If nothing comes of it the
+/// server goes on, and the log says why.
+pub(crate) fn start(server: StopHandle, log: LogSink) {
+    thread::spawn(move || {
+        if let Err(error) = succeed(&server) {
+            let message = format_args!("no successor: {error:#}");
+            let line = LogLine::new(LogLevel::Error, "successor_failed", message);
+            log.line(&line.with("error", format!("{error:#}")));
+        }
+    });
+}
+
+/// Returns only if nothing comes of it: once the successor serves, this process ends.
+fn succeed(server: &StopHandle) -> anyhow::Result<()> {
+    let (mut child, passage) = spawn()?;
+    let handed = server.hand_over(passage);
+    let status = child.wait().context("cannot wait for it")?;
+    handed.context("it is not let in")?;
+    anyhow::bail!("it has ended ({status})")
+}
+
+fn spawn() -> anyhow::Result<(Child, Passage)> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let program = (!arguments.is_empty()).then(|| arguments.remove(0));
+    let program = program.context("this process was started without a name")?;
+    if !arguments.iter().any(|argument| argument == TAKE_OVER) {
+        arguments.push(TAKE_OVER.into());
+    }
+    let (ours, theirs) = Passage::pair().context("cannot make a passage")?;
+    let mut command = Command::new(&program);
+    command.args(arguments).stdin(Stdio::from(theirs.into_descriptor()));
+    let child = command.spawn();
+    let child = child.with_context(|| format!("cannot start {}", program.display()))?;
+    Ok((child, ours))
+}
+
+/// Tells a service manager that this process serves. It may not be the one that it has started.
+pub(crate) fn tell_service_manager() -> io::Result<()> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match name.as_bytes() {
+        [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
+        _ => SocketAddr::from_pathname(&name)?,
+    };
+    let text = format!("READY=1\nMAINPID={}", std::process::id());
+    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address)?;
+    Ok(())
+}
+
+/// What the server that started this process has handed over.
+pub(crate) fn receive() -> anyhow::Result<Handed> {
+    let input = io::stdin();
+    let passage = rustix::io::fcntl_dupfd_cloexec(&input, 3).map_err(io::Error::from);
+    let passage = passage.and_then(Passage::adopt);
+    let passage =
+        passage.context("--take-over is for successors that a server starts (SIGUSR2)")?;
+    let nothing: OwnedFd =
+        std::fs::File::open("/dev/null").context("cannot open /dev/null")?.into();
+    rustix::stdio::dup2_stdin(nothing).context("cannot leave standard input")?;
+    Handed::receive(passage).context("cannot take over from the running server, which serves on")
+}
