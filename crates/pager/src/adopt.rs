@@ -71,14 +71,22 @@ impl Engine {
         // Asked after the map was read: what the pager has mapped since is not in it.
         let mut owned = RangeSet::default();
         io.memory.owned(&mut |range| owned.insert(range));
-        let mut foreign = 0;
+        let (mut foreign, mut registered) = (0, Vec::new());
         for range in found.into_iter().flat_map(|range| owned.gaps(range)) {
             match io.memory.register(range) {
-                Registration::Done => self.adopted.insert(range),
+                Registration::Done => registered.push(range),
                 Registration::Foreign => foreign += range.pages() as u64,
                 // Gone meanwhile.
                 Registration::Refused => {}
             }
+        }
+        // The program may have unmapped parts since the map was read, which are reported only from
+        // their registration on, and mapped others there: moved out, those would read as zero.
+        let adopted = &mut self.adopted;
+        if !registered.is_empty() {
+            io.memory
+                .registered(&registered, &mut |part| adopted.insert(part))
+                .map_err(MemoryError::at("smaps"))?;
         }
         self.counts.foreign_pages_peak = self.counts.foreign_pages_peak.max(foreign);
         Ok(true)

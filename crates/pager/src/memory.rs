@@ -85,6 +85,14 @@ pub trait Memory: Frames {
     fn readings_at_fork(&mut self, child: SpaceId, thread: u32) -> Option<u64>;
     /// Reports missing pages of the range from now on, if the kernel permits.
     fn register(&mut self, range: AddressRange) -> Registration;
+    /// Calls `each` for the parts of `ranges`, just registered, whose missing pages are reported
+    /// now. What was not mapped at that moment, or has been unmapped without a report before it, is
+    /// not, whatever is mapped there since. `ranges` are in order and apart.
+    fn registered(
+        &mut self,
+        ranges: &[AddressRange],
+        each: &mut dyn FnMut(AddressRange),
+    ) -> io::Result<()>;
     /// Calls `each` for every mapping of the own space.
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()>;
     /// Calls `each` for the memory of the pager itself, which must never be adopted.
@@ -449,6 +457,30 @@ impl Memory for OwnMemory {
             Err(error) if error.is_foreign() => Registration::Foreign,
             Err(_) => Registration::Refused,
         }
+    }
+
+    fn registered(
+        &mut self,
+        ranges: &[AddressRange],
+        each: &mut dyn FnMut(AddressRange),
+    ) -> io::Result<()> {
+        let mut whole = vec![false; ranges.len()];
+        self.maps.for_each(&mut |Mapping { range, .. }| {
+            let first = ranges.partition_point(|part| part.end() <= range.start());
+            for (at, part) in ranges.iter().enumerate().skip(first) {
+                if part.end() > range.end() {
+                    break;
+                }
+                whole[at] |= part.start() >= range.start();
+            }
+        })?;
+        // One mapping is registered as a whole or not at all, and some of it is: had all that was
+        // registered been unmapped since, the report would be unread.
+        if whole.iter().all(|whole| *whole) && self.settled() {
+            ranges.iter().copied().for_each(each);
+            return Ok(());
+        }
+        farmem_vmem::registered_parts(ranges, each)
     }
 
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {

@@ -358,6 +358,17 @@ impl Memory for SimMemory {
         if registered { Registration::Done } else { Registration::Refused }
     }
 
+    fn registered(
+        &mut self,
+        ranges: &[AddressRange],
+        each: &mut dyn FnMut(AddressRange),
+    ) -> io::Result<()> {
+        let vmas = self.spaces[0].vmas.iter().filter(|vma| vma.registered);
+        let parts = vmas.flat_map(|vma| ranges.iter().map(|range| range.intersect(vma.range)));
+        parts.filter(|part| !part.is_empty()).for_each(each);
+        Ok(())
+    }
+
     fn mappings(&mut self, each: &mut dyn FnMut(Mapping)) -> io::Result<()> {
         let mut ranges: Vec<AddressRange> =
             self.spaces[0].vmas.iter().map(|vma| vma.range).collect();

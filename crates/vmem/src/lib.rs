@@ -34,7 +34,7 @@ pub use fork_mark::ForkMark;
 pub use hold::Hold;
 pub use log::MappedLog;
 pub use madvise_watch::MadviseWatch;
-pub use maps::{Mapping, MappingKind, ProcessMaps};
+pub use maps::{Mapping, MappingKind, ProcessMaps, registered_parts};
 pub use pagemap::{Pagemap, PresentRun};
 pub use probe::{Probe, probe};
 pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, shared_memory_bytes};
