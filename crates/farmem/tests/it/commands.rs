@@ -103,6 +103,24 @@ fn a_server_tells_metrics_and_logs_for_programs() {
 }
 
 #[test]
+fn a_client_that_has_gone_already_is_named_in_the_log() {
+    let installation = Installation::new();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--memory", "8MiB", "--log-form", "json"];
+    let mut server = installation.farmem(serve).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(server.stderr.take().unwrap()).lines();
+    let mut event = || -> Value { serde_json::from_str(&log.next().unwrap().unwrap()).unwrap() };
+    let started = event();
+    let mut client = TcpStream::connect(started["listen"].as_str().unwrap()).unwrap();
+    let own = client.local_addr().unwrap().to_string();
+    client.write_all(&[0x55; 80]).unwrap();
+    drop(client);
+    let dropped = event();
+    assert_eq!((&dropped["event"], &dropped["peer"]), (&"client_dropped".into(), &own.into()));
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_help_with_0() {
     let installation = Installation::new();
     for (arguments, status) in [
