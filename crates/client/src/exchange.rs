@@ -1,7 +1,6 @@
 //! One request after another to a store that does not wait.
 
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
 
 use farmem_region::{
     Completion, Frames, Nanos, Outcome, PageStore, Readiness, Request, StoreError, Ticket,
@@ -14,7 +13,6 @@ use crate::ProgramStore;
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) store: ProgramStore,
-    started: Instant,
     last: u64,
     done: Vec<Completion>,
 }
@@ -24,7 +22,7 @@ const TICKETS_FROM: u64 = 1 << 62;
 
 impl Exchange {
     pub(crate) fn new(store: ProgramStore) -> Self {
-        Self { store, started: Instant::now(), last: TICKETS_FROM, done: Vec::new() }
+        Self { store, last: TICKETS_FROM, done: Vec::new() }
     }
 
     /// Sends a request and waits for its end.
@@ -44,7 +42,7 @@ impl Exchange {
         }
         loop {
             self.done.clear();
-            self.store.advance(self.now(), frames, &mut self.done)?;
+            self.store.advance(now(), frames, &mut self.done)?;
             if let Some(at) = self.done.iter().position(|done| done.ticket == ticket) {
                 return self.done.swap_remove(at).result;
             }
@@ -54,20 +52,34 @@ impl Exchange {
 
     fn advance(&mut self, frames: &mut dyn Frames) -> Result<(), StoreError> {
         self.done.clear();
-        self.store.advance(self.now(), frames, &mut self.done)?;
+        self.store.advance(now(), frames, &mut self.done)?;
         self.wait();
         Ok(())
     }
 
-    fn now(&self) -> Nanos {
-        Nanos::new(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    /// Makes sure that nobody else has changed a named region up to this call. Costs a round trip if the
+    /// server has said nothing for a while.
+    pub(crate) fn confirm(&mut self, frames: &mut dyn Frames) -> Result<(), StoreError> {
+        if self.store.is_own(now()) {
+            return Ok(());
+        }
+        // Changes nothing, and is refused if another client has taken over.
+        self.ask(Request::Release(&[]), frames).map(|_| ())
     }
 
     fn wait(&self) {
         let readiness = self.store.readiness();
-        let nanos = readiness.deadline.map(|deadline| deadline.since(self.now()));
+        let nanos = readiness.deadline.map(|deadline| deadline.since(now()));
         wait_for(&mut poll_store(self.store.descriptor(), readiness), nanos);
     }
+}
+
+/// On a clock that goes on while the machine sleeps: what the server has promised for a time must not be
+/// believed for longer.
+pub(crate) fn now() -> Nanos {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Nanos::new(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// What to poll of a store.

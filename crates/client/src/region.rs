@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 
 use farmem_region::{
-    AddressWidths, ByteCount, ExternalAddress, Nanos, PAGE_SIZE, PageCount, Request, StoreError,
-    Version,
+    AddressWidths, ByteCount, ExternalAddress, PAGE_SIZE, PageCount, Request, StoreError, Version,
 };
 use farmem_remote::{Absent, RemoteConfig};
 
 use crate::cache::{Cache, CacheCounts};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, now};
 use crate::mapped::MappedRegion;
 use crate::options::{RegionError, RegionOptions, WritePolicy};
 use crate::spill::ProgramStore;
@@ -36,8 +35,7 @@ impl Region {
         let size = ByteCount::new(options.size);
         let mut config = RemoteConfig::new(options.server.clone(), options.name.clone(), size);
         config.accept_partial = options.spill.is_some();
-        let (store, session) =
-            ProgramStore::connect(config, options.spill.as_deref(), Nanos::new(0))?;
+        let (store, session) = ProgramStore::connect(config, options.spill.as_deref(), now())?;
         let mut exchange = Exchange::new(store);
         let (absent, cache_size) = (Absent::Fill(0), options.cache_size);
         let mut cache = Cache::new(cache_size, HashMap::new(), Version::new(1), absent);
@@ -67,7 +65,7 @@ impl Region {
     pub fn open(name: &str, mut options: RegionOptions) -> Result<Self, RegionError> {
         let amount = ByteCount::new(0);
         let config = RemoteConfig::new(options.server.clone(), options.name.clone(), amount);
-        let (store, session, map) = ProgramStore::open(config, name, Nanos::new(0))?;
+        let (store, session, map) = ProgramStore::open(config, name, now())?;
         options.size = session.pages.bytes().get();
         let (next, absent) = (map.next_version(), map.absent);
         let cache = Cache::new(options.cache_size, map.stored, next, absent);
@@ -99,6 +97,7 @@ impl Region {
         let pages = ByteCount::new(self.options.size).pages_rounded_up().get();
         let ahead = (u64::from(self.options.readahead_pages), pages);
         let (exchange, cache) = self.parts();
+        exchange.confirm(cache.frames())?;
         Ok(cache.read(exchange, offset, target, ahead)?)
     }
 

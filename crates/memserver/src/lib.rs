@@ -24,6 +24,7 @@ mod handover;
 mod http;
 mod journal;
 mod leaf;
+mod leases;
 mod log;
 mod metrics;
 mod neighbour;

@@ -57,6 +57,8 @@ const TURN_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub(crate) struct Peer {
     connection: Box<dyn Connection>,
+    /// The other machine's, or another process's on this one, over TCP.
+    address: Option<SocketAddr>,
     caller: Caller,
     greeted: bool,
     stage: Stage,
@@ -101,8 +103,14 @@ enum Stage {
 
 impl Peer {
     pub(crate) fn new(connection: Box<dyn Connection>, engine: &Engine, now: Nanos) -> Self {
+        // Asked for now: the kernel does not know it any more once the client has closed its side.
+        let address = (!connection.passes_descriptors())
+            .then(|| rustix::net::getpeername(connection.descriptor()).ok().flatten())
+            .flatten()
+            .and_then(|address| SocketAddr::try_from(address).ok());
         Self {
             connection,
+            address,
             caller: engine.caller(),
             greeted: false,
             stage: Stage::Head,
@@ -138,12 +146,9 @@ impl Peer {
                 Err(_) => "a process that has gone".to_owned(),
             };
         }
-        let address = rustix::net::getpeername(descriptor);
-        let address =
-            address.map(|address| address.and_then(|address| SocketAddr::try_from(address).ok()));
-        match address {
-            Ok(Some(address)) => address.to_string(),
-            _ => "an address that has gone".to_owned(),
+        match self.address {
+            Some(address) => address.to_string(),
+            None => "an address that has gone".to_owned(),
         }
     }
 
@@ -396,6 +401,7 @@ impl Peer {
         }
         let entries = start..start + header.entry_bytes();
         let body = entries.end..self.unread.start;
+        let header = Header { leased: self.renews_lease(engine, &header), ..header };
         let served = match header.action {
             Action::Write => self.begin_write(engine, header, start),
             Action::Hello => {
@@ -417,6 +423,13 @@ impl Peer {
             Err(refusal) => self.refuse(engine, &header, refusal),
         }
         Ok(true)
+    }
+
+    /// Whether the reply to a request tells the client that its lease goes on. To a write it does not: the
+    /// request has not arrived whole.
+    fn renews_lease(&self, engine: &Engine, header: &Header) -> bool {
+        let is_whole = header.action != Action::Write;
+        self.caller.holds_lease && is_whole && engine.renew_lease(&self.caller, header)
     }
 
     /// Answers hello. The body lies in the input.
@@ -759,7 +772,7 @@ fn tell_stat(engine: &Engine, bytes: &mut Vec<u8>) {
 /// Tells which pages are stored: their entries, then the rest in a body.
 fn tell_map(
     engine: &Engine,
-    caller: &Caller,
+    caller: &mut Caller,
     output: &mut Output,
     header: &Header,
     ask: &AskMap,
@@ -773,9 +786,10 @@ fn tell_map(
             entries += 1;
         });
         match told {
-            Ok(reply) => {
+            Ok((reply, leased)) => {
+                caller.holds_lease |= leased;
                 reply.encode(bytes);
-                seal(Header { entries, ..header.granted() }, &mut bytes[start..]);
+                seal(Header { entries, leased, ..header.granted() }, &mut bytes[start..]);
             }
             Err(refusal) => {
                 bytes.truncate(start);

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use farmem_region::{ByteCount, Nanos, PAGE_SIZE, SessionId};
 use farmem_vmem::Slot;
 use farmem_wire::{FullBody, Header, RangeEntry, RefusalCode};
 
 use crate::engine::Refusal;
+use crate::leases::Leases;
 use crate::region::Region;
 
 /// Names a connection, for the server's life.
@@ -32,6 +34,8 @@ pub(crate) struct Session {
     pub(crate) traffic: Arc<Traffic>,
     /// Connections that may use the session.
     pub(crate) attached: Vec<ConnectionId>,
+    /// Of a named region.
+    pub(crate) leases: Leases,
     /// Since when no connection is attached.
     pub(crate) orphaned_since: Option<Nanos>,
     /// Slots that the client, which has the arena's file, writes its next pages into. They are
@@ -79,6 +83,12 @@ impl Session {
             return Err(RefusalCode::Frozen);
         }
         Ok(())
+    }
+
+    /// Whether a connection may change the region now, of which other clients may believe that they know
+    /// it. To be called under the lock under which it is changed.
+    pub(crate) fn check_others(&mut self, from: ConnectionId) -> Result<(), RefusalCode> {
+        if self.is_resident { self.leases.check_change(from, Instant::now()) } else { Ok(()) }
     }
 
     /// Whether ranges lie in the region and consist of whole pages of its page size.

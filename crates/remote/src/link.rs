@@ -154,7 +154,7 @@ impl Link {
                     break;
                 }
                 self.out_sent -= bytes;
-                messages.mark_sent();
+                messages.mark_sent(now);
             }
             messages.first_begun = self.out_sent > 0;
         }

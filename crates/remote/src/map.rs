@@ -17,6 +17,8 @@ pub struct RegionMap {
     pub absent: Absent,
     /// Where the first page is.
     pub address: ExternalAddress,
+    /// Whether the server told all of it while the client held a lease.
+    pub(crate) leased: bool,
 }
 
 impl RegionMap {
@@ -34,13 +36,14 @@ impl RegionMap {
         deadline: Instant,
     ) -> Result<Self, ExchangeError> {
         let mut stored = HashMap::new();
-        let (mut from, mut request) = (PageIndex::new(0), 3);
+        let (mut from, mut request, mut leased) = (PageIndex::new(0), 3, true);
         loop {
             let Header { session, region, epoch, incarnation, token, .. } = *session;
             let header = Header::request(Action::Map, request);
             let header = Header { session, region, epoch, incarnation, token, ..header };
-            exchange.ask(header, |out| AskMap { from, since: 0 }.encode(out));
+            exchange.ask(header, |out| AskMap { from, since: 0, leases: true }.encode(out));
             let reply = exchange.wait(deadline)?;
+            leased &= reply.header.leased;
             for entry in PageEntry::decode_all(exchange.bytes(reply.entries)) {
                 stored.insert(entry.page.get(), entry.version);
             }
@@ -49,7 +52,7 @@ impl RegionMap {
             match body.next {
                 None => {
                     let MapReply { absent, address, .. } = body;
-                    return Ok(Self { stored, absent, address });
+                    return Ok(Self { stored, absent, address, leased });
                 }
                 Some(next) if next > from => from = next,
                 Some(next) => {

@@ -56,6 +56,8 @@ pub(crate) struct Message {
     pub(crate) sealed: bool,
     /// Whether it is among those that were sent and wait for a reply.
     is_sent: bool,
+    /// When the last of it was sent, or earlier.
+    pub(crate) sent_at: Nanos,
     /// Whether it was sent before: the first sending may have had its effect.
     pub(crate) resent: bool,
     /// Whether it is a read that has not been tried without the server.
@@ -313,9 +315,10 @@ impl Messages {
     }
 
     /// Moves the first message to be sent to those that were.
-    pub(crate) fn mark_sent(&mut self) {
+    pub(crate) fn mark_sent(&mut self, now: Nanos) {
         if let Some(index) = self.unsent.pop_front() {
             self.list[index].is_sent = true;
+            self.list[index].sent_at = now;
             self.pages_sent += self.list[index].page_bytes();
             self.sent.push_back(index);
         }
@@ -422,6 +425,7 @@ impl Message {
             frames: Vec::new(),
             sealed: false,
             is_sent: false,
+            sent_at: Nanos::new(0),
             resent: false,
             untried: false,
             needs_write: false,
@@ -548,7 +552,7 @@ mod tests {
         }
         let mut sent = 0;
         while messages.has_window(messages.unsent[0], 0) {
-            messages.mark_sent();
+            messages.mark_sent(Nanos::new(0));
             sent += 1;
         }
         assert_eq!(sent * 64 * farmem_region::PAGE_SIZE, PAGES_SENT_BYTES_MAX);

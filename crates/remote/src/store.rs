@@ -9,8 +9,8 @@ use farmem_region::{
 };
 use farmem_transport::ArenaFile;
 use farmem_wire::{
-    Action, Advice, FullBody, GrantedSetup, Header, HelloReply, Malloc, MallocReply, Open,
-    RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
+    Action, Advice, FullBody, GrantedSetup, Header, HelloReply, MAP_LEASE, Malloc, MallocReply,
+    Open, RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
 };
 
 use crate::config::{RemoteConfig, SessionInfo};
@@ -51,6 +51,20 @@ pub struct RemoteStore {
     fruitless: u32,
     /// Where the region begins on the server, once it has pages.
     base: Option<ExternalAddress>,
+    lease: MapLease,
+}
+
+/// Whether what the client knows of a named region is still so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MapLease {
+    /// Nobody else can find it.
+    NoName,
+    /// Replies do not say so any more.
+    Lost,
+    /// They may.
+    Lapsed,
+    /// One has, to a request that was sent then.
+    Since(Nanos),
 }
 
 #[derive(Debug)]
@@ -126,6 +140,7 @@ impl RemoteStore {
         let attached = Self::attached(config, exchange, &hello, &header, &body, now);
         let (mut store, session) = attached;
         store.base = Some(map.address);
+        store.lease = if map.leased { MapLease::Lapsed } else { MapLease::Lost };
         Ok((store, session, map))
     }
 
@@ -163,6 +178,7 @@ impl RemoteStore {
             arena: arena.map(SharedArena::new),
             fruitless: 0,
             base: None,
+            lease: MapLease::NoName,
         };
         if store.arena.is_some() {
             store.messages.add_slots(&store.session);
@@ -180,6 +196,17 @@ impl RemoteStore {
     #[must_use]
     pub const fn base(&self) -> Option<ExternalAddress> {
         self.base
+    }
+
+    /// Whether nobody else can have changed the region since the store was made: it has no name, or the
+    /// server has said so, a little while ago at most.
+    #[must_use]
+    pub const fn is_own(&self, now: Nanos) -> bool {
+        match self.lease {
+            MapLease::NoName => true,
+            MapLease::Since(sent) => now.since(sent) < MAP_LEASE.as_nanos() as u64,
+            MapLease::Lost | MapLease::Lapsed => false,
+        }
     }
 
     /// The descriptor that [`PageStore::readiness`] names.
@@ -309,6 +336,7 @@ impl RemoteStore {
     ) -> Result<(), Stop> {
         let Arrived { message, header } = arrived;
         self.messages.take_sent(message);
+        self.note_lease(message, &header);
         let result = match (header.refusal, header.action) {
             (Some(code), _) => self.handle_refusal(code, message, &header, now)?,
             (None, Action::Read) => self.check_pages(message, &header, frames),
@@ -326,6 +354,22 @@ impl RemoteStore {
             Handled::SendAgain(due) => self.messages.send_again(message, due),
         }
         Ok(())
+    }
+
+    /// Takes what a reply says of the lease. To a write none says anything.
+    fn note_lease(&mut self, message: MessageIndex, header: &Header) {
+        if matches!(self.lease, MapLease::NoName | MapLease::Lost)
+            || header.refusal.is_some()
+            || header.action == Action::Write
+        {
+            return;
+        }
+        let sent = self.messages.get(message).sent_at;
+        self.lease = match self.lease {
+            _ if !header.leased => MapLease::Lost,
+            MapLease::Since(before) => MapLease::Since(before.max(sent)),
+            _ => MapLease::Since(sent),
+        };
     }
 
     /// Checks every page against what was asked for.
@@ -512,6 +556,10 @@ impl RemoteStore {
             return Err(self.lost(reason));
         }
         self.messages.send_all_again();
+        if self.lease != MapLease::NoName {
+            // It was this connection's.
+            self.lease = MapLease::Lost;
+        }
         self.state = State::Down(Reconnect::new(reason, now));
         Ok(())
     }

@@ -20,6 +20,8 @@ const HEADER_CRC_AT: usize = 76;
 
 /// Bit of the flags byte: the message is a reply.
 const FLAG_REPLY: u8 = 1;
+/// Bit of the flags byte: see [`Header::leased`].
+const FLAG_LEASED: u8 = 2;
 
 /// Versions of the protocol, one line for each change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,6 +184,9 @@ pub struct Header {
     pub action: Action,
     /// Whether this is a reply.
     pub reply: bool,
+    /// In a reply: what the client knows of the region is still so, and will be for
+    /// [`MAP_LEASE`](crate::MAP_LEASE) from when it sent the request.
+    pub leased: bool,
     /// Chosen by the client, repeated in the reply.
     pub request: u64,
     /// The session, 0 before there is one.
@@ -251,6 +256,7 @@ impl Header {
             version: ProtocolVersion::NEWEST.number(),
             action,
             reply: false,
+            leased: false,
             request,
             session: SessionId::new(0),
             region: RegionId::new(0),
@@ -275,7 +281,7 @@ impl Header {
     /// The reply that refuses this request.
     #[must_use]
     pub const fn refused(&self, code: RefusalCode) -> Self {
-        Self { refusal: Some(code), ..self.granted() }
+        Self { refusal: Some(code), leased: false, ..self.granted() }
     }
 
     /// What kind of payload the message has.
@@ -321,7 +327,8 @@ impl Header {
         out[0..4].copy_from_slice(&MAGIC);
         out[4..6].copy_from_slice(&self.version.to_le_bytes());
         out[6] = self.action.number();
-        out[7] = if self.reply { FLAG_REPLY } else { 0 };
+        out[7] =
+            if self.reply { FLAG_REPLY } else { 0 } | if self.leased { FLAG_LEASED } else { 0 };
         out[8..16].copy_from_slice(&self.request.to_le_bytes());
         out[16..24].copy_from_slice(&self.session.get().to_le_bytes());
         out[24..32].copy_from_slice(&self.region.get().to_le_bytes());
@@ -358,6 +365,7 @@ impl Header {
             version: u16::from_le_bytes(field(bytes, 4)),
             action: Action::from_number(bytes[6]),
             reply: bytes[7] & FLAG_REPLY != 0,
+            leased: bytes[7] & FLAG_LEASED != 0,
             request: word(bytes, 8),
             session: SessionId::new(word(bytes, 16)),
             region: RegionId::new(word(bytes, 24)),

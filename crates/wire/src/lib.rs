@@ -33,7 +33,7 @@ pub use entry::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
 pub use header::{
     Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
 };
-pub use map::{Absent, AskMap, MapReply};
+pub use map::{Absent, AskMap, MAP_LEASE, MapReply};
 pub use named::{
     ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, List, Open, PAGE_SIZES, PATH_BYTES_MAX,
     Prefer, Progress, RegionInfo, Resize, Source, Tier,

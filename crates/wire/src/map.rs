@@ -1,8 +1,15 @@
 //! Bodies of the action map: which pages of a region are stored, in which version.
 
+use std::time::Duration;
+
 use farmem_region::{ExternalAddress, PageIndex};
 
 use crate::body::{BodyError, Fields};
+
+/// How long a client that holds a lease on its map may believe what it knows, from when it sent a
+/// request whose reply says that the lease goes on. Who takes the region over, and writes, waits as long
+/// at most; more would save such clients little, since one reply in each of these times is enough.
+pub const MAP_LEASE: Duration = Duration::from_millis(300);
 
 /// Asks which pages are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +19,9 @@ pub struct AskMap {
     /// The stamp of the last reply, or 0: pages are told of only if one near them was stored or
     /// forgotten since.
     pub since: u64,
+    /// Whether the client would hold a lease: nobody else changes the region while it believes what it
+    /// was told.
+    pub leases: bool,
 }
 
 /// What a page holds that is not stored.
@@ -45,6 +55,7 @@ impl AskMap {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.from.get().to_le_bytes());
         out.extend_from_slice(&self.since.to_le_bytes());
+        out.extend_from_slice(&u32::from(self.leases).to_le_bytes());
     }
 
     /// Reads a body.
@@ -52,8 +63,9 @@ impl AskMap {
     /// # Errors
     /// [`BodyError::Short`].
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
-        let mut fields = Fields::of(body, 16)?;
-        Ok(Self { from: PageIndex::new(fields.u64()), since: fields.u64() })
+        let mut fields = Fields::of(body, 20)?;
+        let (from, since) = (PageIndex::new(fields.u64()), fields.u64());
+        Ok(Self { from, since, leases: fields.u32() & 1 != 0 })
     }
 }
 
@@ -112,7 +124,7 @@ mod tests {
             assert_eq!(MapReply::decode(&bytes), Ok(reply));
             assert!(MapReply::decode(&bytes[1..]).is_err());
         }
-        let ask = AskMap { from: PageIndex::new(3), since: 4 };
+        let ask = AskMap { from: PageIndex::new(3), since: 4, leases: true };
         let mut bytes = Vec::new();
         ask.encode(&mut bytes);
         assert_eq!(AskMap::decode(&bytes), Ok(ask));

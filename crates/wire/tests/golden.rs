@@ -58,6 +58,8 @@ fn reply_bytes() {
     let reply = Header { server_nanos: 9, ..header().refused(RefusalCode::NoPage) };
     let bytes = reply.encode();
     assert_eq!(hex(&bytes[..8]), "4d534d5001000601");
+    let leased = Header { leased: true, ..header().granted() };
+    assert_eq!(hex(&leased.encode()[..8]), "4d534d5001000603");
     assert_eq!(hex(&bytes[48..72]), "000000000000000000000000000000000e00000009000000");
 }
 
@@ -225,8 +227,8 @@ fn named_region_body_bytes() {
     let progress = Progress { changed: PageCount::new(1), next: None };
     check(&|out| progress.encode(out), "01000000000000000000000000000000ffffffff");
     check(
-        &|out| AskMap { from: PageIndex::new(1), since: 2 }.encode(out),
-        "01000000000000000200000000000000",
+        &|out| AskMap { from: PageIndex::new(1), since: 2, leases: true }.encode(out),
+        "0100000000000000020000000000000001000000",
     );
     let reply = MapReply {
         stamp: 1,

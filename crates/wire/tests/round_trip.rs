@@ -18,6 +18,7 @@ prop_compose! {
     ) -> Header {
         let mut header = Header {
             reply,
+            leased: nanos & 1 != 0,
             session: SessionId::new(ids[0]),
             region: RegionId::new(ids[1]),
             epoch: Epoch::new(ids[2]),

@@ -89,6 +89,12 @@ impl ProgramStore {
         self.inner.base()
     }
 
+    /// Whether nobody else can have changed the region: see [`RemoteStore::is_own`].
+    #[must_use]
+    pub const fn is_own(&self, now: Nanos) -> bool {
+        self.inner.is_own(now)
+    }
+
     /// The session on the memory server.
     #[must_use]
     pub const fn session(&self) -> &SessionInfo {

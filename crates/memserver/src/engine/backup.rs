@@ -46,6 +46,8 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// So many as to let no more begin.
 const CLOSED: u32 = u32::MAX;
+/// Before it is looked again whether leases on a region that is to be replaced have ended.
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Backups and restores that are under way.
 #[derive(Debug, Default)]
@@ -453,6 +455,7 @@ impl Engine {
         name: &str,
         replaces: bool,
     ) -> Result<RegionInfo, Refusal> {
+        self.await_leases(name);
         let mut sessions = self.sessions();
         let former = sessions.names.get(name).copied();
         let former = former.and_then(|id| sessions.by_id.get(&id).cloned());
@@ -461,6 +464,9 @@ impl Engine {
         }
         if former.as_ref().is_some_and(|former| lock(former).region.pins.pages().get() > 0) {
             return Err(RefusalCode::Pinned.into());
+        }
+        if let Some(former) = &former {
+            lock(former).leases.check_end(None, Instant::now())?;
         }
         let info = {
             let mut session = lock(shared);
@@ -483,6 +489,19 @@ impl Engine {
             self.end(&former, Cause::Disconnected, |_| true);
         }
         Ok(info)
+    }
+
+    /// Waits until no client believes what it knows of the region that is to be replaced.
+    fn await_leases(&self, name: &str) {
+        let named = || {
+            let sessions = self.sessions();
+            sessions.names.get(name).and_then(|id| sessions.by_id.get(id).cloned())
+        };
+        let is_believed =
+            |former: SharedSession| lock(&former).leases.check_end(None, Instant::now()).is_err();
+        while named().is_some_and(is_believed) {
+            std::thread::sleep(LEASE_PAUSE);
+        }
     }
 
     /// Pages that are read at a time.

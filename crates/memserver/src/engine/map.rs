@@ -1,6 +1,8 @@
 //! The map of a region: which pages are stored. Clients keep a copy of it, so that what is absent
 //! costs them no question.
 
+use std::time::Instant;
+
 use farmem_region::PageIndex;
 use farmem_wire::{Absent, AskMap, Header, MapReply, PAGES_PER_MESSAGE_MAX, PageEntry};
 
@@ -10,16 +12,24 @@ use crate::table::{self, LEAF_PAGES};
 
 impl Engine {
     /// Tells a client of pages that are stored: those of leaves that have changed since it asked
-    /// last. If pages were forgotten since, it is told of all from the beginning.
+    /// last. If pages were forgotten since, it is told of all from the beginning. Returns also whether it
+    /// holds a lease.
     pub(crate) fn map(
         &self,
         caller: &Caller,
         header: &Header,
         ask: &AskMap,
         mut tell: impl FnMut(PageEntry),
-    ) -> Result<MapReply, Refusal> {
-        let session = self.enter(caller, header)?;
+    ) -> Result<(MapReply, bool), Refusal> {
+        let mut session = self.enter(caller, header)?;
         session.check_region(header)?;
+        let is_first = ask.from == PageIndex::new(0);
+        let leased = if ask.leases && session.is_resident && is_first {
+            session.leases.grant(caller.connection, Instant::now())
+        } else {
+            // Renewed, or not, before.
+            header.leased
+        };
         let region = &session.region;
         let (stamp, forgot) = region.table.changes();
         // A stamp that was never given is another server's, or another region's.
@@ -50,6 +60,12 @@ impl Engine {
             Source::File(_) => Absent::Unknown,
         };
         let address = region.address(PageIndex::new(0), &self.config);
-        Ok(MapReply { stamp, next, address, absent, is_all })
+        Ok((MapReply { stamp, next, address, absent, is_all }, leased))
+    }
+
+    /// Renews the lease of a client, whose request has arrived; returns whether it goes on.
+    pub(crate) fn renew_lease(&self, caller: &Caller, header: &Header) -> bool {
+        let session = self.enter(caller, header);
+        session.is_ok_and(|mut session| session.leases.renew(caller.connection, Instant::now()))
     }
 }

@@ -39,6 +39,7 @@ pub(crate) use crate::engine::named::Bring;
 use crate::engine::revive::Revived;
 use crate::handover::Handed;
 use crate::journal::Record;
+use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
 use crate::region::{Region, block_pages};
 use crate::server::ServerError;
@@ -146,6 +147,8 @@ pub(crate) struct Caller {
     pub(crate) may_wait: bool,
     /// Whether it was given the arena's file.
     pub(crate) shares_arena: bool,
+    /// Whether it was given a lease on its region's map.
+    pub(crate) holds_lease: bool,
 }
 
 impl Engine {
@@ -192,7 +195,14 @@ impl Engine {
     pub(crate) fn caller(&self) -> Caller {
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let (connection, traffic) = (ConnectionId(id), Arc::default());
-        Caller { connection, session: None, traffic, may_wait: false, shares_arena: false }
+        Caller {
+            connection,
+            session: None,
+            traffic,
+            may_wait: false,
+            shares_arena: false,
+            holds_lease: false,
+        }
     }
 
     pub(crate) const fn incarnation(&self) -> Incarnation {
@@ -330,6 +340,7 @@ impl Engine {
             is_temporary: false,
             traffic: Arc::default(),
             attached: Vec::new(),
+            leases: Leases::default(),
             orphaned_since: None,
             assigned: HashMap::new(),
             ended: false,
@@ -379,7 +390,9 @@ impl Engine {
             return Err(RefusalCode::Busy.into());
         }
         session.attached.push(caller.connection);
+        session.leases.replace(ConnectionId(attach.replaces), caller.connection);
         if attach.mode == AttachMode::TakeOver {
+            session.leases.take_over(caller.connection);
             self.note_session(session);
         }
         if session.orphaned_since.take().is_some() {
@@ -484,11 +497,15 @@ impl Engine {
         self.check_incarnation(header)?;
         let shared = self.session(header.session)?;
         {
-            let session = lock(&shared);
+            let mut session = lock(&shared);
             if session.token != header.token {
                 return Err(RefusalCode::WrongToken.into());
             }
             session.check_epoch(header)?;
+            if session.attached.len() <= 1 {
+                // It can only be that one's client, who believes nothing any more.
+                session.leases.give_up();
+            }
         }
         // A named region stays: only who was attached leaves, with its connection.
         self.end(&shared, Cause::Disconnected, |session| !session.is_resident);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, SessionId, Version};
 use farmem_vmem::Slot;
@@ -187,7 +188,7 @@ impl Engine {
         delete: Delete,
     ) -> Result<(), Refusal> {
         {
-            let session = self.enter(caller, header)?;
+            let mut session = self.enter(caller, header)?;
             session.check_region(header)?;
             if !session.is_resident {
                 // It goes with its session.
@@ -205,6 +206,7 @@ impl Engine {
                 self.warn("free_refused", format_args!("region {name} is not deleted: {why}"));
                 return Err(code.into());
             }
+            session.leases.check_end(Some(caller.connection), Instant::now())?;
         }
         let Some((_, shared)) = &caller.session else {
             return Err(RefusalCode::NotAttached.into());

@@ -384,6 +384,7 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let mut session = self.enter(caller, header)?;
         session.check_change(header)?;
+        session.check_others(caller.connection)?;
         let region = &mut session.region;
         let before = region.table.stored().get();
         let mut result = Ok(());
@@ -528,6 +529,7 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let mut session = self.enter(caller, header)?;
         session.check_change(header)?;
+        session.check_others(caller.connection)?;
         let session = &mut *session;
         let mut content = [0; PAGE_SIZE];
         for entry in entries.clone() {
@@ -598,8 +600,13 @@ impl Engine {
         slots: &mut Vec<Slot>,
     ) -> Result<Progress, Refusal> {
         let mut session = self.enter(caller, header)?;
+        if ranges.clone().next().is_none() {
+            // Asks whether the caller still is who may change the region.
+            return Ok(Progress { changed: PageCount::new(0), next: None });
+        }
         session.check_change(header)?;
         session.check_ranges(ranges.clone())?;
+        session.check_others(caller.connection)?;
         if ranges.clone().any(|range| session.region.pins.overlaps(range.0)) {
             let name = &session.name;
             self.warn("free_refused", format_args!("{name} frees pages that are pinned"));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use farmem_region::{
     BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, RegionId,
@@ -21,6 +22,7 @@ use crate::journal::{
     self, About, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past, PastSession,
     Record, Remains, SessionRecord, SourceRecord,
 };
+use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine};
 use crate::region::{Region, Source};
 use crate::server::ServerError;
@@ -399,6 +401,7 @@ fn session(
         is_temporary: false,
         traffic: Arc::default(),
         attached: Vec::new(),
+        leases: Leases::after_restart(Instant::now()),
         // The time that its client has begins anew.
         orphaned_since: (!is_resident).then_some(Nanos::new(0)),
         assigned: HashMap::new(),
