@@ -198,7 +198,7 @@ fn receive(stream: &mut TcpStream, head: &mut Vec<u8>) -> io::Result<bool> {
 
 /// The answer to a request, or `None` while its head is not complete. A body, which no request of
 /// ours has, is not looked at.
-fn answer(head: &[u8], metrics: &impl Fn() -> String) -> Option<Vec<u8>> {
+pub(crate) fn answer(head: &[u8], metrics: &impl Fn() -> String) -> Option<Vec<u8>> {
     let is_complete = head.windows(4).any(|end| end == b"\r\n\r\n");
     if !is_complete {
         let is_too_long = head.len() > HEAD_BYTES_MAX;

@@ -20,6 +20,8 @@ mod backup;
 mod config;
 mod counters;
 mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod handover;
 mod http;
 mod journal;

@@ -18,6 +18,8 @@
 mod body;
 mod checksum;
 mod entry;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod header;
 mod map;
 mod named;

@@ -274,7 +274,7 @@ impl Engine {
 
     /// Moves about `wanted` cold pages to slower tiers, or as many as can be moved. Returns how many
     /// were. The caller holds no lock.
-    pub(super) fn demote(&self, wanted: usize) -> usize {
+    pub(crate) fn demote(&self, wanted: usize) -> usize {
         let (mut moved, mut idle_rounds) = (0, 0);
         while moved < wanted && idle_rounds < PASSES_MAX {
             match self.step(idle_rounds) {

@@ -11,6 +11,10 @@ use crate::table::{Portion, Table};
 use crate::tiers::Tiers;
 use crate::working_set::WorkingSet;
 
+/// Pages of the largest region that a journal may speak of, 1 PiB: four times what all blocks of a
+/// server hold. Memory for a table's root is taken for the pages that are stored in it.
+const PAGES_MAX: u64 = 1 << 38;
+
 /// What a former process knew.
 #[derive(Debug, Default)]
 pub(crate) struct Past {
@@ -98,6 +102,7 @@ impl Past {
     /// `None` if that cannot have happened.
     fn apply(&mut self, record: Record<'_>, tiers: &Tiers) -> Option<()> {
         match record {
+            Record::Session(record) if record.pages > PAGES_MAX => return None,
             Record::Session(record) => self.tell(record),
             Record::Block { region, block } => self.of(region)?.blocks.push(block),
             Record::End(region) => self.sessions.remove(&region).map(|session| {
@@ -133,7 +138,11 @@ impl Past {
             Record::Clean { region, page } => {
                 self.of(region)?.table.with(page, |portion| portion.dirty = 0)?;
             }
-            Record::Own { region, page } => self.of(region)?.table.make_own(tiers, page),
+            Record::Own { region, page } => {
+                let table = &mut self.of(region)?.table;
+                table.leaf_of(page)?;
+                table.make_own(tiers, page);
+            }
             Record::Share { to, from, page } => {
                 let leaf = self.of(from)?.table.leaf_of(page)?;
                 self.of(to)?.table.share_leaf(page, leaf);
@@ -199,5 +208,49 @@ impl About {
             }
         };
         Self { record: SessionRecord { source, name: "", ..record }, name, path }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::{Checksum, PageIndex, Version};
+
+    use super::super::record::{PageRecord, SourceRecord, Spot};
+    use super::*;
+
+    #[test]
+    fn a_journal_of_what_cannot_be_is_refused_before_memory_is_taken_for_it() {
+        let region = RegionId::new(1);
+        let session = |pages| {
+            let source = SourceRecord::Nothing;
+            Record::Session(SessionRecord {
+                session: region,
+                token: 1,
+                granted: 1,
+                epoch: 1,
+                pages,
+                page_bytes: 4096,
+                generation: 0,
+                flags: 0,
+                source,
+                name: "",
+            })
+        };
+        let page = PageIndex::new(1 << 50);
+        let (version, checksum, spot) = (Version::new(1), Checksum::new(1), Spot::Dram(1));
+        let put = PageRecord { region, page, version, checksum, spot, generation: 0, dirty: 0 };
+        for records in [
+            &[session(1 << 51), Record::Put(put)][..],
+            &[session(100), Record::Put(put)],
+            &[session(100), Record::Own { region, page }],
+            &[Record::Own { region, page }],
+        ] {
+            let mut bytes = Vec::new();
+            records.iter().for_each(|record| record.encode(&mut bytes));
+            let mut tiers = Tiers::dram_only(8).unwrap();
+            tiers.begin_replay();
+            let refused = replay(&bytes, &tiers).unwrap_err();
+            assert!(refused.contains("contradicts itself"), "{refused}");
+        }
     }
 }

@@ -131,7 +131,7 @@ impl Tiers {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn dram_only(slots: u32) -> io::Result<Self> {
         Self::new(Arena::new(slots)?, &TierConfig::default())
     }
