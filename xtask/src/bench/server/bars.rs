@@ -66,6 +66,18 @@ pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
             figures.restart_seconds(),
         ),
         at_least(
+            "times its memory that a server served by compression alone, pages to a sixth",
+            4.0,
+            None,
+            figures.times_memory().map(|(compressed, _)| compressed),
+        ),
+        at_least(
+            "times its memory that a server served with a file tier, pages to a half",
+            8.0,
+            None,
+            figures.times_memory().map(|(_, file)| file),
+        ),
+        at_least(
             "a backup / a file of the same length, written to the same directory",
             0.8,
             None,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bars::Verdict;
+use super::capacity::Capacity;
 use super::contestants::Server;
 use super::keeping::Keeping;
 use crate::bench::figures::median;
@@ -93,6 +94,7 @@ pub(crate) struct Figures {
     streams: Vec<f64>,
     regions: Vec<Regions>,
     keeping: Option<Keeping>,
+    capacity: Option<Capacity>,
 }
 
 impl Figures {
@@ -106,6 +108,17 @@ impl Figures {
 
     pub(crate) fn set_keeping(&mut self, keeping: Keeping) {
         self.keeping = Some(keeping);
+    }
+
+    pub(crate) fn set_capacity(&mut self, capacity: Capacity) {
+        self.capacity = Some(capacity);
+    }
+
+    /// How many times its memory a server served by compression alone, and with a file.
+    pub(crate) fn times_memory(&self) -> Option<(f64, f64)> {
+        let capacity = self.capacity.as_ref()?;
+        let times = |bytes: u64| bytes as f64 / capacity.memory_bytes as f64;
+        Some((times(capacity.compressed.bytes), times(capacity.file.bytes)))
     }
 
     /// How long another process takes to serve what one held that was killed.
@@ -199,6 +212,23 @@ impl Figures {
                 in_gb(&keeping.stream_bytes_per_second),
             );
         }
+        if let Some(capacity) = &self.capacity {
+            for (how, held) in
+                [("compressed", &capacity.compressed), ("and a file", &capacity.file)]
+            {
+                let gibibytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                let _ = writeln!(
+                    table,
+                    "{:.2} GiB of memory, {how}: {:.2} GiB written in {:.1} s, read in {:.1} s, \
+                     at most {:.2} GiB resident",
+                    gibibytes(capacity.memory_bytes),
+                    gibibytes(held.bytes),
+                    held.write_seconds,
+                    held.read_seconds,
+                    gibibytes(held.resident_peak_bytes)
+                );
+            }
+        }
         table
     }
 
@@ -223,7 +253,7 @@ impl Figures {
             "rounds": rounds, "quick": quick,
             "figures": self.of.iter().map(line).collect::<Vec<_>>(),
             "tcp_stream_bytes_per_second": self.streams, "regions": self.regions,
-            "keeping": self.keeping,
+            "keeping": self.keeping, "capacity": self.capacity,
             "bars": verdicts,
         });
         serde_json::to_string_pretty(&whole).context("write the figures as JSON")

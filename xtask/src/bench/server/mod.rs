@@ -5,6 +5,7 @@
 //! only ratios within one run mean anything.
 
 mod bars;
+mod capacity;
 mod contestants;
 mod figures;
 mod keeping;
@@ -17,6 +18,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 
 use crate::build;
+use capacity::Capacity;
 use contestants::{Contestants, Server};
 use figures::{Figures, Way};
 use keeping::Keeping;
@@ -29,6 +31,9 @@ pub(crate) struct ServerOptions {
     /// Measure only what concerns the data that a server keeps: restart and backup.
     #[arg(long)]
     keeping: bool,
+    /// Measure only how much more than its memory a server serves.
+    #[arg(long)]
+    capacity: bool,
     /// Rounds; the medians are over these.
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -53,6 +58,11 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
         figures.set_keeping(Keeping::measure(&built, options.quick)?);
         return judge(&figures);
     }
+    if options.capacity {
+        let mut figures = Figures::default();
+        figures.set_capacity(Capacity::measure(&built, options.quick)?);
+        return judge(&figures);
+    }
     build::cargo(&["build", "--release", "-p", "farmem-pageload"])?;
     let rounds = if options.quick { 1 } else { options.runs.max(1) };
     let seconds = if options.quick { 0.2 } else { options.seconds };
@@ -74,6 +84,7 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
         figures.add_regions(contestants.regions()?);
     }
     figures.set_keeping(Keeping::measure(&built, options.quick)?);
+    figures.set_capacity(Capacity::measure(&built, options.quick)?);
     tiers()?;
     let verdicts = bars::judge(&figures);
     report(&figures, &contestants, &verdicts);

@@ -1,0 +1,175 @@
+//! How much more than its memory a server serves: regions that are written as a whole and read back,
+//! every byte compared, while the server has 1 GiB.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+
+use crate::build::Built;
+
+const GIB: u64 = 1 << 30;
+const PAGE_BYTES: usize = 4096;
+/// Memory of the server, unless it is to be quick.
+const MEMORY: u64 = GIB;
+/// Longer than a server takes to listen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Capacity {
+    pub(crate) memory_bytes: u64,
+    /// With compressed pages alone, which compress to a sixth.
+    pub(crate) compressed: Held,
+    /// With a file too, and pages that compress to a half.
+    pub(crate) file: Held,
+}
+
+/// A region that came back as it was.
+#[derive(Debug, Serialize)]
+pub(crate) struct Held {
+    pub(crate) bytes: u64,
+    pub(crate) write_seconds: f64,
+    pub(crate) read_seconds: f64,
+    /// The most that the server's process had in memory.
+    pub(crate) resident_peak_bytes: u64,
+}
+
+impl Capacity {
+    pub(crate) fn measure(built: &Built, quick: bool) -> anyhow::Result<Self> {
+        let memory = if quick { MEMORY / 16 } else { MEMORY };
+        let compressed = format!("compressed={}", 4 * memory);
+        let compressed = hold(built, memory, 4 * memory, 600, &[compressed])?;
+        let file = format!("file=/var/tmp:{}", 8 * memory);
+        let file = hold(built, memory, 8 * memory, 2000, &[format!("compressed={memory}"), file])?;
+        Ok(Self { memory_bytes: memory, compressed, file })
+    }
+}
+
+/// Writes a region of so many bytes and reads it back.
+fn hold(
+    built: &Built,
+    memory: u64,
+    bytes: u64,
+    noise: usize,
+    tiers: &[String],
+) -> anyhow::Result<Held> {
+    let server = Server::start(built, memory, tiers)?;
+    let size = bytes.to_string();
+    let made = server.region(&["create", "all", "--size", &size]).status()?;
+    ensure!(made.success(), "cannot make a region of {bytes} bytes");
+    let mut content = Content::new(noise);
+    let began = Instant::now();
+    let mut write = server.region(&["write", "all"]).stdin(Stdio::piped()).spawn()?;
+    let mut input = write.stdin.take().context("no standard input")?;
+    for start in (0..bytes).step_by(Content::BYTES) {
+        input.write_all(content.block(start))?;
+    }
+    drop(input);
+    ensure!(write.wait()?.success(), "cannot write {bytes} bytes");
+    let write_seconds = began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let mut read = server.region(&["read", "all"]).stdout(Stdio::piped()).spawn()?;
+    let mut output = read.stdout.take().context("no standard output")?;
+    let mut found = vec![0; Content::BYTES];
+    for start in (0..bytes).step_by(Content::BYTES) {
+        output.read_exact(&mut found).with_context(|| format!("read at byte {start}"))?;
+        ensure!(found == content.block(start), "wrong bytes in the MiB at byte {start}");
+    }
+    ensure!(read.wait()?.success(), "cannot read {bytes} bytes");
+    let read_seconds = began.elapsed().as_secs_f64();
+    let resident_peak_bytes = server.resident_peak()?;
+    Ok(Held { bytes, write_seconds, read_seconds, resident_peak_bytes })
+}
+
+/// Pages of which a part is noise and the rest zeros, no two alike.
+struct Content {
+    noise: Vec<u8>,
+    bytes: usize,
+    block: Vec<u8>,
+}
+
+impl Content {
+    /// Bytes that are made at a time.
+    const BYTES: usize = 1 << 20;
+
+    fn new(bytes: usize) -> Self {
+        let mut word = 1_u64;
+        let mut next = || {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (word >> 56) as u8
+        };
+        // Each page takes its noise from another place.
+        let noise = (0..1 << 20).map(|_| next()).collect();
+        Self { noise, bytes, block: vec![0; Self::BYTES] }
+    }
+
+    fn block(&mut self, start: u64) -> &[u8] {
+        let first = start / PAGE_BYTES as u64;
+        for (page, content) in (first..).zip(self.block.chunks_mut(PAGE_BYTES)) {
+            let room = self.noise.len() - self.bytes;
+            let at = page.wrapping_mul(0x9e37_79b9) as usize % room;
+            content[..self.bytes].copy_from_slice(&self.noise[at..at + self.bytes]);
+            content[..8].copy_from_slice(&page.to_le_bytes());
+        }
+        &self.block
+    }
+}
+
+struct Server {
+    program: PathBuf,
+    place: PathBuf,
+    address: String,
+    child: Child,
+}
+
+impl Server {
+    fn start(built: &Built, memory: u64, tiers: &[String]) -> anyhow::Result<Self> {
+        let place = std::env::temp_dir().join(format!("farmem-capacity-{}", std::process::id()));
+        fs::create_dir(&place).with_context(|| format!("make {}", place.display()))?;
+        let address = format!("unix:{}", place.join("server").display());
+        let program = built.path("farmem");
+        let mut serve = Command::new(&program);
+        serve.args(["serve", "--listen", &address, "--memory", &memory.to_string()]);
+        for tier in tiers {
+            serve.args(["--tier", tier]);
+        }
+        let child = serve.stderr(Stdio::null()).spawn().context("farmem serve")?;
+        let server = Self { program, place, address, child };
+        let began = Instant::now();
+        while !server.region(&["list"]).stderr(Stdio::null()).status()?.success() {
+            if began.elapsed() > PATIENCE {
+                bail!("the server does not answer");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    fn region(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("region").args(arguments).args(["--server", &self.address]);
+        command.stdout(Stdio::null());
+        command
+    }
+
+    fn resident_peak(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.split_ascii_whitespace().next());
+        Ok(kilobytes.context("VmHWM")?.parse::<u64>()? << 10)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.place);
+    }
+}
