@@ -34,6 +34,7 @@ impl Engine {
         let mut sessions = self.sessions();
         let mut session = self.enter(caller, header)?;
         check_resize(&session, header, resize)?;
+        session.check_others(caller.connection)?;
         let (had, wanted) = (session.region.pages, resize.size.pages_rounded_up());
         if wanted > had {
             self.grow(&mut sessions, &mut session, wanted)?;
@@ -156,7 +157,6 @@ impl Engine {
 /// Whether a region can be given a size, apart from what holds it.
 fn check_resize(session: &Session, header: &Header, resize: &Resize) -> Result<(), RefusalCode> {
     session.check_change(header)?;
-    session.check_others(caller.connection)?;
     let unit = u64::from(session.region.page_bytes).max(PAGE_SIZE as u64);
     let size = resize.size.get();
     // The regions of sessions grow by malloc.
