@@ -213,7 +213,7 @@ impl<'a> Service<'a> {
         let Met { welcome, inherited } = met;
         let last_words = link.duplicate().map_err(|error| error.to_string())?;
         let _ = SUPERVISOR.set(last_words);
-        let windows = windows_for(welcome.limit_bytes);
+        let windows = windows_for(welcome.limit_bytes_max);
         // A child of a program that has given its privileges up may not have one.
         let (opened, legacy) = match inherited {
             Some((uffd, file)) => match open_store(&welcome, welcome.taken_from.as_ref()) {

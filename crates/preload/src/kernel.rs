@@ -53,6 +53,7 @@ const SYS_PRCTL: usize = 157;
 const SYS_EXIT_GROUP: usize = 231;
 const SYS_OPENAT: usize = 257;
 const SYS_PPOLL: usize = 271;
+const SYS_SIGNALFD4: usize = 289;
 const SYS_PRLIMIT64: usize = 302;
 const SYS_KCMP: usize = 312;
 const SYS_SCHED_SETATTR: usize = 314;
@@ -381,6 +382,16 @@ pub(crate) fn wait_readable(polls: &mut [Poll], nanoseconds: u64) {
     // SAFETY: `polls` and the timespec are live; no signal mask is given. A failure is a short
     // wait, and every caller waits in a loop.
     let _ = unsafe { call(SYS_PPOLL, [start, polls.len(), time, 0, 0, 0]) };
+}
+
+/// A descriptor that is readable while the signal, which is blocked, is pending.
+pub(crate) fn signal_descriptor(signal: usize) -> Result<Descriptor, Errno> {
+    const NEW: usize = -1isize as usize;
+    const SFD_CLOEXEC: usize = 0o2_000_000;
+    let set = 1u64 << (signal - 1);
+    let pointer = (&raw const set).expose_provenance();
+    // SAFETY: the pointer is to a live u64, the size of the kernel's set, to be read.
+    unsafe { call(SYS_SIGNALFD4, [NEW, pointer, 8, SFD_CLOEXEC, 0, 0]) }.map(|fd| fd as Descriptor)
 }
 
 pub(crate) fn pidfd_open(process: ProcessId) -> Result<Descriptor, Errno> {

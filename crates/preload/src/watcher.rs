@@ -43,6 +43,8 @@ struct Watcher {
     program_descriptor: Descriptor,
     supervisor_descriptor: Descriptor,
     statm: Descriptor,
+    /// Readable once the supervisor wants a pager; or [`NONE`].
+    wanted: Descriptor,
 }
 
 /// What one look at the program says.
@@ -82,9 +84,11 @@ impl Watcher {
             kernel::exit(0);
         }
         let itself = kernel::getpid();
+        // All signals are blocked here. In a sandbox this call may be refused.
+        let wanted = kernel::signal_descriptor(PAGER_WANTED).unwrap_or(NONE);
         let supervisor_descriptor = NONE;
         let mut watcher =
-            Self { program, itself, program_descriptor, supervisor_descriptor, statm };
+            Self { program, itself, program_descriptor, supervisor_descriptor, statm, wanted };
         watcher.adopt_parent()?;
         Ok(watcher)
     }
@@ -105,16 +109,20 @@ impl Watcher {
                 .clamp(PERIOD_MIN_NANOSECONDS, PERIOD_MAX_NANOSECONDS)
                 .min(lived);
             lived += period;
-            self.wait(period)?;
+            if self.wait(period)? {
+                return Ok(());
+            }
         }
     }
 
-    /// Waits, or ends this process with the program or with the supervisor.
-    fn wait(&mut self, nanoseconds: u64) -> Result<(), Failure> {
+    /// Waits, or ends this process with the program or with the supervisor. True if the supervisor
+    /// wants a pager.
+    fn wait(&mut self, nanoseconds: u64) -> Result<bool, Failure> {
         let watch = |file| Poll { file, events: POLLIN, found: 0 };
-        let mut ends = [watch(self.program_descriptor), watch(self.supervisor_descriptor)];
+        let files = [self.program_descriptor, self.supervisor_descriptor, self.wanted];
+        let mut ends = files.map(watch);
         kernel::wait_readable(&mut ends, nanoseconds);
-        let [program, parent] = ends;
+        let [program, parent, wanted] = ends;
         if program.found != 0 {
             kernel::exit(0);
         }
@@ -124,7 +132,7 @@ impl Watcher {
             unsafe { kernel::close(self.supervisor_descriptor) };
             self.adopt_parent()?;
         }
-        Ok(())
+        Ok(wanted.found != 0)
     }
 
     /// Watches the process that is the parent now: the supervisor, or a subreaper below it.
@@ -196,6 +204,8 @@ impl Watcher {
     }
 
     fn kept(&self, stacks: (usize, usize)) -> Kept {
+        // SAFETY: nothing waits for it any more.
+        unsafe { kernel::close(self.wanted) };
         Kept {
             program: self.program,
             program_descriptor: self.program_descriptor,
@@ -207,6 +217,10 @@ impl Watcher {
 }
 
 const NO_SUCH_PROCESS: Errno = Errno(3);
+
+/// SIGURG, by which the supervisor asks for a pager before the program has come to its mark: other
+/// processes of the run use the rest of the limit.
+const PAGER_WANTED: usize = 23;
 
 /// The process that orphans go to when no subreaper is left.
 const INIT: ProcessId = 1;

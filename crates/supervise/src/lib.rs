@@ -19,7 +19,7 @@ mod process;
 mod run_variable;
 mod stats;
 
-pub use budget::Budget;
+pub use budget::{Budget, Use};
 pub use link::{LinkError, Listener, Met, PagerLink, PagerPeer, Received};
 pub use message::{
     Hello, Offer, PROTOCOL_VERSION, PagerMessage, SessionReport, SupervisorMessage, Welcome,

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// * 1: the first.
 /// * 2: children are handed over from pager to pager.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// * 3: a pager is told the most that its share can become.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// From a pager to its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +165,8 @@ pub enum SupervisorMessage {
 pub struct Welcome {
     /// The program's share of the local limit: bytes, the pager's own memory included.
     pub limit_bytes: u64,
+    /// The most that its share can become: the limit of the run.
+    pub limit_bytes_max: u64,
     /// The memory server: `number:port` or `unix:PATH`, with no name left to resolve.
     pub server: String,
     /// Where pages go that the server has no room for.

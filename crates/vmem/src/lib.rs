@@ -37,7 +37,9 @@ pub use madvise_watch::MadviseWatch;
 pub use maps::{Mapping, MappingKind, ProcessMaps, registered_parts};
 pub use pagemap::{Pagemap, PresentRun};
 pub use probe::{Probe, probe};
-pub use process::{ProcessHandle, ResidentMeter, Residents, ThreadWatch, shared_memory_bytes};
+pub use process::{
+    ProcessHandle, ResidentMeter, Residents, ThreadWatch, same_memory, shared_memory_bytes,
+};
 pub use range::AddressRange;
 pub use scratch::Scratch;
 pub use shared::SharedWords;

@@ -53,16 +53,22 @@ impl ProcessHandle {
     /// exec. `None` if the system does not tell (then wait for its end).
     #[must_use]
     pub fn shares_memory(&self) -> Option<bool> {
-        const KCMP_VM: libc::c_int = 1;
-        let own = rustix::process::getpid().as_raw_nonzero().get();
-        let other = self.pid.as_raw_nonzero().get();
-        // SAFETY: kcmp(2) takes numbers only and changes nothing.
-        let result = unsafe { libc::syscall(libc::SYS_kcmp, own, other, KCMP_VM, 0, 0) };
-        match result {
-            0 => Some(true),
-            1..=3 => Some(false),
-            _ => None,
-        }
+        same_memory(rustix::process::getpid(), self.pid)
+    }
+}
+
+/// Whether two processes have the same address space; `None` if one of them has ended, or the system
+/// does not tell.
+#[must_use]
+pub fn same_memory(one: Pid, other: Pid) -> Option<bool> {
+    const KCMP_VM: libc::c_int = 1;
+    let [one, other] = [one, other].map(|pid| pid.as_raw_nonzero().get());
+    // SAFETY: kcmp(2) takes numbers only and changes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
+    match result {
+        0 => Some(true),
+        1..=3 => Some(false),
+        _ => None,
     }
 }
 

@@ -51,7 +51,11 @@ fn parent_of(pid: Pid) -> Option<Pid> {
 
 /// The children of this process that have not been waited for, orphans of the run among them.
 pub(crate) fn children() -> Vec<Pid> {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+    children_of("self")
+}
+
+fn children_of(process: &str) -> Vec<Pid> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
         return Vec::new();
     };
     let mut children = Vec::new();
@@ -61,6 +65,34 @@ pub(crate) fn children() -> Vec<Pid> {
         children.extend(pids.filter_map(Pid::from_raw));
     }
     children
+}
+
+/// The processes of the run without those that `is_ours` says, watchers and pagers, as the lists of
+/// children have them. One that changes its parent at this moment may be missing.
+pub(crate) fn relatives(is_ours: &impl Fn(Pid) -> bool) -> Vec<Pid> {
+    let mut found: Vec<Pid> = Vec::new();
+    let mut next = children();
+    while let Some(pid) = next.pop() {
+        if found.contains(&pid) || is_ours(pid) || is_named_as_ours(pid) {
+            continue;
+        }
+        found.push(pid);
+        next.extend(children_of(&pid.as_raw_pid().to_string()));
+    }
+    found
+}
+
+/// The watchers of the run.
+pub(crate) fn watchers() -> Vec<Pid> {
+    children().into_iter().filter(|&pid| is_watcher(pid)).collect()
+}
+
+/// The anonymous memory of a process that is there; `None` if it has ended.
+pub(crate) fn anonymous_bytes(pid: Pid) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_pid())).ok()?;
+    let mut pages = statm.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+    let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
+    Some(resident.saturating_sub(of_files) << 12)
 }
 
 /// All processes of the run: children of this process, their children, and so on.
@@ -92,8 +124,12 @@ pub(crate) fn is_watcher(pid: Pid) -> bool {
 /// Whether the process is a watcher or a pager: they share the memory of a program and give
 /// themselves a name. One that has ended meanwhile counts as ours: nothing is to be done to it.
 pub(crate) fn is_ours(pid: Pid) -> bool {
+    is_named_as_ours(pid) || !is_descendant(pid)
+}
+
+fn is_named_as_ours(pid: Pid) -> bool {
     let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
-    name.is_ok_and(|name| name.starts_with("farmem-")) || !is_descendant(pid)
+    name.is_ok_and(|name| name.starts_with("farmem-"))
 }
 
 #[cfg(test)]
@@ -109,6 +145,8 @@ mod tests {
         assert!(is_descendant(pid));
         assert!(children().contains(&pid));
         assert!(descendants().contains(&pid));
+        assert!(relatives(&|_| false).contains(&pid));
+        assert!(!relatives(&|ours| ours == pid).contains(&pid));
         assert!(!has_userfaultfd(pid));
         assert!(!is_descendant(rustix::process::getppid().unwrap()));
         child.kill().unwrap();

@@ -136,6 +136,7 @@ impl Supervisor {
     ) -> Welcome {
         Welcome {
             limit_bytes,
+            limit_bytes_max: self.parts.limit_bytes,
             server: self.parts.server.clone(),
             spill: self.parts.spill.clone(),
             reservation_bytes: RESERVATION_BYTES,

@@ -18,6 +18,7 @@ mod progress;
 mod report;
 mod supervisor;
 mod tally;
+mod tree;
 
 use std::ffi::OsString;
 use std::fs::File;

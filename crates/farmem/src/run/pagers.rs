@@ -220,6 +220,11 @@ impl Pager {
         self.session.as_ref()
     }
 
+    /// Whether the process has its memory held to a share.
+    pub(crate) fn serves(&self) -> bool {
+        self.stage != Stage::Left && self.program_ended.is_none()
+    }
+
     /// The process whose memory is paged.
     pub(crate) fn program_pid(&self) -> u32 {
         self.hello.program_pid

@@ -1,6 +1,6 @@
 //! The supervisor's loop: waits for signals, pagers and programs, and does what they call for.
 //!
-//! While no program comes near its limit it sleeps without a time-out.
+//! While nothing happens it wakes up now and then to see what the processes of the run use together.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use farmem_supervise::{
-    Budget, Hello, LinkError, Listener, PROTOCOL_VERSION, PagerMessage, PagerPeer, QueuedSignal,
-    Received, SessionReport, SignalQueue, StatsSnapshot, SupervisorMessage,
+    Budget, Counter, Hello, LinkError, Listener, PROTOCOL_VERSION, PagerMessage, PagerPeer,
+    QueuedSignal, Received, SessionReport, SignalQueue, StatsSnapshot, SupervisorMessage, Use,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
@@ -19,6 +19,7 @@ use crate::run::pagers::{Pager, Remains};
 use crate::run::private_server::PrivateServer;
 use crate::run::progress::ProgressLine;
 use crate::run::tally::Tally;
+use crate::run::tree::{Paged, Tree};
 use crate::run::{Ending, OWN_FAILURE, family};
 
 /// What the supervisor reads instead of being interrupted by. TTIN and TTOU stop it with its group, as
@@ -91,6 +92,9 @@ pub(super) type PagerId = u64;
 pub(crate) struct Supervisor {
     pub(super) parts: SupervisorParts,
     budget: Budget<PagerId>,
+    tree: Tree,
+    started: Instant,
+    next_sample: Instant,
     /// Connections that have not said hello, with the process that made them.
     callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
     pub(super) pagers: BTreeMap<PagerId, Pager>,
@@ -125,6 +129,9 @@ impl Supervisor {
     pub(crate) fn new(parts: SupervisorParts) -> Self {
         Self {
             budget: Budget::new(parts.limit_bytes),
+            tree: Tree::new(parts.limit_bytes),
+            started: Instant::now(),
+            next_sample: Instant::now(),
             callers: BTreeMap::new(),
             pagers: BTreeMap::new(),
             guards: Vec::new(),
@@ -147,6 +154,9 @@ impl Supervisor {
     /// Only if the kernel refuses what the loop is made of; all programs die with the supervisor
     /// then.
     pub(crate) fn run(mut self, signals: &SignalQueue) -> anyhow::Result<Outcome> {
+        // Processes fill memory while a look at them waits for the processor. Where the system does not
+        // let it, it waits.
+        let _ = farmem_vmem::be_real_time();
         let ending = loop {
             for source in self.wait(signals)? {
                 self.handle(source, signals)?;
@@ -156,6 +166,8 @@ impl Supervisor {
                 signals.let_through(signal).context("cannot stop with the program")?;
             }
             self.lose_patience();
+            self.look_at_tree();
+            self.divide();
             self.sample();
             if let Some((ending, since)) = self.program_ending
                 && self.is_over(since)
@@ -198,6 +210,8 @@ impl Supervisor {
         let samples = !self.pagers.is_empty() || self.line.is_wanted();
         let sample = samples.then_some(SAMPLE_EVERY);
         let deadlines = self.pagers.values().filter_map(Pager::deadline);
+        let division = self.budget.next().map(|next| self.started + next);
+        let deadlines = deadlines.chain(division).chain([self.tree.next_look()]);
         let patience = self.program_ending.filter(|_| !self.told_waiting);
         let patience = patience.map(|(_, since)| since + PATIENCE);
         let deadline = deadlines.chain(patience).min();
@@ -451,13 +465,55 @@ impl Supervisor {
 
     /// Lets a pager begin, perhaps with what its program has inherited from another one's.
     pub(super) fn welcome(&mut self, id: PagerId, legacy: Option<(OwnedFd, SessionReport)>) {
-        self.budget.join(id);
+        let now = self.started.elapsed();
+        let program = self.pagers.get(&id).and_then(|pager| process(pager.program_pid()));
+        let resident = program.map_or(0, |program| self.tree.has_pager(program));
+        self.budget.note_unpaged(now, self.tree.unpaged_bytes());
+        self.note_use();
+        self.budget.join(now, id, resident);
         self.share_out(Some((id, legacy)));
+    }
+
+    /// Sees what processes without a pager use, and that they get one if it is too much.
+    fn look_at_tree(&mut self) {
+        if Instant::now() < self.tree.next_look() {
+            return;
+        }
+        let serving = self.pagers.values().filter(|pager| pager.serves());
+        let pids: Vec<Pid> = serving.filter_map(|pager| process(pager.program_pid())).collect();
+        let counts = self.pagers.values().flat_map(Pager::counts);
+        let bytes = counts.map(|counts| counts.get(Counter::ResidentBytes)).sum();
+        let is_parent_of = |pid| self.pagers.values().any(|pager| pager.is_parent_of(pid));
+        let members = pids.len() + self.tree.unpaged_count();
+        let floor_bytes = self.budget.floor_bytes(members);
+        let paged = Paged { pids: &pids, bytes, is_parent_of: &is_parent_of, floor_bytes };
+        let server = self.parts.private_server.as_ref().map(PrivateServer::pid);
+        self.tree.look(&paged, |pid| Some(pid) == server);
+        self.budget.note_unpaged(self.started.elapsed(), self.tree.unpaged_bytes());
+    }
+
+    /// Divides the limit anew, when it is time.
+    fn divide(&mut self) {
+        if self.budget.next().is_some_and(|next| next <= self.started.elapsed()) {
+            self.note_use();
+            self.share_out(None);
+        }
+    }
+
+    fn note_use(&mut self) {
+        let now = self.started.elapsed();
+        for (&id, pager) in &self.pagers {
+            if let Ok(counts) = pager.counts()
+                && counts.get(Counter::LimitBytes) > 0
+            {
+                self.budget.note(now, id, used(&counts));
+            }
+        }
     }
 
     /// Tells pagers their new shares; those who lose come first. The newcomer gets its welcome.
     fn share_out(&mut self, mut newcomer: Option<(PagerId, Option<(OwnedFd, SessionReport)>)>) {
-        for (id, bytes) in self.budget.changes() {
+        for (id, bytes) in self.budget.divide(self.started.elapsed()) {
             let (message, file) = match newcomer.take_if(|(newcomer, _)| *newcomer == id) {
                 Some((_, legacy)) => {
                     let (file, session) = legacy.unzip();
@@ -583,8 +639,7 @@ impl Supervisor {
         if let Some(session) = session {
             self.farewells.add(session, stopped);
         }
-        self.budget.leave(id);
-        self.share_out(None);
+        self.budget.leave(self.started.elapsed(), id);
     }
 
     /// Ends pagers that do not leave though their programs have ended.
@@ -600,6 +655,10 @@ impl Supervisor {
             self.line.show_unpaged(resident, self.budget.limit_bytes());
             return;
         }
+        if Instant::now() < self.next_sample {
+            return;
+        }
+        self.next_sample = Instant::now() + SAMPLE_EVERY;
         let mut sum = StatsSnapshot::empty();
         self.pagers.values().flat_map(Pager::counts).for_each(|counts| sum.add(&counts));
         self.tally.sample(&sum);
@@ -617,6 +676,16 @@ impl Supervisor {
         if !self.parts.quiet {
             self.say(message);
         }
+    }
+}
+
+/// What a process uses, for the division of the limit.
+fn used(counts: &StatsSnapshot) -> Use {
+    let brought = [Counter::FetchedPages, Counter::VictimHits, Counter::ZeroFilledPages];
+    Use {
+        resident_bytes: counts.get(Counter::ResidentBytes),
+        external_bytes: counts.get(Counter::ExternalBytes),
+        pages_in: brought.iter().map(|&counter| counts.get(counter)).sum(),
     }
 }
 

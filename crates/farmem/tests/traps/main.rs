@@ -15,4 +15,5 @@ mod oracles;
 mod programs;
 mod rig;
 mod servers;
+mod trees;
 mod unpaged;

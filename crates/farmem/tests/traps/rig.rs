@@ -155,19 +155,28 @@ impl Running<'_> {
         outcome
     }
 
-    /// Waits for a line of the program's output.
+    /// Waits for a line of the program's output that starts like this.
     pub(crate) fn says(&mut self, start: &str) -> String {
+        self.says_line(&|line| line.starts_with(start), start)
+    }
+
+    /// Waits for a line that ends like this.
+    pub(crate) fn says_with(&mut self, end: &str) -> String {
+        self.says_line(&|line| line.trim_end().ends_with(end), end)
+    }
+
+    fn says_line(&mut self, is_it: &dyn Fn(&str) -> bool, what: &str) -> String {
         let until = Instant::now() + PATIENCE;
         loop {
             let said = fs::read_to_string(self.rig.path("stdout")).unwrap();
             let mut whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-            if let Some(line) = whole.find(|line| line.starts_with(start)) {
+            if let Some(line) = whole.find(|line| is_it(line)) {
                 return line.to_owned();
             }
             let ended = self.child.try_wait().unwrap();
             let said = fs::read_to_string(self.rig.path("stderr")).unwrap();
             assert!(ended.is_none(), "ended with {ended:?}: {said}");
-            assert!(Instant::now() < until, "never said {start}: {said}");
+            assert!(Instant::now() < until, "never said {what}: {said}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -1,0 +1,133 @@
+//! Process trees: one limit for all, divided by need.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::rig::{Outcome, Rig, Running};
+
+const MIB: u64 = 1 << 20;
+/// What has to come about takes a second or two on two idle processors.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Processes of one tree, and what each does.
+struct Workers<'a> {
+    rig: &'a Rig,
+    running: Running<'a>,
+    pids: Vec<u32>,
+}
+
+impl<'a> Workers<'a> {
+    /// Starts a shell that starts one worker for each of `ways`, with so much memory each, and waits
+    /// until all have filled it.
+    fn start(rig: &'a Rig, limit: &str, mebibytes: u64, ways: &[&str]) -> Self {
+        let worker = rig.compile("worker");
+        let mut script = String::new();
+        for way in ways {
+            script += &format!("{} {mebibytes} {way} & pids=\"$pids $!\"\n", worker.display());
+        }
+        script += "for pid in $pids; do wait $pid || exit 3; done\n";
+        let mut running = rig.start(&["--local", limit], Path::new("sh"), &["-c", &script]);
+        let until = Instant::now() + PATIENCE;
+        let mut pids = Vec::new();
+        while pids.len() < ways.len() {
+            assert!(running.child.try_wait().unwrap().is_none(), "ended early");
+            assert!(Instant::now() < until, "{} of {} are filled", pids.len(), ways.len());
+            std::thread::sleep(Duration::from_millis(5));
+            let said = fs::read_to_string(rig.path("stdout")).unwrap();
+            pids.clear();
+            for way in ways.iter().collect::<std::collections::BTreeSet<_>>() {
+                let lines = said.lines().filter(|line| line.ends_with(way));
+                pids.extend(
+                    lines.map(|line| line.split(' ').nth(1).unwrap().parse::<u32>().unwrap()),
+                );
+            }
+        }
+        // In the order of their ways' names: the busy ones first.
+        Self { rig, running, pids }
+    }
+
+    /// What each has here.
+    fn sizes(&self) -> Vec<u64> {
+        self.pids.iter().map(|&pid| anonymous_bytes(pid)).collect()
+    }
+
+    /// Waits until the sizes are as they should be.
+    #[track_caller]
+    fn come_to(&self, what: &str, holds: impl Fn(&[u64]) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !holds(&self.sizes()) {
+            let sizes: Vec<u64> = self.sizes().iter().map(|size| size / MIB).collect();
+            assert!(Instant::now() < until, "never {what}: {sizes:?} MiB");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn stop(mut self) -> Outcome {
+        fs::write(self.rig.path("stop"), "").unwrap();
+        self.running.end(PATIENCE)
+    }
+}
+
+fn anonymous_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
+    number.unwrap_or(0) * 1024
+}
+
+/// Cap 33: the sleeper keeps little but its floor, and the others get the rest.
+#[test]
+fn cap_33_an_idle_worker_leaves_its_share_to_the_busy_ones() {
+    let Some(rig) = Rig::new() else { return };
+    let workers = Workers::start(&rig, "128MiB", 96, &["busy", "busy", "idle"]);
+    workers.come_to("divided by need", |sizes| {
+        sizes[2] < 28 * MIB && sizes[0] > 40 * MIB && sizes[1] > 40 * MIB
+    });
+    workers.come_to("within the limit", |sizes| sizes.iter().sum::<u64>() <= 128 * MIB);
+    workers.stop().is_right();
+}
+
+/// Cap 33: equal shares for equals.
+#[test]
+fn cap_33_busy_workers_have_about_the_same() {
+    let Some(rig) = Rig::new() else { return };
+    let workers = Workers::start(&rig, "96MiB", 64, &["busy", "busy", "busy"]);
+    workers.come_to("even", |sizes| {
+        sizes.iter().all(|size| *size > 20 * MIB) && sizes.iter().sum::<u64>() <= 96 * MIB
+    });
+    workers.stop().is_right();
+}
+
+/// Cap 33: none of these comes near the limit by itself.
+#[test]
+fn cap_33_many_small_processes_are_held_to_the_limit_together() {
+    let Some(rig) = Rig::new() else { return };
+    let ways = ["idle"; 8];
+    let workers = Workers::start(&rig, "64MiB", 24, &ways);
+    workers.come_to("within the limit", |sizes| sizes.iter().sum::<u64>() <= 64 * MIB);
+    workers.stop().is_right();
+}
+
+/// Cap 33: a large process has the whole limit again when the others have ended.
+#[test]
+fn cap_33_who_is_left_gets_all() {
+    let Some(rig) = Rig::new() else { return };
+    let worker = rig.compile("worker");
+    let worker = worker.display();
+    let script = format!(
+        "{worker} 128 busy & {worker} 40 idle & other=$!\n\
+         while ! test -e go; do sleep 0.02; done; kill $other; wait $other; \n\
+         wait %1 || exit 3\n"
+    );
+    let mut running = rig.start(&["--local", "64MiB"], Path::new("sh"), &["-c", &script]);
+    let busy = running.says_with("busy");
+    let pid: u32 = busy.split(' ').nth(1).unwrap().parse().unwrap();
+    let _ = running.says_with("idle");
+    let mut workers = Workers { rig: &rig, running, pids: vec![pid] };
+    workers.come_to("less than all", |sizes| sizes[0] < 52 * MIB);
+    fs::write(rig.path("go"), "").unwrap();
+    workers.come_to("all of the limit", |sizes| sizes[0] > 56 * MIB);
+    workers.pids.clear();
+    workers.stop().is_right();
+}
