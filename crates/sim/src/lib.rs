@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod handing;
 mod memory;
 mod program;
 mod random;

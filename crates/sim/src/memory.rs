@@ -12,7 +12,7 @@ use farmem_vmem::{
     AddressRange, Look, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
 };
 
-use crate::program::{Doing, Model, Thread};
+use crate::program::{Doing, Model, Then, Thread};
 use crate::random::Random;
 use crate::run::Plant;
 use crate::space::{Page, Report, Space, Vma, pages_of};
@@ -57,6 +57,8 @@ pub struct SimMemory {
     frames: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
     /// Children whose fork was read and who have no name yet.
     unnamed: Vec<usize>,
+    /// Nobody is woken.
+    pub(crate) is_deaf: bool,
 }
 
 /// What the pager reads.
@@ -92,6 +94,7 @@ impl SimMemory {
             unshared: VecDeque::new(),
             frames: (0..frames).map(|_| None).collect(),
             unnamed: Vec::new(),
+            is_deaf: false,
         }
     }
 
@@ -195,6 +198,68 @@ impl SimMemory {
         }
     }
 
+    /// Whether a child has not ended.
+    pub(crate) fn lives(&self, child: SpaceId) -> bool {
+        self.index(child).is_some()
+    }
+
+    /// Whether a child is in no fork of its own, whose child would be of neither pager.
+    pub(crate) fn may_become(&self, child: SpaceId) -> bool {
+        let Some(space) = self.index(child) else {
+            return false;
+        };
+        let forks = |doing: &Doing| {
+            matches!(
+                doing,
+                Doing::Tell { then: Then::Child(_), .. }
+                    | Doing::Told { then: Then::Child(_) }
+                    | Doing::Heard { then: Then::Child(_) }
+            )
+        };
+        !self.threads.iter().any(|thread| thread.space == space && forks(&thread.doing))
+    }
+
+    /// The child becomes the program; its parent and all others are killed. Its pager has frames of
+    /// its own.
+    pub(crate) fn become_child(&mut self, child: SpaceId) {
+        let Some(space) = self.index(child) else { return };
+        let Some(thread) = self.threads.iter().position(|thread| thread.space == space) else {
+            return;
+        };
+        let other = |number: usize, of: usize| match number {
+            0 => of,
+            number if number == of => 0,
+            number => number,
+        };
+        self.spaces.swap(0, space);
+        self.models.swap(0, space);
+        self.threads.swap(0, thread);
+        for thread in &mut self.threads {
+            thread.space = other(thread.space, space);
+            if thread.space != 0 {
+                thread.doing = Doing::Ended;
+            }
+        }
+        for at in 0..self.spaces.len() {
+            let space = &mut self.spaces[at];
+            space.id = (at == 0).then_some(SpaceId::OWN);
+            space.lives = at == 0;
+            space.faults.iter_mut().for_each(|fault| fault.2 = other(fault.2, thread));
+            space.reports.iter_mut().for_each(|report| report.1 = other(report.1, thread));
+        }
+        for list in [&mut self.locked, &mut self.freed, &mut self.changed] {
+            list.iter_mut().for_each(|entry| entry.0 = other(entry.0, space));
+            list.retain(|entry| entry.0 == 0);
+        }
+        self.lately.clear();
+        self.watched.clear();
+        self.unsharing.clear();
+        self.unshared.clear();
+        self.frames.fill(None);
+        let living = self.threads.iter().filter(|thread| thread.space == 0).count();
+        self.threads.extend((living..THREADS).map(|_| Thread::new(0, 0)));
+    }
+
     fn frame_value(&self, frame: usize) -> u64 {
         let bytes = self.frames[frame].as_ref().expect("a present frame");
         u64::from_le_bytes(bytes[..8].try_into().unwrap_or([0; 8]))
@@ -283,8 +348,14 @@ impl Memory for SimMemory {
     }
 
     fn wake(&mut self, space: SpaceId, range: AddressRange) {
-        if let Some(space) = self.index(space) {
-            pages_of(range).for_each(|page| self.wake_page(space, page));
+        if let Some(space) = self.index(space).filter(|_| !self.is_deaf) {
+            let of_space = |thread: &&Thread| thread.space == space;
+            let waits = self.threads.iter().filter(of_space).filter_map(|t| match t.doing {
+                Doing::Wait { address, .. } if range.contains(address) => Some(address),
+                _ => None,
+            });
+            let waits: Vec<usize> = waits.collect();
+            waits.into_iter().for_each(|page| self.wake_page(space, page));
         }
     }
 

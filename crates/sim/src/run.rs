@@ -8,6 +8,7 @@ use farmem_pager::{Config, Counts, Engine, Fatal, Io, Memory, Scope, SlotPolicy,
 use farmem_region::{Nanos, PageCount, PageStore};
 use farmem_vmem::{AddressRange, Uffd};
 
+use crate::handing::Handing;
 use crate::memory::{Message, SimMemory};
 use crate::program::Doing;
 use crate::random::Random;
@@ -17,7 +18,7 @@ use crate::store::SimStore;
 /// Pages that the program may have: a third of what it maps, or little.
 const LIMITS_PAGES: [u64; 2] = [1024, 256];
 /// Windows of frames.
-const WINDOWS: usize = 24;
+pub(crate) const WINDOWS: usize = 24;
 /// Pages of the region at the start: it must grow.
 const REGION_PAGES: u64 = 2048;
 /// A thread that waits longer than this in virtual time waits for ever.
@@ -44,6 +45,15 @@ pub enum Plant {
     LosesMovedPages,
     /// mremap is not reported.
     ForgetsMoves,
+    /// Of what is written down of a child that is handed over, two pages are mistaken for each other.
+    MixesInherited,
+    /// The ranges of a child that is handed over are not written down.
+    ForgetsInheritedRanges,
+    /// The heir's region is a copy of what its parent's was when the hand-over began, not when it
+    /// was done.
+    CopiesRegionEarly,
+    /// Who waits for an answer of the parent's pager does not hear that there is another one.
+    HeirForgetsToWake,
 }
 
 /// What to run.
@@ -64,6 +74,10 @@ pub struct Outcome {
     pub counts: Counts,
     /// Virtual time.
     pub nanos: u64,
+    /// Children that were taken over by a pager of their own, each of which is the program then.
+    pub heirs: u64,
+    /// Children that were handed over and given back.
+    pub returned: u64,
 }
 
 /// What went wrong, and the command that replays it.
@@ -97,14 +111,18 @@ pub fn run(setup: Setup) -> Result<Outcome, Box<Failure>> {
     }
 }
 
-struct Simulation {
-    setup: Setup,
+pub(crate) struct Simulation {
+    pub(crate) setup: Setup,
     limit_bytes: u64,
-    engine: Engine,
-    memory: SimMemory,
-    store: SimStore,
-    random: Random,
+    pub(crate) engine: Engine,
+    pub(crate) memory: SimMemory,
+    pub(crate) store: SimStore,
+    pub(crate) random: Random,
     next_child_check: u64,
+    pub(crate) config: Config,
+    pub(crate) handing: Option<Handing>,
+    pub(crate) heirs: u64,
+    pub(crate) returned: u64,
 }
 
 impl Simulation {
@@ -127,6 +145,10 @@ impl Simulation {
             setup,
             limit_bytes: config.limit_bytes,
             engine: Engine::new(&config, WINDOWS),
+            config,
+            handing: None,
+            heirs: 0,
+            returned: 0,
             memory,
             store: SimStore::new(random.next(), PageCount::new(REGION_PAGES), setup.plant),
             random,
@@ -140,7 +162,8 @@ impl Simulation {
         }
         self.read_everything()?;
         self.check_limit()?;
-        Ok(Outcome { counts: self.engine.counts(), nanos: self.memory.now })
+        let Self { heirs, returned, .. } = *self;
+        Ok(Outcome { counts: self.engine.counts(), nanos: self.memory.now, heirs, returned })
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -191,7 +214,9 @@ impl Simulation {
         let spaces: Vec<SpaceId> =
             std::iter::once(SpaceId::OWN).chain(self.engine.child_spaces()).collect();
         for space in spaces {
-            self.take_messages(space)?;
+            if !self.engine.is_handed_over(space) {
+                self.take_messages(space)?;
+            }
         }
         self.take_completions()?;
         let Self { engine, memory, store, .. } = self;
@@ -212,11 +237,12 @@ impl Simulation {
             self.next_child_check = now.get() + CHILD_CHECK_NANOS;
             let children: Vec<SpaceId> = engine.child_spaces().collect();
             for space in children {
-                if !io.memory.space_lives(space) {
+                if !engine.is_handed_over(space) && !io.memory.space_lives(space) {
                     engine.on_space_gone(io, space);
                 }
             }
         }
+        self.hand_over();
         Ok(())
     }
 

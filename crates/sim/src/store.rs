@@ -16,7 +16,7 @@ const DELAY_NANOS_MAX: usize = 300_000;
 /// Requests that may be under way: some must be refused as busy.
 const REQUESTS_MAX: usize = 40;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Asked {
     Fetch(Vec<FetchPage>),
     Store(Vec<StorePage>),
@@ -24,7 +24,7 @@ enum Asked {
     Grow(PageCount),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Answer {
     due: u64,
     ticket: Ticket,
@@ -42,7 +42,7 @@ struct Kept {
 }
 
 /// See the module's text.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SimStore {
     pages: HashMap<u64, Kept>,
     capacity: u64,
@@ -69,6 +69,14 @@ impl SimStore {
     /// When the next answer is due.
     pub(crate) fn next_due(&self) -> Option<u64> {
         self.answers.iter().map(|answer| answer.due).min()
+    }
+
+    /// Another session, which has asked for nothing yet, with what is here. Returns how many pages there
+    /// may be.
+    pub(crate) fn forget_requests(&mut self) -> u64 {
+        self.asked.clear();
+        self.answers.clear();
+        self.capacity
     }
 
     fn take_effect(&mut self, now: u64, ticket: Ticket, asked: Asked, frames: &dyn Frames) {

@@ -9,6 +9,7 @@ const STEPS: u64 = 20_000;
 #[test]
 fn the_engine_keeps_its_promises() {
     let (mut evicted, mut fetched, mut forks, mut events) = (0, 0, 0, 0);
+    let (mut heirs, mut returned) = (0, 0);
     for seed in 1..=100 {
         match run(Setup { seed, steps: STEPS, plant: Plant::Nothing }) {
             Ok(outcome) => {
@@ -16,6 +17,8 @@ fn the_engine_keeps_its_promises() {
                 fetched += outcome.counts.fetched_pages;
                 forks += outcome.counts.forks;
                 events += outcome.counts.events;
+                heirs += outcome.heirs;
+                returned += outcome.returned;
             }
             Err(failure) => panic!("{failure}"),
         }
@@ -23,6 +26,7 @@ fn the_engine_keeps_its_promises() {
     // A run in which nothing happens proves nothing.
     assert!(evicted > 50_000 && fetched > 20_000, "{evicted} evicted, {fetched} fetched");
     assert!(forks > 500 && events > 5_000, "{forks} forks, {events} events");
+    assert!(heirs > 100 && returned > 50, "{heirs} taken over, {returned} given back");
 }
 
 #[test]
@@ -76,4 +80,27 @@ fn pages_lost_on_their_way_out_are_found() {
 #[test]
 fn a_move_that_is_not_reported_is_found() {
     find(Plant::ForgetsMoves);
+}
+
+#[test]
+fn pages_that_are_mixed_up_in_a_hand_over_are_found() {
+    let (seeds, what) = find(Plant::MixesInherited);
+    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
+}
+
+#[test]
+fn ranges_that_are_forgotten_in_a_hand_over_are_found() {
+    let (seeds, what) = find(Plant::ForgetsInheritedRanges);
+    assert!(what.starts_with("R1"), "after {seeds} seeds: {what}");
+}
+
+#[test]
+fn a_region_that_is_copied_before_the_hand_over_is_done_is_found() {
+    find(Plant::CopiesRegionEarly);
+}
+
+#[test]
+fn an_heir_that_wakes_nobody_is_found() {
+    let (seeds, what) = find(Plant::HeirForgetsToWake);
+    assert!(what.starts_with("liveness"), "after {seeds} seeds: {what}");
 }
