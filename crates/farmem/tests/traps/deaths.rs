@@ -253,6 +253,48 @@ fn a_killed_pager_stops_forked_children_that_have_pagers_too() {
     running.end(SECOND).was_stopped(&["lost the pager of fork_paged", "its forked child"]);
 }
 
+/// R1, R6: the pager that a forked child is about to have is killed, at another moment each time: before it
+/// is told what its program is, while the child is written down, when it has taken over. The child goes
+/// on with its parent's pager, or is stopped; it never reads a wrong byte, and nobody waits for ever.
+#[test]
+fn a_pager_killed_while_it_takes_a_child_over_harms_nobody() {
+    let Some(rig) = Rig::new() else { return };
+    let program = rig.compile("fork_inherits");
+    let mut went_on = 0;
+    for delay in 0..12 {
+        let mut running = rig.start(&["--local", LIMIT], &program, &[]);
+        running.says("filled");
+        let supervisor = pid_of(&running.child);
+        let first = child_named(supervisor, "farmem-pagerd");
+        kill(child_named(supervisor, "fork_inherits"), Signal::USR1);
+        let until = Instant::now() + 20 * SECOND;
+        let heir = loop {
+            let pagers = children_named(supervisor, "farmem-pagerd");
+            if let Some(&heir) = pagers.iter().find(|&&pager| pager != first) {
+                break Some(heir);
+            }
+            if Instant::now() > until || ends_within(supervisor, Duration::ZERO) {
+                break None;
+            }
+        };
+        if let Some(heir) = heir {
+            thread::sleep(Duration::from_millis(delay * delay / 2));
+            // It may have ended with the child.
+            let _ = kill_process(heir, Signal::KILL);
+        }
+        let outcome = running.end(100 * SECOND);
+        assert!(!outcome.stderr.contains("wrong"), "after {delay}: {outcome:?}");
+        match outcome.status.code() {
+            Some(0) => went_on += u32::from(outcome.stdout.contains("found everything")),
+            Some(125) => assert!(outcome.stderr.contains("lost the pager"), "{outcome:?}"),
+            _ => panic!("after {delay}: {outcome:?}"),
+        }
+        let _ = fs::remove_file(rig.path("stats"));
+    }
+    // Those that were killed early enough.
+    assert!(went_on > 0, "no child went on");
+}
+
 /// R6: a program whose watcher is killed is not held to the limit any more, which is told.
 #[test]
 fn a_killed_watcher_is_told() {

@@ -29,6 +29,33 @@ fn u32_a_fork_is_one_instant() {
     assert_eq!(outcome.stderr, "", "{outcome:?}");
 }
 
+/// R1: so it is of each of a thousand forks in a row.
+#[test]
+fn u3_a_thousand_forks_in_a_row() {
+    let Some(rig) = Rig::new() else { return };
+    let program = rig.compile("fork_thousand");
+    let mut running = rig.start(&["--local", LIMIT], &program, &[]);
+    let outcome = running.end(Duration::from_secs(400));
+    outcome.is_right();
+    assert!(outcome.stats["fork_events"].as_u64() == Some(1000), "{outcome:?}");
+}
+
+/// R1: beside threads that bring in what is out, and write.
+#[test]
+fn u32_a_fork_beside_threads_that_fault_and_write() {
+    trap("fork_threads");
+}
+
+/// R1: a child that the C library knows nothing of has no pager of its own; its parent's serves it.
+#[test]
+fn u3_forks_by_raw_system_calls_are_served() {
+    let Some(rig) = Rig::new() else { return };
+    let mut running = rig.start(&["--local", LIMIT], &rig.compile("fork_raw"), &[]);
+    let outcome = running.end(Duration::from_secs(300));
+    outcome.is_right();
+    assert!(outcome.stats["fork_events"].as_u64() >= Some(2), "{outcome:?}");
+}
+
 /// R1: what a parent had out is still there for its child when the parent has ended.
 #[test]
 fn u3_an_orphan_keeps_what_it_inherited() {
@@ -118,6 +145,32 @@ fn u12_spliced_pages_stay_one() {
 #[test]
 fn u12_reads_into_registered_buffers_reach_the_program() {
     trap("registered_buffers");
+}
+
+/// R1: files, pipes, sockets and results of system calls, from and into pages that are out.
+#[test]
+fn u16_system_calls_read_and_write_pages_that_are_out() {
+    trap("system_calls");
+}
+
+/// R6: threads that sleep in the kernel on a word that went out are found and woken.
+#[test]
+fn u24_futexes_work_on_pages_that_are_out() {
+    trap("futexes");
+}
+
+/// Why pages that refuse to be moved are not protected, copied and dropped instead: a page that the kernel
+/// has pinned is written in spite of its protection, and nobody is told. Fails where that has changed.
+#[test]
+fn u11_protection_does_not_hold_what_has_pinned_a_page() {
+    let Some(rig) = Rig::new() else { return };
+    let program = rig.compile("protected_pin");
+    let output = Command::new(program).current_dir(rig.path("")).output().unwrap();
+    if output.status.code() == Some(77) {
+        skipped::<()>("no io_uring or no userfaultfd here");
+        return;
+    }
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// R1: another process reads the program's memory through the kernel.
