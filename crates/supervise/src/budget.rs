@@ -32,6 +32,8 @@ const HALF_ACTIVE: u64 = 256;
 const ACTIVITY_MAX: u64 = 64;
 /// What is added to a size that is wished for, for what will be touched next: a quarter and 8 MiB.
 const HEADROOM_BYTES: u64 = 8 << 20;
+/// Processes without a pager that have less together, and less than a sixteenth of the limit, do not count.
+const UNCOUNTED_BYTES_MAX: u64 = 8 << 20;
 /// How often shares are divided anew.
 const PERIOD: Duration = Duration::from_millis(200);
 /// And while somebody waits for what others still have to give back.
@@ -137,6 +139,8 @@ impl<Member: Copy + Ord> Budget<Member> {
 
     /// What all processes without a pager have now.
     pub fn note_unpaged(&mut self, now: Duration, bytes: u64) {
+        // A shell or two beside a program move no shares.
+        let bytes = if bytes < UNCOUNTED_BYTES_MAX.min(self.limit_bytes / 16) { 0 } else { bytes };
         // Short processes come and go: it is given back in steps.
         let step = self.limit_bytes / 32;
         if bytes > self.unpaged_bytes || bytes.saturating_add(step) < self.unpaged_bytes {

@@ -348,6 +348,7 @@ mod tests {
     fn welcome() -> Welcome {
         Welcome {
             limit_bytes: u64::MAX,
+            limit_bytes_max: u64::MAX,
             server: "unix:/run/s".to_owned(),
             spill: None,
             reservation_bytes: 64 << 20,
