@@ -15,9 +15,9 @@ use farmem_region::{
 };
 use farmem_transport::{Connection, Moved};
 use farmem_wire::{
-    Action, AskMap, Attach, AttachMode, BackupPlace, Copy, Create, HEADER_BYTES, Header, Hello,
-    List, Malloc, Open, PAGE_SIZES, PageEntry, Payload, RangeEntry, Setup, Slots, Source, crc32c,
-    page_checksum, seal, verify_body,
+    Action, AskMap, Attach, AttachMode, BackupPlace, Copy, Create, Delete, HEADER_BYTES, Header,
+    Hello, List, Malloc, Open, PAGE_SIZES, PageEntry, Payload, RangeEntry, Setup, Slots, Source,
+    crc32c, page_checksum, seal, verify_body,
 };
 
 use crate::ServerConfig;
@@ -158,6 +158,10 @@ impl Connection for Loop {
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
+    }
+
+    fn peer_processor(&self) -> Option<usize> {
+        None
     }
 
     fn passes_descriptors(&self) -> bool {
@@ -345,7 +349,7 @@ impl Stage {
             assert!(unpinned.is_ok(), "{unpinned:?}");
             // Nobody else is there who could believe anything.
             assert!(self.engine.disconnect(&session).is_ok());
-            let deleted = self.engine.delete(&caller, &session);
+            let deleted = self.engine.delete(&caller, &session, Delete { keeps_copies: true });
             assert!(deleted.is_ok(), "{deleted:?}");
             self.engine.leave(&mut caller, self.now);
         }

@@ -3,10 +3,10 @@
 //! run.
 
 use crate::{
-    AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES, Header, Hello,
-    HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry, Payload, Prefer, Progress, Resize,
-    RangeEntry, RegionInfo, STAT_COUNTS_MAX, ServerStat, Setup, Slots, StatCount, crc32c,
-    verify_body,
+    AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES,
+    Header, Hello, HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry, Payload,
+    Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX, ServerStat, Setup, Slots,
+    StatCount, crc32c, verify_body,
 };
 
 /// Takes bytes for a message. The checksums are made right first: guarded by them, hardly any
@@ -66,6 +66,9 @@ fn decode_body(body: &[u8]) {
         FullBody,
         ServerStat,
         Create,
+        Delete,
+        Resize,
+        Prefer,
         Open,
         Copy,
         List,

@@ -500,7 +500,7 @@ impl Engine {
         let is_believed =
             |former: SharedSession| lock(&former).leases.check_end(None, Instant::now()).is_err();
         while named().is_some_and(is_believed) {
-            std::thread::sleep(LEASE_PAUSE);
+            thread::sleep(LEASE_PAUSE);
         }
     }
 
