@@ -8,10 +8,9 @@ use farmem_pager::{Config, Engine, HandOver, Io, SpaceId};
 use farmem_region::{Nanos, PageCount};
 
 use crate::run::{Plant, Simulation, WINDOWS};
-use crate::store::SimStore;
 
 /// One turn in so many begins a hand-over, if there is a child.
-const TURNS_BETWEEN: usize = 60;
+const TURNS_BETWEEN: usize = 120;
 /// One that is handed over is given back in one case of so many.
 const RETURNS: usize = 3;
 /// And is without any pager for up to so many turns.
@@ -21,8 +20,6 @@ const TURNS_ALONE: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Handing {
     child: SpaceId,
-    /// The store when it began.
-    store: SimStore,
     /// What was written down, and the turns until somebody has read it.
     legacy: Option<(Vec<u8>, usize)>,
 }
@@ -66,7 +63,7 @@ impl Simulation {
         let found = self.engine.child_spaces().find(|child| self.memory.lives(*child));
         if let Some(child) = found {
             self.engine.begin_hand_over(child, 0);
-            self.handing = Some(Handing { child, store: self.store.clone(), legacy: None });
+            self.handing = Some(Handing { child, legacy: None });
         }
     }
 
@@ -82,11 +79,9 @@ impl Simulation {
         let plant = self.setup.plant;
         spoil(plant, &mut legacy);
         self.memory.become_child(handing.child);
-        if plant == Plant::CopiesRegionEarly {
-            self.store = handing.store.clone();
-        }
         let pages = self.store.forget_requests();
         let config = Config { region_pages: PageCount::new(pages), ..self.config.clone() };
+        self.former.push(self.engine.counts());
         self.engine = Engine::new(&config, WINDOWS);
         self.heirs += 1;
         let Self { engine, memory, store, .. } = self;

@@ -49,9 +49,6 @@ pub enum Plant {
     MixesInherited,
     /// The ranges of a child that is handed over are not written down.
     ForgetsInheritedRanges,
-    /// The heir's region is a copy of what its parent's was when the hand-over began, not when it
-    /// was done.
-    CopiesRegionEarly,
     /// Who waits for an answer of the parent's pager does not hear that there is another one.
     HeirForgetsToWake,
 }
@@ -121,6 +118,8 @@ pub(crate) struct Simulation {
     next_child_check: u64,
     pub(crate) config: Config,
     pub(crate) handing: Option<Handing>,
+    /// What the pagers counted that have handed the program over.
+    pub(crate) former: Vec<Counts>,
     pub(crate) heirs: u64,
     pub(crate) returned: u64,
 }
@@ -147,6 +146,7 @@ impl Simulation {
             engine: Engine::new(&config, WINDOWS),
             config,
             handing: None,
+            former: Vec::new(),
             heirs: 0,
             returned: 0,
             memory,
@@ -163,7 +163,14 @@ impl Simulation {
         self.read_everything()?;
         self.check_limit()?;
         let Self { heirs, returned, .. } = *self;
-        Ok(Outcome { counts: self.engine.counts(), nanos: self.memory.now, heirs, returned })
+        let mut counts = self.engine.counts();
+        for former in &self.former {
+            counts.evicted_pages += former.evicted_pages;
+            counts.fetched_pages += former.fetched_pages;
+            counts.forks += former.forks;
+            counts.events += former.events;
+        }
+        Ok(Outcome { counts, nanos: self.memory.now, heirs, returned })
     }
 
     fn step(&mut self) -> Result<(), String> {

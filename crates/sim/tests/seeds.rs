@@ -95,11 +95,6 @@ fn ranges_that_are_forgotten_in_a_hand_over_are_found() {
 }
 
 #[test]
-fn a_region_that_is_copied_before_the_hand_over_is_done_is_found() {
-    find(Plant::CopiesRegionEarly);
-}
-
-#[test]
 fn an_heir_that_wakes_nobody_is_found() {
     let (seeds, what) = find(Plant::HeirForgetsToWake);
     assert!(what.starts_with("liveness"), "after {seeds} seeds: {what}");

@@ -374,7 +374,8 @@ fn cap_74_regions_are_copied_within_a_server_to_another_one_and_to_a_file_and_ba
     server.done(&[&part[..], &["--to-server", &other.address]].concat());
     let found = other.done(&["read", "part", "--range", "4098:100002"]);
     assert!(found[1..100_001] == content[..100_000] && found[0] == 9 && found[100_001] == 9);
-    let beyond = server.region(&["copy", "second", "part", "--range", "12345:100000000"]);
+    let beyond = ["copy", "second", "part", "--range", "12345:100000000", "--to-server"];
+    let beyond = server.region(&[&beyond[..], &[&other.address]].concat());
     assert!(!beyond.status.success(), "{beyond:?}");
     // To a file, and back on another server, under a name that is free or taken.
     let backup = directory.join("backup");
