@@ -474,7 +474,7 @@ impl<'a> Model<'a> {
     fn invalidate(&mut self, at: usize, start: u64, count: u64) {
         let region = &mut self.regions[at];
         let range = start as usize..(start + count) as usize;
-        let result = region.client.over(Action::Invalidate, start, count);
+        let result = patiently(|| region.client.over(Action::Invalidate, start, count));
         if region.is_frozen {
             assert_eq!(result, Err(RefusalCode::Frozen));
         } else if region.pins[range.clone()].contains(&true) {
@@ -491,7 +491,7 @@ impl<'a> Model<'a> {
     }
 
     fn bring(&mut self, at: usize, action: Action, start: u64, count: u64) {
-        self.regions[at].client.over(action, start, count).unwrap();
+        patiently(|| self.regions[at].client.over(action, start, count)).unwrap();
     }
 
     fn pin(&mut self, at: usize, start: u64, count: u64) {
@@ -501,20 +501,21 @@ impl<'a> Model<'a> {
             return;
         }
         let region = &mut self.regions[at];
-        region.client.over(Action::Pin, start, count).unwrap();
+        patiently(|| region.client.over(Action::Pin, start, count)).unwrap();
         region.pins[start as usize..(start + count) as usize].fill(true);
     }
 
     fn unpin(&mut self, at: usize) {
         let region = &mut self.regions[at];
-        region.client.over(Action::Unpin, 0, region.len()).unwrap();
+        let pages = region.len();
+        patiently(|| region.client.over(Action::Unpin, 0, pages)).unwrap();
         region.pins.fill(false);
     }
 
     fn resize(&mut self, at: usize) {
         let pages = MODEL_PAGES / 2 + self.next(MODEL_PAGES / 2 + 1);
         let region = &mut self.regions[at];
-        let result = region.client.resize(pages);
+        let result = patiently(|| region.client.resize(pages));
         if region.is_frozen {
             assert_eq!(result, Err(RefusalCode::Frozen));
         } else if region.pins.iter().skip(pages as usize).any(|pin| *pin) {
@@ -529,7 +530,7 @@ impl<'a> Model<'a> {
     fn prefer(&mut self, at: usize, start: u64, count: u64) {
         let tiers = [None, Some(Tier::Dram), Some(Tier::Compressed), Some(Tier::File)];
         let tier = tiers[self.next(4) as usize];
-        let result = self.regions[at].client.prefer(tier, start, count);
+        let result = patiently(|| self.regions[at].client.prefer(tier, start, count));
         assert!(matches!(result, Ok(_) | Err(RefusalCode::NoTier)), "{result:?}");
     }
 
@@ -539,7 +540,7 @@ impl<'a> Model<'a> {
         let (is_frozen, on_access) = (self.next(3) == 0, self.next(3) == 0);
         let action = if is_frozen { Action::Snapshot } else { Action::Clone };
         let region = &mut self.regions[at];
-        region.client.copy(action, &name, on_access).unwrap();
+        patiently(|| region.client.copy(action, &name, on_access)).unwrap();
         let client = Raw::opened(self.server, &name).unwrap();
         let (pages, pins) = (region.pages.clone(), vec![false; region.pages.len()]);
         self.regions.push(Modelled { name, client, pages, pins, is_frozen });
