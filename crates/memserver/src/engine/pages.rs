@@ -619,8 +619,12 @@ impl Engine {
         session.region.removals += 1;
         let removed = before - session.region.table.stored().get();
         if removed == 0 {
-            let name = &session.name;
-            self.warn("free_refused", format_args!("{name} frees pages that are free already"));
+            // A program's pager gives slots back that it never came to fill: no news to anybody. Whoever
+            // frees twice what has a name is mistaken.
+            if session.is_resident {
+                let name = &session.name;
+                self.warn("free_refused", format_args!("{name} frees pages that are free already"));
+            }
             return Err(RefusalCode::AlreadyFree.into());
         }
         drop(session);
