@@ -14,6 +14,10 @@ use rustix::io::Errno;
 pub(crate) trait Disk: Debug + Sync {
     /// Makes a file that must not be there.
     fn create(&self, name: &str) -> io::Result<OwnedFd>;
+    /// The same for whole pages, which go past the kernel's cache where the file system lets them.
+    fn create_pages(&self, name: &str) -> io::Result<OwnedFd> {
+        self.create(name)
+    }
     fn open(&self, name: &str) -> io::Result<OwnedFd>;
     fn write(&self, file: &OwnedFd, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()>;
     fn sync(&self, file: &OwnedFd) -> io::Result<()>;
@@ -77,13 +81,28 @@ impl Disk for Folder {
         Ok(rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?)
     }
 
+    fn create_pages(&self, name: &str) -> io::Result<OwnedFd> {
+        let file = self.create(name)?;
+        // Copying into the cache, from where it goes to the disk, would take longer than a fast disk.
+        let _ = set_direct(&file, true);
+        Ok(file)
+    }
+
     fn open(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?)
     }
 
     fn write(&self, file: &OwnedFd, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
-        write_at(file, slices, at)
+        match write_at(file, &mut slices.to_vec(), at) {
+            // The file system has larger blocks, or wants another place in memory.
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput && set_direct(file, false)? =>
+            {
+                write_at(file, slices, at)
+            }
+            result => result,
+        }
     }
 
     fn sync(&self, file: &OwnedFd) -> io::Result<()> {
@@ -109,6 +128,17 @@ impl Disk for Folder {
         };
         Ok(entries.map(name).collect::<Result<_, _>>()?)
     }
+}
+
+/// Whether what is written to a file goes past the kernel's cache; returns whether that is a change.
+fn set_direct(file: &OwnedFd, is_direct: bool) -> io::Result<bool> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    let mut wanted = flags;
+    wanted.set(OFlags::DIRECT, is_direct);
+    if wanted != flags {
+        rustix::fs::fcntl_setfl(file, wanted)?;
+    }
+    Ok(wanted != flags)
 }
 
 /// All bytes of a small file.

@@ -115,7 +115,7 @@ impl<'a> Backup<'a> {
         let keeps = !is_full && in_files <= OLD_PAGES_TIMES * former.len() as u64;
         let former = if keeps { former } else { Vec::new() };
         let lane = |number: u32| {
-            let file = Arc::new(disk.create(&format!("{PAGES}{number}"))?);
+            let file = Arc::new(disk.create_pages(&format!("{PAGES}{number}"))?);
             Ok::<_, io::Error>(Lane { number, file, written: 0 })
         };
         let lanes = [lane(number)?, lane(number.saturating_add(1))?];

@@ -20,68 +20,126 @@ pub(crate) struct Verdict {
     pub(crate) met: Option<bool>,
 }
 
+impl Verdict {
+    fn at_least(text: &'static str, target: f64, aim: Option<f64>, figure: Option<f64>) -> Self {
+        let met = figure.map(|figure| figure >= target);
+        Self { text, figure, side: "at least", target, aim, met }
+    }
+
+    fn at_most(text: &'static str, target: f64, figure: Option<f64>) -> Self {
+        let met = figure.map(|figure| figure <= target);
+        Self { text, figure, side: "at most", target, aim: None, met }
+    }
+}
+
 /// Holds all figures against all bars.
 pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
+    let mut verdicts = of_reads(figures);
+    verdicts.extend(of_empty_regions(figures));
+    verdicts.extend(of_tiers(figures));
+    verdicts.extend(of_what_is_kept(figures));
+    verdicts
+}
+
+fn of_reads(figures: &Figures) -> Vec<Verdict> {
     let rate = |way| figures.rate(Server::Farmem, way);
     let ratio = |figure: Option<f64>, to: Option<f64>| Some(figure? / to?);
     let better = figures.better(Way::ONE_PAGE);
     let pages_of_stream = figures.stream().map(|bytes| bytes / 4096.0);
-    let at_least = |text, target, aim, figure: Option<f64>| {
-        let met = figure.map(|figure| figure >= target);
-        Verdict { text, figure, side: "at least", target, aim, met }
-    };
-    let at_most = |text, target, figure: Option<f64>| {
-        let met = figure.map(|figure| figure <= target);
-        Verdict { text, figure, side: "at most", target, aim: None, met }
-    };
     vec![
-        at_least(
+        Verdict::at_least(
             "one page a request, 32 under way: farmem / the better of memcached and Redis",
             1.5,
             Some(2.0),
             ratio(rate(Way::ONE_PAGE), better),
         ),
-        at_least(
+        Verdict::at_least(
             "pages a second, 64 a request: farmem / the better's with one page a request",
             3.0,
             Some(4.0),
             ratio(rate(Way::MANY_PAGES), better),
         ),
-        at_least(
+        Verdict::at_least(
             "reads of 1 MiB, 4 under way: farmem / a plain TCP stream",
             0.75,
             None,
             ratio(rate(Way::MEBIBYTE), pages_of_stream),
         ),
-        at_most("milliseconds to make a region of 1 TiB", 5.0, figures.create_ms()),
-        at_most("milliseconds to copy it virtually", 10.0, figures.clone_ms()),
-        at_most(
+    ]
+}
+
+fn of_empty_regions(figures: &Figures) -> Vec<Verdict> {
+    let tables = figures.tables.as_ref();
+    vec![
+        Verdict::at_most("milliseconds to make a region of 1 TiB", 5.0, figures.create_ms()),
+        Verdict::at_most("milliseconds to copy it virtually", 10.0, figures.clone_ms()),
+        Verdict::at_most(
             "time of a first touch / of a touch of a present page",
             1.2,
             figures.touches_us().map(|(first, later)| first / later),
         ),
-        at_most(
+        Verdict::at_most(
+            "MiB of tables for 1 TiB that is not used, and a copy of it",
+            1.0,
+            tables.map(|tables| tables.empty_bytes as f64 / f64::from(1 << 20)),
+        ),
+        Verdict::at_most(
+            "bytes of tables for a page that is stored, of a region that is full",
+            32.0,
+            tables.map(|tables| tables.bytes_per_page),
+        ),
+    ]
+}
+
+fn of_tiers(figures: &Figures) -> Vec<Verdict> {
+    let (tiers, times) = (figures.tiers.as_ref(), figures.times_memory());
+    vec![
+        Verdict::at_least(
+            "demotion of pages to compressed ones / the bare compressor on the same pages",
+            0.8,
+            None,
+            tiers.map(|tiers| tiers.demotion),
+        ),
+        Verdict::at_least(
+            "promotion of compressed pages / the bare decompressor on the same pages",
+            0.8,
+            None,
+            tiers.map(|tiers| tiers.promotion),
+        ),
+        Verdict::at_least(
+            "times its memory that a server served by compression alone, pages to a sixth",
+            4.0,
+            None,
+            times.map(|(compressed, _)| compressed),
+        ),
+        Verdict::at_least(
+            "times its memory that a server served with a file tier, pages to a half",
+            8.0,
+            None,
+            times.map(|(_, file)| file),
+        ),
+    ]
+}
+
+fn of_what_is_kept(figures: &Figures) -> Vec<Verdict> {
+    let backup = figures.backup_of_file();
+    vec![
+        Verdict::at_most(
             "seconds from the start of another process to the answer to its first read",
             1.0,
             figures.restart_seconds(),
         ),
-        at_least(
-            "times its memory that a server served by compression alone, pages to a sixth",
-            4.0,
-            None,
-            figures.times_memory().map(|(compressed, _)| compressed),
-        ),
-        at_least(
-            "times its memory that a server served with a file tier, pages to a half",
-            8.0,
-            None,
-            figures.times_memory().map(|(_, file)| file),
-        ),
-        at_least(
-            "a backup / a file of the same length, written to the same directory",
+        Verdict::at_least(
+            "a backup to memory / a file of the same length, written to the same directory",
             0.8,
             None,
-            figures.backup_of_stream(),
+            backup.map(|(memory, _)| memory),
+        ),
+        Verdict::at_least(
+            "a backup to a disk / a file of the same length, written to the same directory",
+            0.8,
+            None,
+            backup.map(|(_, disk)| disk),
         ),
     ]
 }

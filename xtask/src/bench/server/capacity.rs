@@ -1,24 +1,18 @@
 //! How much more than its memory a server serves: regions that are written as a whole and read back,
 //! every byte compared, while the server has 1 GiB.
 
-use std::fs;
 use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
+use super::serving::{GIB, PAGE_BYTES, Place, Server};
 use crate::build::Built;
 
-const GIB: u64 = 1 << 30;
-const PAGE_BYTES: usize = 4096;
 /// Memory of the server, unless it is to be quick.
 const MEMORY: u64 = GIB;
-/// Longer than a server takes to listen.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was found.
 #[derive(Debug, Serialize)]
@@ -59,13 +53,13 @@ fn hold(
     noise: usize,
     tiers: &[String],
 ) -> anyhow::Result<Held> {
-    let server = Server::start(built, memory, tiers)?;
-    let size = bytes.to_string();
-    let made = server.region(&["create", "all", "--size", &size]).status()?;
-    ensure!(made.success(), "cannot make a region of {bytes} bytes");
+    let place = Place::new("/dev/shm")?;
+    let options: Vec<&str> = tiers.iter().flat_map(|tier| ["--tier", tier]).collect();
+    let server = Server::start(built, &place, memory, &options)?;
+    server.ask(&["region", "create", "all", "--size", &bytes.to_string()])?;
     let mut content = Content::new(noise);
     let began = Instant::now();
-    let mut write = server.region(&["write", "all"]).stdin(Stdio::piped()).spawn()?;
+    let mut write = server.farmem(&["region", "write", "all"]).stdin(Stdio::piped()).spawn()?;
     let mut input = write.stdin.take().context("no standard input")?;
     for start in (0..bytes).step_by(Content::BYTES) {
         input.write_all(content.block(start))?;
@@ -74,7 +68,7 @@ fn hold(
     ensure!(write.wait()?.success(), "cannot write {bytes} bytes");
     let write_seconds = began.elapsed().as_secs_f64();
     let began = Instant::now();
-    let mut read = server.region(&["read", "all"]).stdout(Stdio::piped()).spawn()?;
+    let mut read = server.farmem(&["region", "read", "all"]).stdout(Stdio::piped()).spawn()?;
     let mut output = read.stdout.take().context("no standard output")?;
     let mut found = vec![0; Content::BYTES];
     for start in (0..bytes).step_by(Content::BYTES) {
@@ -83,7 +77,7 @@ fn hold(
     }
     ensure!(read.wait()?.success(), "cannot read {bytes} bytes");
     let read_seconds = began.elapsed().as_secs_f64();
-    let resident_peak_bytes = server.resident_peak()?;
+    let resident_peak_bytes = server.status_bytes("VmHWM")?;
     Ok(Held { bytes, write_seconds, read_seconds, resident_peak_bytes })
 }
 
@@ -118,58 +112,5 @@ impl Content {
             content[..8].copy_from_slice(&page.to_le_bytes());
         }
         &self.block
-    }
-}
-
-struct Server {
-    program: PathBuf,
-    place: PathBuf,
-    address: String,
-    child: Child,
-}
-
-impl Server {
-    fn start(built: &Built, memory: u64, tiers: &[String]) -> anyhow::Result<Self> {
-        let place = std::env::temp_dir().join(format!("farmem-capacity-{}", std::process::id()));
-        fs::create_dir(&place).with_context(|| format!("make {}", place.display()))?;
-        let address = format!("unix:{}", place.join("server").display());
-        let program = built.path("farmem");
-        let mut serve = Command::new(&program);
-        serve.args(["serve", "--listen", &address, "--memory", &memory.to_string()]);
-        for tier in tiers {
-            serve.args(["--tier", tier]);
-        }
-        let child = serve.stderr(Stdio::null()).spawn().context("farmem serve")?;
-        let server = Self { program, place, address, child };
-        let began = Instant::now();
-        while !server.region(&["list"]).stderr(Stdio::null()).status()?.success() {
-            if began.elapsed() > PATIENCE {
-                bail!("the server does not answer");
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(server)
-    }
-
-    fn region(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.arg("region").args(arguments).args(["--server", &self.address]);
-        command.stdout(Stdio::null());
-        command
-    }
-
-    fn resident_peak(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.split_ascii_whitespace().next());
-        Ok(kilobytes.context("VmHWM")?.parse::<u64>()? << 10)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.place);
     }
 }

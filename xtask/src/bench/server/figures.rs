@@ -7,10 +7,13 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::backup::Backup;
 use super::bars::Verdict;
 use super::capacity::Capacity;
 use super::contestants::Server;
-use super::keeping::Keeping;
+use super::restart::Restart;
+use super::tables::Tables;
+use super::tiers::Tiers;
 use crate::bench::figures::median;
 
 /// How a server is asked.
@@ -93,8 +96,11 @@ pub(crate) struct Figures {
     of: BTreeMap<(Way, Server), Vec<Figure>>,
     streams: Vec<f64>,
     regions: Vec<Regions>,
-    keeping: Option<Keeping>,
-    capacity: Option<Capacity>,
+    pub(super) tables: Option<Tables>,
+    pub(super) tiers: Option<Tiers>,
+    pub(super) capacity: Option<Capacity>,
+    pub(super) restart: Option<Restart>,
+    pub(super) backup: Option<Backup>,
 }
 
 impl Figures {
@@ -106,14 +112,6 @@ impl Figures {
         self.streams.push(bytes_per_second);
     }
 
-    pub(crate) fn set_keeping(&mut self, keeping: Keeping) {
-        self.keeping = Some(keeping);
-    }
-
-    pub(crate) fn set_capacity(&mut self, capacity: Capacity) {
-        self.capacity = Some(capacity);
-    }
-
     /// How many times its memory a server served by compression alone, and with a file.
     pub(crate) fn times_memory(&self) -> Option<(f64, f64)> {
         let capacity = self.capacity.as_ref()?;
@@ -123,14 +121,14 @@ impl Figures {
 
     /// How long another process takes to serve what one held that was killed.
     pub(crate) fn restart_seconds(&self) -> Option<f64> {
-        median(self.keeping.as_ref()?.restart_seconds.clone())
+        median(self.restart.as_ref()?.seconds.clone())
     }
 
-    /// The rate of a backup, as a part of the rate at which the directory takes a file.
-    pub(crate) fn backup_of_stream(&self) -> Option<f64> {
-        let keeping = self.keeping.as_ref()?;
-        let stream = median(keeping.stream_bytes_per_second.clone())?;
-        Some(median(keeping.backup_bytes_per_second.clone())? / stream)
+    /// The rates of backups as parts of the rates at which the directory takes files: in memory, and on
+    /// a disk.
+    pub(crate) fn backup_of_file(&self) -> Option<(f64, f64)> {
+        let backup = self.backup.as_ref()?;
+        median(backup.memory.ratios().collect()).zip(median(backup.disk.ratios().collect()))
     }
 
     pub(crate) fn add_regions(&mut self, regions: Regions) {
@@ -172,8 +170,18 @@ impl Figures {
     }
 
     pub(crate) fn table(&self) -> String {
-        let mut table = format!(
-            "{:34} {:10} {:>12}   {:29} {:>8} {:>10}\n",
+        let mut table = String::new();
+        if !self.of.is_empty() {
+            self.tell_reads(&mut table);
+        }
+        self.tell_parts(&mut table);
+        table
+    }
+
+    fn tell_reads(&self, table: &mut String) {
+        let _ = writeln!(
+            table,
+            "{:34} {:10} {:>12}   {:29} {:>8} {:>10}",
             "how", "server", "pages/s", "(least .. most)", "GB/s", "cpu us/page"
         );
         for ((way, server), figures) in &self.of {
@@ -202,15 +210,35 @@ impl Figures {
                  first touch {first:.1} us, later {later:.1} us"
             );
         }
-        if let Some(keeping) = &self.keeping {
+    }
+
+    /// What was measured of a server by itself.
+    fn tell_parts(&self, table: &mut String) {
+        if let Some(tables) = &self.tables {
             let _ = writeln!(
                 table,
-                "with {:.1} GiB lent: served again after {:.3?} s; backup {:.2?} GB/s, a file {:.2?} GB/s",
-                keeping.lent_bytes as f64 / f64::from(1 << 30),
-                keeping.restart_seconds,
-                in_gb(&keeping.backup_bytes_per_second),
-                in_gb(&keeping.stream_bytes_per_second),
+                "tables: {} KiB for 1 TiB that is not used and a copy of it, {:.2} bytes a page for 4 GiB that is",
+                tables.empty_bytes >> 10,
+                tables.bytes_per_page
             );
+        }
+        if let Some(restart) = &self.restart {
+            let _ = writeln!(
+                table,
+                "with {:.1} GiB lent: served again after {:.3?} s",
+                restart.lent_bytes as f64 / f64::from(1 << 30),
+                restart.seconds
+            );
+        }
+        if let Some(backup) = &self.backup {
+            for (place, rates) in [("memory", &backup.memory), ("a disk", &backup.disk)] {
+                let _ = writeln!(
+                    table,
+                    "to {place}: backup {:.2?} GB/s, a file {:.2?} GB/s",
+                    in_gb(&rates.backup),
+                    in_gb(&rates.file)
+                );
+            }
         }
         if let Some(capacity) = &self.capacity {
             for (how, held) in
@@ -229,16 +257,10 @@ impl Figures {
                 );
             }
         }
-        table
     }
 
     /// Everything, for other programs.
-    pub(crate) fn json(
-        &self,
-        verdicts: &[Verdict],
-        rounds: usize,
-        quick: bool,
-    ) -> anyhow::Result<String> {
+    pub(crate) fn json(&self, verdicts: &[Verdict], quick: bool) -> anyhow::Result<String> {
         let line = |((way, server), figures): (&(Way, Server), &Vec<Figure>)| -> Value {
             json!({
                 "server": server, "depth": way.depth, "pages_per_request": way.pages,
@@ -250,10 +272,11 @@ impl Figures {
             })
         };
         let whole = json!({
-            "rounds": rounds, "quick": quick,
+            "quick": quick,
             "figures": self.of.iter().map(line).collect::<Vec<_>>(),
             "tcp_stream_bytes_per_second": self.streams, "regions": self.regions,
-            "keeping": self.keeping, "capacity": self.capacity,
+            "tables": self.tables, "tiers": self.tiers, "capacity": self.capacity,
+            "restart": self.restart, "backup": self.backup,
             "bars": verdicts,
         });
         serde_json::to_string_pretty(&whole).context("write the figures as JSON")

@@ -4,37 +4,59 @@
 //! another processor, by the same program (`pageload`), round after round. Figures are medians, and
 //! only ratios within one run mean anything.
 
+mod backup;
 mod bars;
 mod capacity;
 mod contestants;
 mod figures;
-mod keeping;
+mod restart;
+mod serving;
+mod tables;
+mod tiers;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::build;
+use crate::build::{self, Built};
+use backup::Backup;
 use capacity::Capacity;
 use contestants::{Contestants, Server};
 use figures::{Figures, Way};
-use keeping::Keeping;
+use restart::Restart;
+use tables::Tables;
+use tiers::Tiers;
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Reads, beside memcached, Redis and a plain stream; large empty regions.
+    Reads,
+    /// What tables take.
+    Tables,
+    /// Demotion and promotion, beside the bare compressor.
+    Tiers,
+    /// How much more than its memory a server serves.
+    Capacity,
+    /// How soon another process serves what a killed one held.
+    Restart,
+    /// Backups, beside plain files.
+    Backup,
+    /// What it gains that pages are brought near that were read first.
+    WorkingSets,
+}
 
 #[derive(Args)]
 pub(crate) struct ServerOptions {
     /// One short round: shows that all works, proves nothing.
     #[arg(long)]
     quick: bool,
-    /// Measure only what concerns the data that a server keeps: restart and backup.
-    #[arg(long)]
-    keeping: bool,
-    /// Measure only how much more than its memory a server serves.
-    #[arg(long)]
-    capacity: bool,
-    /// Rounds; the medians are over these.
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Rounds of reads; the medians are over these.
     #[arg(long, default_value_t = 5)]
     runs: usize,
     /// How long to ask each server in each way, in seconds.
@@ -51,23 +73,57 @@ pub(crate) struct ServerOptions {
 /// Pages of 4 KiB that each server holds: 256 MiB, more than processors keep in their caches.
 const PAGES: u64 = 65_536;
 
+#[expect(clippy::print_stdout, reason = "the table is the result")]
 pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
     let built = build::shipped(true)?;
-    if options.keeping {
-        let mut figures = Figures::default();
-        figures.set_keeping(Keeping::measure(&built, options.quick)?);
-        return judge(&figures);
+    let quick = options.quick;
+    let mut figures = Figures::default();
+    let does = |part| options.only.is_empty() || options.only.contains(&part);
+    if does(Part::Reads) {
+        reads(options, &built, &mut figures)?;
     }
-    if options.capacity {
-        let mut figures = Figures::default();
-        figures.set_capacity(Capacity::measure(&built, options.quick)?);
-        return judge(&figures);
+    if does(Part::Tables) {
+        figures.tables = Some(Tables::measure(&built, quick)?);
     }
+    if does(Part::Tiers) {
+        figures.tiers = Some(Tiers::measure()?);
+    }
+    if does(Part::Capacity) {
+        figures.capacity = Some(Capacity::measure(&built, quick)?);
+    }
+    if does(Part::Restart) {
+        figures.restart = Some(Restart::measure(&built, quick)?);
+    }
+    if does(Part::Backup) {
+        figures.backup = Some(Backup::measure(&built, quick)?);
+    }
+    if does(Part::WorkingSets) {
+        tiers::working_sets()?;
+    }
+    println!("{}", figures.table());
+    let verdicts = bars::judge(&figures);
+    // What was not to be measured is no verdict.
+    let is_meant = |verdict: &&bars::Verdict| options.only.is_empty() || verdict.met.is_some();
+    for verdict in verdicts.iter().filter(is_meant) {
+        println!("{verdict}");
+    }
+    if let Some(file) = &options.json {
+        let text = figures.json(&verdicts, quick)?;
+        fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
+    ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
+    Ok(())
+}
+
+fn reads(options: &ServerOptions, built: &Built, figures: &mut Figures) -> anyhow::Result<()> {
     build::cargo(&["build", "--release", "-p", "farmem-pageload"])?;
     let rounds = if options.quick { 1 } else { options.runs.max(1) };
     let seconds = if options.quick { 0.2 } else { options.seconds };
-    let contestants = Contestants::start(&built, &options.processors)?;
-    let mut figures = Figures::default();
+    let contestants = Contestants::start(built, &options.processors)?;
+    for (server, reason) in contestants.absent() {
+        eprintln!("{server}: skipped: {reason}");
+    }
     for round in 1..=rounds {
         for server in Server::ALL {
             let Some(found) = contestants.ask(server, &Way::ALL, PAGES, seconds)? else {
@@ -83,51 +139,5 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
         figures.add_stream(contestants.stream(seconds)?);
         figures.add_regions(contestants.regions()?);
     }
-    figures.set_keeping(Keeping::measure(&built, options.quick)?);
-    figures.set_capacity(Capacity::measure(&built, options.quick)?);
-    tiers()?;
-    let verdicts = bars::judge(&figures);
-    report(&figures, &contestants, &verdicts);
-    if let Some(file) = &options.json {
-        let text = figures.json(&verdicts, rounds, options.quick)?;
-        fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
-    }
-    ensure_met(&verdicts)
-}
-
-fn ensure_met(verdicts: &[bars::Verdict]) -> anyhow::Result<()> {
-    let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
-    ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
     Ok(())
-}
-
-/// Only those bars of which something was measured.
-#[expect(clippy::print_stdout, reason = "the verdicts are the result")]
-fn judge(figures: &Figures) -> anyhow::Result<()> {
-    println!("{}", figures.table());
-    let verdicts = bars::judge(figures);
-    for verdict in verdicts.iter().filter(|verdict| verdict.met.is_some()) {
-        println!("{verdict}");
-    }
-    ensure_met(&verdicts)
-}
-
-/// How fast pages move between tiers: a test of the server measures and judges it, and says so.
-fn tiers() -> anyhow::Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["test", "--release", "-p", "farmem-memserver", "--lib", "speed"]);
-    command.args(["--", "--nocapture"]).env("FARMEM_MEASURE_TIERS", "1");
-    ensure!(command.status().context("run cargo")?.success(), "the tiers are too slow");
-    Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "the table is the result")]
-fn report(figures: &Figures, contestants: &Contestants, verdicts: &[bars::Verdict]) {
-    println!("{}", figures.table());
-    for (server, reason) in contestants.absent() {
-        println!("{server}: skipped: {reason}");
-    }
-    for verdict in verdicts {
-        println!("{verdict}");
-    }
 }
