@@ -1,15 +1,21 @@
 //! 2 MiB of a region: its portions, of which there may be few or all.
 //!
 //! ```text
-//! few:  | 3, portion | 77, portion | ...      in their order, 40 bytes each
-//! all:  | portion 0 | portion 1 | ... |       32 bytes each, there or not
+//! few:   | 3, portion | 77, portion | ...      in their order, 40 bytes each
+//! all:   | portion 0 | portion 1 | ... |       32 bytes each, there or not
+//! large: one entry for 16 or 512 pages, see `large`
 //! ```
 //!
 //! A region of which single pages are used here and there costs little more than those pages; one
-//! that is full costs 32 bytes a page and no search.
+//! that is full costs 32 bytes a page and no search, and less if its page size is large.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
+use farmem_region::PAGE_SIZE;
+use farmem_vmem::Arena;
+
+use crate::large::Large;
 use crate::table::{LEAF_PAGES, Portion};
 
 /// More than this many portions lie side by side: as many of the few would take as much room.
@@ -18,17 +24,129 @@ const FEW_MAX: usize = 256;
 /// `FEW_MAX`, so that they are not moved to and fro.
 const FEW_AGAIN: usize = 64;
 
+/// The portions of a leaf, page by page.
+#[derive(Debug)]
+pub(crate) enum Portions {
+    /// Of one page each, or less.
+    Single(Single),
+    /// Of several pages each.
+    Large(Large),
+}
+
+/// A page of a leaf, to be looked at. What it holds is the leaf's token.
+#[derive(Debug)]
+pub(crate) enum Seen<'a> {
+    There(&'a Portion),
+    Unpacked(Portion),
+}
+
+impl Deref for Seen<'_> {
+    type Target = Portion;
+
+    fn deref(&self) -> &Portion {
+        match self {
+            Self::There(portion) => portion,
+            Self::Unpacked(portion) => portion,
+        }
+    }
+}
+
+impl Portions {
+    /// None yet, of a region with such a page size.
+    pub(crate) fn new(page_bytes: u32, arena: &Arc<Arena>) -> Self {
+        let unit = (page_bytes as usize / PAGE_SIZE).clamp(1, LEAF_PAGES);
+        match unit {
+            1 => Self::Single(Single::default()),
+            _ => Self::Large(Large::new(Arc::clone(arena), unit)),
+        }
+    }
+
+    /// A page, if it is there.
+    pub(crate) fn get(&self, at: usize) -> Option<Seen<'_>> {
+        match self {
+            Self::Single(single) => single.get(at).map(Seen::There),
+            Self::Large(large) => large.get(at).map(Seen::Unpacked),
+        }
+    }
+
+    /// Looks at a page, if it is there. Its place, heat and dirt may be changed.
+    pub(crate) fn with<T>(&mut self, at: usize, look: impl FnOnce(&mut Portion) -> T) -> Option<T> {
+        match self {
+            Self::Single(single) => single.get_mut(at).map(look),
+            Self::Large(large) => large.with(at, look),
+        }
+    }
+
+    /// Puts a page in; returns the former one.
+    pub(crate) fn replace(&mut self, at: usize, portion: Portion) -> Option<Portion> {
+        match self {
+            Self::Single(single) => single.replace(at, portion),
+            Self::Large(large) => large.replace(at, &portion),
+        }
+    }
+
+    /// Takes the pages of a range out.
+    pub(crate) fn take(&mut self, within: Range<usize>, taken: impl FnMut(Portion)) {
+        match self {
+            Self::Single(single) => single.take(within, taken),
+            Self::Large(large) => large.take(within, taken),
+        }
+    }
+
+    /// Gives room back if no more than so many pages are left.
+    pub(crate) fn gather(&mut self, left: usize) {
+        if let Self::Single(single) = self {
+            single.gather(left);
+        }
+    }
+
+    /// Pages that are there, with their places, in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, Seen<'_>)> {
+        let (single, large) = match self {
+            Self::Single(single) => (Some(single.iter()), None),
+            Self::Large(large) => (None, Some(large.iter())),
+        };
+        let single = single.into_iter().flatten().map(|(at, portion)| (at, Seen::There(portion)));
+        let large = large.into_iter().flatten();
+        single.chain(large.map(|(at, portion)| (at, Seen::Unpacked(portion))))
+    }
+
+    /// Shows each portion: its pages, and how hot it is, which is to be returned.
+    pub(crate) fn each(&mut self, show: impl FnMut(&[(usize, Seen<'_>)], u8) -> u8) {
+        match self {
+            Self::Single(single) => single.each(show),
+            Self::Large(large) => large.each(show),
+        }
+    }
+
+    /// As many of them as of another leaf's, each made from the other's.
+    pub(crate) fn map(&self, copy: impl FnMut(&Portion) -> Portion) -> Self {
+        match self {
+            Self::Single(single) => Self::Single(single.map(copy)),
+            Self::Large(large) => Self::Large(large.map(copy)),
+        }
+    }
+
+    /// Bytes that they take, beside this struct.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Single(single) => single.bytes(),
+            Self::Large(large) => large.bytes(),
+        }
+    }
+}
+
 type All = Box<[Option<Portion>; LEAF_PAGES]>;
 
-/// The portions of a leaf.
+/// Portions of one page each.
 #[derive(Debug, Default)]
-pub(crate) struct Portions {
+pub(crate) struct Single {
     few: Vec<(u16, Portion)>,
     /// If there are many; then there are no few.
     all: Option<All>,
 }
 
-impl Portions {
+impl Single {
     pub(crate) fn get(&self, at: usize) -> Option<&Portion> {
         match &self.all {
             Some(all) => all[at].as_ref(),
@@ -94,6 +212,13 @@ impl Portions {
         few.chain(all.filter_map(|(at, portion)| Some((at, portion.as_ref()?))))
     }
 
+    fn each(&mut self, mut show: impl FnMut(&[(usize, Seen<'_>)], u8) -> u8) {
+        for (at, portion) in self.iter_mut() {
+            let heat = portion.heat;
+            portion.heat = show(&[(at, Seen::There(&*portion))], heat);
+        }
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut Portion)> {
         let few = self.few.iter_mut().map(|(at, portion)| (usize::from(*at), portion));
         let all = self.all.iter_mut().flat_map(|all| all.iter_mut().enumerate());
@@ -112,7 +237,6 @@ impl Portions {
     }
 
     /// Bytes that they take, beside this struct.
-    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let all = self.all.as_ref().map_or(0, |_| size_of::<[Option<Portion>; LEAF_PAGES]>());
         self.few.capacity() * size_of::<(u16, Portion)>() + all
@@ -135,6 +259,18 @@ impl Portions {
 }
 
 impl IntoIterator for Portions {
+    type Item = Portion;
+    type IntoIter = Box<dyn Iterator<Item = Portion>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        match self {
+            Self::Single(single) => single.into_iter(),
+            Self::Large(large) => Box::new(large.into_iter()),
+        }
+    }
+}
+
+impl IntoIterator for Single {
     type Item = Portion;
     type IntoIter = Box<dyn Iterator<Item = Portion>>;
 
@@ -180,7 +316,7 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (seed >> 33) % limit
         };
-        let (mut portions, mut model) = (Portions::default(), [None; LEAF_PAGES]);
+        let (mut portions, mut model) = (Single::default(), [None; LEAF_PAGES]);
         for step in 0..6_000 {
             let at = next(512) as usize;
             // Fills up and empties again and again.

@@ -25,6 +25,7 @@ pub mod fuzzing;
 mod handover;
 mod http;
 mod journal;
+mod large;
 mod leaf;
 mod leases;
 mod log;

@@ -49,7 +49,7 @@ pub(crate) struct Region {
     pub(crate) table: Table,
     pub(crate) source: Source,
     /// The unit in which pages are initialised, found dirty and written back.
-    pub(crate) page_bytes: u32,
+    page_bytes: u32,
     /// A snapshot never changes.
     pub(crate) is_frozen: bool,
     /// Whether a page that is read becomes the region's own, as one that is written does.
@@ -80,7 +80,7 @@ impl Region {
             epoch: Epoch::new(1),
             pages: PageCount::new(0),
             blocks: Vec::new(),
-            table: Table::new(id),
+            table: Table::new(id, PAGE_SIZE as u32),
             source: Source::Nothing,
             page_bytes: PAGE_SIZE as u32,
             is_frozen: false,
@@ -96,6 +96,18 @@ impl Region {
             binding: Binding::of(id),
             fill_page: None,
         }
+    }
+
+    /// The unit in which pages are initialised, found dirty and written back, in bytes.
+    pub(crate) const fn page_bytes(&self) -> u32 {
+        self.page_bytes
+    }
+
+    /// Sets it, as long as nothing is stored.
+    pub(crate) fn set_page_bytes(&mut self, page_bytes: u32) {
+        assert!(self.table.stored().get() == 0, "its table is made for another page size");
+        self.table = Table::new(self.id, page_bytes);
+        self.page_bytes = page_bytes;
     }
 
     /// Makes an empty region, which keeps its own name and blocks, hold what another one holds. Takes

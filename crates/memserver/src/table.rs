@@ -18,12 +18,15 @@ use farmem_vmem::Slot;
 
 use crate::journal::{PageRecord, Record};
 use crate::leaf::Portions;
-use crate::tiers::{Place, Tiers};
+use crate::tiers::{Charge, Place, Tiers};
 
 /// Pages of a leaf: 2 MiB of region.
 pub(crate) const LEAF_PAGES: usize = 512;
 /// Leaves of a branch: with it a branch is 1 GiB of region, and the root of 1 TiB is 8 KiB.
 const BRANCH_LEAVES: usize = 512;
+
+/// What counts the holders of a part of a table.
+const COUNTS_BYTES: usize = 16;
 
 /// What a region costs the server for each page that is stored, pages themselves apart.
 const _: () = assert!(size_of::<Option<Portion>>() <= 32);
@@ -51,6 +54,7 @@ pub(crate) struct Leaf {
     stored: u64,
     /// The table's count of changes when a page was stored here last.
     pub(crate) changed: u64,
+    charge: Charge,
 }
 
 pub(crate) type SharedLeaf = Arc<Mutex<Leaf>>;
@@ -58,6 +62,7 @@ pub(crate) type SharedLeaf = Arc<Mutex<Leaf>>;
 #[derive(Debug, Clone)]
 struct Branch {
     leaves: [Option<SharedLeaf>; BRANCH_LEAVES],
+    _charge: Charge,
 }
 
 /// The pages of one region that are stored. Goes by [`Table::clear`]: a table that is dropped
@@ -66,6 +71,8 @@ struct Branch {
 pub(crate) struct Table {
     /// By which the journal knows it.
     region: RegionId,
+    /// Bytes of a portion.
+    page_bytes: u32,
     root: Arc<Vec<Option<Arc<Branch>>>>,
     stored: u64,
     /// Counts what was stored and forgotten.
@@ -75,8 +82,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(region: RegionId) -> Self {
-        Self { region, ..Self::default() }
+    pub(crate) fn new(region: RegionId, page_bytes: u32) -> Self {
+        Self { region, page_bytes, ..Self::default() }
     }
 
     /// Pages stored.
@@ -110,7 +117,7 @@ impl Table {
     ) -> Option<T> {
         let (branch, leaf, at) = split(page);
         let leaf = self.root.get(branch)?.as_ref()?.leaves[leaf].as_ref()?;
-        lock(leaf).portions.get_mut(at).map(look)
+        lock(leaf).portions.with(at, look)
     }
 
     /// Whether another table holds the same leaf.
@@ -157,14 +164,14 @@ impl Table {
     }
 
     /// Takes over the leaf of a page of which nothing is stored here.
-    pub(crate) fn share_leaf(&mut self, page: PageIndex, leaf: SharedLeaf) {
+    pub(crate) fn share_leaf(&mut self, tiers: &Tiers, page: PageIndex, leaf: SharedLeaf) {
         let (branch, at, _) = split(page);
         let root = Arc::make_mut(&mut self.root);
         if branch >= root.len() {
             root.resize_with(branch + 1, || None);
         }
         self.stored += lock(&leaf).stored;
-        let branch = Arc::make_mut(root[branch].get_or_insert_with(Branch::empty));
+        let branch = Arc::make_mut(root[branch].get_or_insert_with(|| Branch::empty(tiers)));
         branch.leaves[at] = Some(leaf);
     }
 
@@ -205,6 +212,7 @@ impl Table {
         let before = leaf.portions.replace(at, portion);
         let added = u64::from(before.is_none());
         leaf.stored += added;
+        leaf.settle();
         drop(leaf);
         self.stored += added;
         before.map(|portion| portion.place)
@@ -266,6 +274,7 @@ impl Table {
         // A leaf has at most 512.
         let left = leaf.stored as usize;
         leaf.portions.gather(left);
+        leaf.settle();
         drop(leaf);
         self.stored -= removed;
         if is_empty {
@@ -300,13 +309,14 @@ impl Table {
     /// The leaf of a page, which no other table holds. Made if there is none.
     fn own(&mut self, tiers: &Tiers, page: PageIndex) -> &Mutex<Leaf> {
         let (branch, leaf, _) = split(page);
-        let region = self.region;
+        let (region, page_bytes) = (self.region, self.page_bytes);
         let root = Arc::make_mut(&mut self.root);
         if branch >= root.len() {
             root.resize_with(branch + 1, || None);
         }
-        let branch = Arc::make_mut(root[branch].get_or_insert_with(Branch::empty));
-        let shared = branch.leaves[leaf].get_or_insert_with(Leaf::empty);
+        let branch = Arc::make_mut(root[branch].get_or_insert_with(|| Branch::empty(tiers)));
+        let empty = || Leaf::empty(tiers, page_bytes);
+        let shared = branch.leaves[leaf].get_or_insert_with(empty);
         if Arc::get_mut(shared).is_none() {
             let own = {
                 let leaf = lock(shared);
@@ -332,21 +342,34 @@ impl Portion {
 }
 
 impl Branch {
-    fn empty() -> Arc<Self> {
-        Arc::new(Self { leaves: [const { None }; BRANCH_LEAVES] })
+    fn empty(tiers: &Tiers) -> Arc<Self> {
+        let mut charge = tiers.charge();
+        charge.set(COUNTS_BYTES + size_of::<Self>());
+        Arc::new(Self { leaves: [const { None }; BRANCH_LEAVES], _charge: charge })
     }
 }
 
 impl Leaf {
-    fn empty() -> SharedLeaf {
-        Arc::new(Mutex::new(Self { portions: Portions::default(), stored: 0, changed: 0 }))
+    fn empty(tiers: &Tiers, page_bytes: u32) -> SharedLeaf {
+        let portions = Portions::new(page_bytes, &tiers.arena);
+        let mut leaf = Self { portions, stored: 0, changed: 0, charge: tiers.charge() };
+        leaf.settle();
+        Arc::new(Mutex::new(leaf))
     }
 
     /// The same portions, each place held once more.
     fn copy(&self, tiers: &Tiers) -> Self {
         let copy = |portion: &Portion| Portion { place: tiers.share(&portion.place), ..*portion };
         let portions = self.portions.map(copy);
-        Self { portions, stored: self.stored, changed: self.changed }
+        let Self { stored, changed, .. } = *self;
+        let mut leaf = Self { portions, stored, changed, charge: tiers.charge() };
+        leaf.settle();
+        leaf
+    }
+
+    /// Counts the memory that it takes.
+    fn settle(&mut self) {
+        self.charge.set(COUNTS_BYTES + size_of::<Mutex<Self>>() + self.portions.bytes());
     }
 }
 
@@ -417,7 +440,7 @@ mod tests {
     #[test]
     fn put_look_remove() {
         let tiers = Tiers::dram_only(4096).unwrap();
-        let mut table = Table::default();
+        let mut table = Table::new(RegionId::new(1), 4096);
         for page in [0, 511, 512, 5_000, 600_000] {
             put(&mut table, &tiers, page, page + 1);
         }
@@ -437,7 +460,7 @@ mod tests {
     #[test]
     fn cap_17_a_copy_and_its_original_change_apart() {
         let tiers = Tiers::dram_only(4096).unwrap();
-        let mut original = Table::default();
+        let mut original = Table::new(RegionId::new(1), 4096);
         (0..1500).for_each(|page| put(&mut original, &tiers, page, 1));
         let mut copy = original.copy(RegionId::new(2));
         let mut grandchild = copy.copy(RegionId::new(3));
@@ -466,7 +489,7 @@ mod tests {
     fn holders_that_go_at_the_same_time_free_everything_once() {
         let tiers = Tiers::dram_only(4096).unwrap();
         for _ in 0..20 {
-            let mut original = Table::default();
+            let mut original = Table::new(RegionId::new(1), 4096);
             (0..1500).for_each(|page| put(&mut original, &tiers, page, 1));
             let mut copies: Vec<_> = (0..4).map(|_| original.copy(RegionId::new(2))).collect();
             std::thread::scope(|scope| {
@@ -486,7 +509,7 @@ mod tests {
     #[test]
     fn cap_5_a_tebibyte_costs_little_before_it_is_used_and_little_more_than_what_is_used() {
         let tiers = Tiers::dram_only(20_000).unwrap();
-        let mut table = Table::default();
+        let mut table = Table::new(RegionId::new(1), 4096);
         assert_eq!(bytes(&table), 0);
         put(&mut table, &tiers, (1 << 28) - 1, 1);
         assert!(bytes(&table) <= 16 << 10, "{}", bytes(&table));
@@ -507,7 +530,7 @@ mod tests {
     #[test]
     fn pages_past_every_table_are_absent() {
         let tiers = Tiers::dram_only(1).unwrap();
-        let mut table = Table::default();
+        let mut table = Table::new(RegionId::new(1), 4096);
         assert_eq!(version(&table, u64::MAX), None);
         table.remove(&tiers, range(u64::MAX - 1, u64::MAX), &mut Vec::new());
     }

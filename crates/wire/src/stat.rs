@@ -123,6 +123,8 @@ counters! {
         promoted_pages,
         /// Pages that a slower tier did not give back, or did not take.
         tier_failures,
+        /// Bytes of memory that tables take, which say where pages lie: beside what is lent.
+        table_bytes,
     }
 }
 

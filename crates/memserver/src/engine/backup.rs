@@ -169,7 +169,7 @@ impl Engine {
                 Source::Nothing => None,
             };
             let name = session.name.clone();
-            let (pages, page_bytes) = (region.pages, region.page_bytes);
+            let (pages, page_bytes) = (region.pages, region.page_bytes());
             let (entries, working_set) = (Vec::new(), region.working_set.order());
             let is_inside = |page: &PageIndex| region.contains(*page);
             let working_set: Vec<_> = working_set.into_iter().filter(is_inside).collect();
@@ -387,7 +387,7 @@ impl Engine {
         sessions.names.remove(&hidden);
         session.is_resident = false;
         session.is_temporary = true;
-        session.region.page_bytes = table.page_bytes;
+        session.region.set_page_bytes(table.page_bytes);
         session.region.working_set = WorkingSet::of(table.working_set.clone());
         session.region.source = match source {
             WireSource::Fill(byte) => Source::Fill(byte),

@@ -25,6 +25,7 @@ use farmem_wire::{PAGES_PER_MESSAGE_MAX, Tier};
 use super::pages::{HEAT_MAX, SPARE_SLOTS};
 use super::{Engine, SharedSession, lock};
 use crate::counters::count;
+use crate::journal::Spot;
 use crate::region::Region;
 use crate::table::{self, Portion};
 use crate::tiers::{Place, Stays};
@@ -113,6 +114,8 @@ struct Cold {
     way: Way,
     /// Whether it cannot be compressed.
     gains_nothing: bool,
+    /// Whether it is the first one of its portion.
+    is_first: bool,
 }
 
 /// What the hand found.
@@ -227,18 +230,20 @@ impl Engine {
                     };
                     from = PageIndex::new(first.get() + table::LEAF_PAGES as u64);
                     let mut leaf = table::lock(leaf);
-                    for (at, portion) in leaf.portions.iter_mut() {
-                        let page = PageIndex::new(first.get() + at as u64);
-                        let way = self.preferred_way(&session.region, page, portion);
-                        let Some(way) = way else { continue };
-                        in_place = false;
-                        if portion.heat > 0 {
-                            portion.heat /= 2;
-                            continue;
+                    leaf.portions.each(|pages, heat| {
+                        let mut is_out_of_place = false;
+                        for (at, portion) in pages {
+                            let page = PageIndex::new(first.get() + *at as u64);
+                            let way = self.preferred_way(&session.region, page, portion);
+                            let Some(way) = way else { continue };
+                            is_out_of_place = true;
+                            if heat == 0 {
+                                cold.push(self.hold(page, portion, way));
+                            }
                         }
-                        let place = self.tiers.share(&portion.place);
-                        cold.push(Cold { page, place, to: None, way, gains_nothing: false });
-                    }
+                        in_place &= !is_out_of_place;
+                        if is_out_of_place { heat / 2 } else { heat }
+                    });
                 }
                 while !cold.is_empty() {
                     let batch = cold.drain(..cold.len().min(BATCH)).collect();
@@ -247,6 +252,12 @@ impl Engine {
             }
         }
         (!in_place).then_some(moved)
+    }
+
+    /// A cold page, held while it moves.
+    fn hold(&self, page: PageIndex, portion: &Portion, way: Way) -> Cold {
+        let place = self.tiers.share(&portion.place);
+        Cold { page, place, to: None, way, gains_nothing: false, is_first: true }
     }
 
     /// How a page goes to the tier that it is to be kept in, unless it lies there or lower.
@@ -279,7 +290,8 @@ impl Engine {
         while moved < wanted && idle_rounds < PASSES_MAX {
             match self.step(idle_rounds) {
                 Step::Leaf(session, mut cold) => {
-                    while moved < wanted && !cold.is_empty() {
+                    // A portion leaves as a whole.
+                    while cold.first().is_some_and(|next| moved < wanted || !next.is_first) {
                         let batch = cold.drain(..cold.len().min(BATCH)).collect();
                         let count = self.move_out(&session, batch);
                         if count > 0 {
@@ -334,22 +346,32 @@ impl Engine {
             };
             hand.page = PageIndex::new(first.get() + table::LEAF_PAGES as u64);
             let (pins, prefers) = (&session.region.pins, &session.region.prefers);
+            let fill = session.region.fill_page.as_ref().map(Slot::number);
             let mut leaf = table::lock(leaf);
-            for (at, portion) in leaf.portions.iter_mut() {
-                let page = PageIndex::new(first.get() + at as u64);
-                if pins.contains(page) {
-                    continue;
+            leaf.portions.each(|pages, heat| {
+                let (mut may_leave, first_cold) = (false, cold.len());
+                for (at, portion) in pages {
+                    let page = PageIndex::new(first.get() + *at as u64);
+                    if pins.contains(page) {
+                        continue;
+                    }
+                    may_leave = true;
+                    if fill.is_some_and(|fill| portion.place.spot() == Spot::Dram(fill)) {
+                        // However many of them leave, nothing is free by that.
+                        continue;
+                    }
+                    let preference = prefers.of(page);
+                    if heat == 0 && may_sink(portion, preference, grip) {
+                        let way = match preference {
+                            Some(Tier::File) if self.tiers.has_file() => Way::File,
+                            _ => Way::Down,
+                        };
+                        let is_first = cold.len() == first_cold;
+                        cold.push(Cold { is_first, ..self.hold(page, portion, way) });
+                    }
                 }
-                let preference = prefers.of(page);
-                if is_cold(portion, preference, grip) {
-                    let place = self.tiers.share(&portion.place);
-                    let way = match preference {
-                        Some(Tier::File) if self.tiers.has_file() => Way::File,
-                        _ => Way::Down,
-                    };
-                    cold.push(Cold { page, place, to: None, way, gains_nothing: false });
-                }
-            }
+                if may_leave { heat / 2 } else { heat }
+            });
         }
         Step::Leaf(shared, cold)
     }
@@ -365,7 +387,7 @@ impl Engine {
         self.write_out(&mut cold);
         let session = lock(shared);
         let (mut moved, mut unused) = (0, Vec::new());
-        for Cold { page, place, to, gains_nothing, way: _ } in cold {
+        for Cold { page, place, to, gains_nothing, way: _, is_first: _ } in cold {
             let Some(to) = to else {
                 if gains_nothing {
                     session.region.table.with(page, |portion| cannot_move(portion, &place));
@@ -531,8 +553,8 @@ impl Engine {
     }
 }
 
-/// Whether a page may leave its tier; one that may not yet cools down.
-fn is_cold(portion: &mut Portion, preference: Option<Tier>, grip: Grip) -> bool {
+/// Whether a cold page may leave its tier.
+fn may_sink(portion: &Portion, preference: Option<Tier>, grip: Grip) -> bool {
     let may = match &portion.place {
         Place::Dram(_) => true,
         Place::Compressed(_) => grip.sinks_compressed,
@@ -544,9 +566,7 @@ fn is_cold(portion: &mut Portion, preference: Option<Tier>, grip: Grip) -> bool 
         }
         _ => true,
     };
-    let is_cold = may && is_next && portion.heat == 0;
-    portion.heat /= 2;
-    is_cold
+    may && is_next
 }
 
 /// A page that nothing can be done about is left alone for some passes.

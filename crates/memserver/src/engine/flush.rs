@@ -168,7 +168,7 @@ impl Engine {
             };
             let slot = match &portion.place {
                 Place::Dram(slot) => Ok(self.arena.share(slot)),
-                Place::Compressed(_) | Place::File(_) => self.copy_in(page, portion, supply),
+                Place::Compressed(_) | Place::File(_) => self.copy_in(page, &portion, supply),
             };
             let slot = match slot {
                 Ok(slot) => slot,

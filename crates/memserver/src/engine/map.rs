@@ -49,7 +49,7 @@ impl Engine {
                         break 'leaves;
                     }
                     left -= 1;
-                    tell(self.entry(region, page, portion));
+                    tell(self.entry(region, page, &portion));
                 }
             }
             from = PageIndex::new(first.get() + LEAF_PAGES as u64);

@@ -644,6 +644,7 @@ impl Engine {
             compressed_pages: usage.compressed_pages,
             compressed_bytes: usage.compressed_slots * page,
             file_bytes: usage.file_pages * page,
+            table_bytes: self.tiers.table_bytes(),
             ..ServerStat::default()
         };
         self.counters.fill(&mut stat);

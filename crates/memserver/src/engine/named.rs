@@ -86,7 +86,7 @@ impl Engine {
             WireSource::Nothing | WireSource::Fill(_) => false,
         };
         session.region.source = source;
-        session.region.page_bytes = create.page_bytes;
+        session.region.set_page_bytes(create.page_bytes);
         self.note_new(&session);
         if create.prefers.is_some() {
             let count = session.region.pages;
@@ -313,6 +313,9 @@ impl Engine {
                 page = page.max(stored.map_or(end, |(first, _)| first.get()));
             }
             let stop = end.min((page / LEAF_PAGES as u64 + 1) * LEAF_PAGES as u64);
+            // In a small memory no more at a time than has room beside other things, or what was
+            // brought first would leave again before the last is there.
+            let stop = stop.min(page + u64::from((self.arena.slots() / 8).max(SPARE_SLOTS)));
             if page >= stop {
                 break;
             }
@@ -414,8 +417,8 @@ impl Engine {
         byte: u8,
         supply: &mut Supply,
     ) -> Result<(), Stop> {
-        let mut slot = supply.slot()?;
-        self.arena.bytes_mut(&mut slot).fill(byte);
+        // All of them are one slot, until one is written: that is stored elsewhere anyway.
+        let slot = self.fill_page(region, byte, supply)?;
         self.put_made(region, page, slot);
         Ok(())
     }
@@ -542,7 +545,7 @@ pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
         // A region has the number of its session.
         region: RegionId::new(session.id.get()),
         pages: region.pages,
-        page_bytes: region.page_bytes,
+        page_bytes: region.page_bytes(),
         is_frozen: region.is_frozen,
         is_file: matches!(&region.source, Source::File(file) if !file.is_distant()),
         is_server: matches!(&region.source, Source::File(file) if file.is_distant()),

@@ -239,7 +239,12 @@ impl Engine {
     }
 
     /// A token for the page that all absent pages of a fill region look like.
-    fn fill_page(&self, region: &mut Region, byte: u8, supply: &mut Supply) -> Result<Slot, Stop> {
+    pub(super) fn fill_page(
+        &self,
+        region: &mut Region,
+        byte: u8,
+        supply: &mut Supply,
+    ) -> Result<Slot, Stop> {
         let page = match &mut region.fill_page {
             Some(page) => page,
             empty => {
@@ -256,16 +261,19 @@ impl Engine {
         &self,
         caller: &Caller,
         header: &Header,
-        mut entries: impl Iterator<Item = PageEntry>,
+        entries: impl Iterator<Item = PageEntry> + Clone,
         slots: &mut Vec<Slot>,
     ) -> Result<(), Refusal> {
         let session = self.enter(caller, header)?;
         session.check_change(header)?;
-        if let Some(outside) = entries.find(|entry| !session.region.contains(entry.page)) {
+        let written = entries.clone();
+        let mut outside = entries.filter(|entry| !session.region.contains(entry.page));
+        if let Some(outside) = outside.next() {
             return Err(Refusal::page(RefusalCode::OutOfBounds, outside));
         }
         drop(session);
         self.check_journal()?;
+        self.initialise_around(caller, header, &written)?;
         caller.traffic.let_in(header.entries, self.config.limits.session_slots_max())?;
         let purpose = Purpose::Keep;
         let taken = self.take_slots(purpose, caller.may_wait, header.entries, slots);
@@ -273,6 +281,60 @@ impl Engine {
             caller.traffic.let_go(header.entries);
         }
         taken
+    }
+
+    /// Where portions are of several pages, those that are about to be written in part are read from
+    /// the region's file as a whole: they are written back as a whole.
+    fn initialise_around(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        written: &(impl Iterator<Item = PageEntry> + Clone),
+    ) -> Result<(), Refusal> {
+        let mut supply = Supply::default();
+        let result = loop {
+            let mut session = match self.enter(caller, header) {
+                Ok(session) => session,
+                Err(refusal) => break Err(refusal),
+            };
+            match self.initialise_units(&mut session.region, written, &mut supply) {
+                Ok(()) => break Ok(()),
+                Err(Stop::Refused(refusal)) => break Err(refusal),
+                Err(Stop::Needs(need)) => {
+                    drop(session);
+                    if let Err(refusal) = self.supply(caller.may_wait, vec![need], &mut supply) {
+                        break Err(refusal);
+                    }
+                }
+            }
+        };
+        self.end_supply(supply);
+        result
+    }
+
+    fn initialise_units(
+        &self,
+        region: &mut Region,
+        written: &(impl Iterator<Item = PageEntry> + Clone),
+        supply: &mut Supply,
+    ) -> Result<(), Stop> {
+        if region.unit_pages() == 1 || !matches!(region.source, Source::File(_)) {
+            return Ok(());
+        }
+        let mut former = 0..0;
+        for entry in written.clone() {
+            let unit = region.unit_of(entry.page);
+            if unit == former || !region.contains(entry.page) {
+                continue;
+            }
+            let is_in = |entry: &PageEntry| unit.contains(&entry.page.get());
+            let whole = written.clone().filter(is_in).count() as u64 == unit.end - unit.start;
+            if !whole {
+                self.make_from_file(region, unit.clone(), supply)?;
+            }
+            former = unit;
+        }
+        Ok(())
     }
 
     /// Ends a write whose pages will not come.
@@ -437,10 +499,10 @@ impl Engine {
         if !region.writes_back {
             return 0;
         }
-        if region.page_bytes as usize >= PAGE_SIZE {
+        if region.page_bytes() as usize >= PAGE_SIZE {
             return u8::MAX;
         }
-        let unit = region.page_bytes as usize;
+        let unit = region.page_bytes() as usize;
         let changed = |old: &[u8; PAGE_SIZE], new: &[u8; PAGE_SIZE]| {
             let units = old.chunks(unit).zip(new.chunks(unit)).enumerate();
             let eighths = unit / (PAGE_SIZE / 8);
@@ -527,6 +589,7 @@ impl Engine {
         slots: &mut Vec<Slot>,
         list: impl FnMut(u32),
     ) -> Result<(), Refusal> {
+        self.initialise_around(caller, header, &entries)?;
         let mut session = self.enter(caller, header)?;
         session.check_change(header)?;
         session.check_others(caller.connection)?;

@@ -377,10 +377,10 @@ fn session(
     region.epoch = Epoch::new(record.epoch);
     region.pages = pages;
     region.blocks = blocks.into_iter().map(BlockId::new).collect();
+    region.set_page_bytes(record.page_bytes);
     region.table = table;
     region.table.count_from(count);
     region.source = source;
-    region.page_bytes = record.page_bytes;
     region.is_frozen = has(SessionRecord::FROZEN);
     region.copies_on_access = has(SessionRecord::COPIES_ON_ACCESS);
     region.writes_back = has(SessionRecord::WRITES_BACK);
@@ -628,7 +628,8 @@ fn tell_pages(
             continue;
         }
         seen.insert(leaf, region.id);
-        for (at, portion) in table::lock(leaf).portions.iter() {
+        let leaf = table::lock(leaf);
+        for (at, portion) in leaf.portions.iter() {
             let page = PageIndex::new(first.get() + at as u64);
             Record::Put(portion.record(region.id, page)).encode(out);
         }
@@ -668,7 +669,7 @@ fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
         granted: session.granted.get(),
         epoch: region.epoch.get(),
         pages: region.pages.get(),
-        page_bytes: region.page_bytes,
+        page_bytes: region.page_bytes(),
         generation: region.generation,
         flags,
         source,

@@ -157,7 +157,7 @@ impl Engine {
 /// Whether a region can be given a size, apart from what holds it.
 fn check_resize(session: &Session, header: &Header, resize: &Resize) -> Result<(), RefusalCode> {
     session.check_change(header)?;
-    let unit = u64::from(session.region.page_bytes).max(PAGE_SIZE as u64);
+    let unit = u64::from(session.region.page_bytes()).max(PAGE_SIZE as u64);
     let size = resize.size.get();
     // The regions of sessions grow by malloc.
     if !session.is_resident || size == 0 || !size.is_multiple_of(unit) {

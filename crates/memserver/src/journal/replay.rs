@@ -145,7 +145,7 @@ impl Past {
             }
             Record::Share { to, from, page } => {
                 let leaf = self.of(from)?.table.leaf_of(page)?;
-                self.of(to)?.table.share_leaf(page, leaf);
+                self.of(to)?.table.share_leaf(tiers, page, leaf);
             }
             Record::Remove { region, range } => {
                 self.of(region)?.table.remove(tiers, range, &mut Vec::new());
@@ -175,7 +175,8 @@ impl Past {
             session.about = about;
             return;
         }
-        let (blocks, pins, table) = (Vec::new(), Pins::default(), Table::new(id));
+        let table = Table::new(id, record.page_bytes);
+        let (blocks, pins) = (Vec::new(), Pins::default());
         let (prefers, parent) = (Preferences::default(), None);
         let working_set = WorkingSet::default();
         let session = PastSession { about, blocks, pins, prefers, parent, table, working_set };

@@ -14,6 +14,7 @@ mod shelf;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use farmem_region::PAGE_SIZE;
@@ -44,6 +45,16 @@ impl Place {
             }
             Self::File(place) => Spot::File(place.number()),
         }
+    }
+
+    /// The token for a place that is known by its numbers. It is not counted. `None` if there is no such
+    /// place.
+    pub(crate) fn adopt(arena: &Arena, spot: Spot) -> Option<Self> {
+        Some(match spot {
+            Spot::Dram(slot) => Self::Dram(arena.adopt(slot)?),
+            Spot::Compressed { shelf, at } => Self::Compressed(Parcel::adopt(shelf, at)),
+            Spot::File(number) => Self::File(FilePlace::adopt(number)),
+        })
     }
 
     /// Whether both are tokens for the same place.
@@ -106,6 +117,40 @@ pub(crate) struct Tiers {
     journal: Option<Journal>,
     /// While tables are made from a journal tokens are not counted: see [`Tiers::restore`].
     is_replaying: bool,
+    /// Bytes of all tables.
+    table_bytes: Arc<AtomicU64>,
+}
+
+/// What a part of a table takes of memory, counted as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    total: Arc<AtomicU64>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// It takes so much now.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        if bytes != self.bytes {
+            self.total.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.total.fetch_sub(self.bytes as u64, Ordering::Relaxed);
+            self.bytes = bytes;
+        }
+    }
+}
+
+impl Clone for Charge {
+    fn clone(&self) -> Self {
+        let mut charge = Self { total: Arc::clone(&self.total), bytes: 0 };
+        charge.set(self.bytes);
+        charge
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// Room for one page compressed, whatever it holds.
@@ -128,6 +173,7 @@ impl Tiers {
             file,
             journal: None,
             is_replaying: false,
+            table_bytes: Arc::default(),
         }
     }
 
@@ -143,11 +189,10 @@ impl Tiers {
 
     /// A token for a place that a journal speaks of. `None` if there is no such place.
     pub(crate) fn place(&self, spot: Spot) -> Option<Place> {
-        match spot {
-            Spot::Dram(slot) => self.arena.adopt(slot).map(Place::Dram),
-            Spot::Compressed { shelf, at } => Some(Place::Compressed(Parcel::adopt(shelf, at))),
-            Spot::File(number) => self.file.as_ref().map(|_| Place::File(FilePlace::adopt(number))),
+        if matches!(spot, Spot::File(_)) && self.file.is_none() {
+            return None;
         }
+        Place::adopt(&self.arena, spot)
     }
 
     /// Counts the tokens that tables hold which were made from a journal.
@@ -212,6 +257,16 @@ impl Tiers {
     /// The file of the slowest tier.
     pub(crate) const fn file_tier(&self) -> Option<&FileTier> {
         self.file.as_ref()
+    }
+
+    /// Bytes that the tables of all regions take; those of a leaf that copies share count once.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.table_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What counts a part of a table.
+    pub(crate) fn charge(&self) -> Charge {
+        Charge { total: Arc::clone(&self.table_bytes), bytes: 0 }
     }
 
     /// Whether there is any tier below dram.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use farmem_memserver::{FileTierConfig, HandOverError, Handed, ServerConfig, ServerError};
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount};
 use farmem_transport::{Arrival, Endpoint, Passage};
-use farmem_wire::{Action, AttachMode, Source};
+use farmem_wire::{Action, AttachMode, PAGE_SIZES, Source};
 
+use crate::model::Model;
 use crate::raw::{Raw, TestServer, patiently};
 use crate::restart::{configured, in_memory, started};
-use crate::tiers::{Model, content};
+use crate::tiers::content;
 
 fn pages(count: u64) -> ByteCount {
     PageCount::new(count).bytes()
@@ -43,14 +44,15 @@ fn in_memory_only(place: &Path) -> TestServer {
 /// acknowledged is lost, with and without a directory for data.
 #[test]
 fn cap_95_every_operation_agrees_with_a_plain_vector_though_the_server_hands_over() {
-    for seed in 0..3 {
+    for (seed, page_bytes) in (0..).zip(PAGE_SIZES) {
         let place = in_memory();
         let mut server = match seed % 2 {
             0 => in_memory_only(place.path()),
             _ => started(place.path(), roomy),
         };
         server.hands_over = true;
-        let mut model = Model::new(&server, 177 + seed);
+        let files = (page_bytes < 2 << 20).then(|| place.path());
+        let mut model = Model::new(&server, 177 + seed, page_bytes, files);
         model.backups = Some(place.path().canonicalize().unwrap());
         model.run(2000);
         drop(model);

@@ -7,6 +7,7 @@ mod handover;
 mod limits;
 mod metrics;
 mod misbehaviour;
+mod model;
 mod named;
 mod neighbours;
 mod raw;

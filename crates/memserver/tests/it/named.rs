@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use farmem_memserver::ServerConfig;
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId};
 use farmem_wire::{
-    Absent, Action, AskMap, Copy, Create, Delete, Header, List, MapReply, Open, PageEntry, Prefer,
-    Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier,
+    Absent, Action, AskMap, Copy, Create, Delete, Header, List, MapReply, Open, PAGE_SIZES,
+    PageEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier,
 };
 
 use crate::raw::{Raw, TestServer, patiently};
@@ -467,12 +467,14 @@ fn cap_8_cap_15_a_file_is_lent_and_only_what_changed_is_written_back() {
         assert_eq!(region.read(&[(3, 0), (255, 0)]).unwrap(), [model[3 * PAGE_SIZE], 255]);
         assert!(region.over(Action::Prefetch, 0, 64).unwrap() > 0);
         region.write(&[(9, 1, 0xaa), (10, 1, 0xbb)]).unwrap();
-        assert_eq!(region.show().dirty.get(), 2);
+        // Both are in one portion of 64 KiB.
+        let dirty = if page_bytes > 4096 { 16 } else { 2 };
+        assert_eq!(region.show().dirty.get(), dirty);
         assert_eq!(fs::read(&path).unwrap(), model, "nothing is written before the flush");
         // What another program changed in the file meanwhile is not overwritten.
         model[20 * PAGE_SIZE..21 * PAGE_SIZE].fill(page_bytes as u8 | 1);
         fs::write(&path, &model).unwrap();
-        assert_eq!(region.over(Action::Flush, 0, 256).unwrap(), 2);
+        assert_eq!(region.over(Action::Flush, 0, 256).unwrap(), dirty);
         model[9 * PAGE_SIZE..10 * PAGE_SIZE].fill(0xaa);
         model[10 * PAGE_SIZE..11 * PAGE_SIZE].fill(0xbb);
         assert_eq!(fs::read(&path).unwrap(), model);
@@ -592,31 +594,137 @@ fn cap_93_a_map_tells_what_has_changed() {
 
 #[test]
 fn concurrent_first_accesses_initialise_once() {
+    for page_bytes in PAGE_SIZES {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data");
+        fs::write(&path, vec![7; 512 * PAGE_SIZE]).unwrap();
+        let server = TestServer::start(4096, |config| {
+            in_directory(&directory)(config);
+            config.workers = 3;
+        });
+        let mut client = Raw::greeted(&server);
+        let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+        client.create("file", 2 << 20, page_bytes, source).unwrap();
+        let mut first = Raw::opened(&server, "file").unwrap();
+        let session = first.session;
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let server = &server;
+                scope.spawn(move || {
+                    let mut reader = Raw::greeted(server);
+                    reader.session = session;
+                    let mode = farmem_wire::AttachMode::Join;
+                    let join = farmem_wire::Attach { mode, replaces: 0 };
+                    reader.call(reader.request(Action::Attach), |out| join.encode(out));
+                    for page in 0..512 {
+                        // Two from the one end, two from the other.
+                        let page = if thread < 2 { page } else { 511 - page };
+                        assert_eq!(reader.read(&[(page, 0)]).unwrap(), [7]);
+                    }
+                });
+            }
+        });
+        assert_eq!((first.show().stored.get(), server.stat().pages), (512, 512));
+        assert_eq!(server.wait_until(|stat| stat.slots == 512).slots, 512);
+    }
+}
+
+#[test]
+fn cap_6_the_first_access_makes_a_portion_as_a_whole() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("data");
-    fs::write(&path, vec![7; 512 * PAGE_SIZE]).unwrap();
-    let server = TestServer::start(4096, |config| {
-        in_directory(&directory)(config);
-        config.workers = 3;
-    });
+    let mut held = vec![0; 4 << 20];
+    (0..).zip(held.chunks_mut(PAGE_SIZE)).for_each(|(page, chunk)| chunk.fill(page as u8));
+    fs::write(&path, &held).unwrap();
+    let server = TestServer::start(8192, in_directory(&directory));
     let mut client = Raw::greeted(&server);
     let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
-    client.create("file", 2 << 20, 4096, source).unwrap();
-    let mut first = Raw::opened(&server, "file").unwrap();
-    let session = first.session;
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                let mut reader = Raw::greeted(&server);
-                reader.session = session;
-                let join = farmem_wire::Attach { mode: farmem_wire::AttachMode::Join, replaces: 0 };
-                reader.call(reader.request(Action::Attach), |out| join.encode(out));
-                for page in 0..512 {
-                    assert_eq!(reader.read(&[(page, 0)]).unwrap(), [7]);
-                }
-            });
+    for page_bytes in PAGE_SIZES {
+        let unit = u64::from(page_bytes).div_ceil(PAGE_SIZE as u64);
+        let name = format!("file {page_bytes}");
+        client.create(&name, 4 << 20, page_bytes, source).unwrap();
+        let mut region = Raw::opened(&server, &name).unwrap();
+        // Whether it is read or written in part.
+        assert_eq!(region.read(&[(600, 0)]).unwrap(), [600_u64 as u8]);
+        assert_eq!(region.show().stored.get(), unit);
+        region.write(&[(5, 1, 99)]).unwrap();
+        let info = region.show();
+        let read = if unit > 1 { unit } else { 0 };
+        assert_eq!(info.stored.get(), unit + read.max(1), "{page_bytes}");
+        assert_eq!(info.dirty.get(), read.max(1), "all of what is written in part is dirty");
+        // What is written as a whole is not read before: the file may be gone.
+        if unit == 16 {
+            fs::rename(&path, directory.path().join("away")).unwrap();
+            fs::OpenOptions::new()
+                .write(true)
+                .open(directory.path().join("away"))
+                .unwrap()
+                .set_len(1 << 20)
+                .unwrap();
+            let whole: Vec<_> = (512..528).map(|page| (page, 1, 8)).collect();
+            region.write(&whole).unwrap();
+            assert_eq!(region.write(&[(1000, 1, 8)]), Err(RefusalCode::FileFailed));
+            assert_eq!(region.read(&[(520, 1)]).unwrap(), [8]);
+            fs::remove_file(directory.path().join("away")).unwrap();
+            fs::write(&path, &held).unwrap();
         }
+        region.delete().unwrap();
+    }
+}
+
+#[test]
+fn cap_5_tables_of_large_portions_take_less_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    fs::write(&path, vec![7; 16 << 20]).unwrap();
+    let server = TestServer::start(8192, in_directory(&directory));
+    let mut client = Raw::greeted(&server);
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    let bytes = PAGE_SIZES.map(|page_bytes| {
+        let name = format!("file {page_bytes}");
+        client.create(&name, 16 << 20, page_bytes, source).unwrap();
+        let mut region = Raw::opened(&server, &name).unwrap();
+        region.over(Action::Initialise, 0, 4096).unwrap();
+        let stat = server.stat();
+        assert_eq!(stat.pages, 4096);
+        // A copy shares its original's table.
+        region.copy(Action::Clone, "copy", false).unwrap();
+        assert_eq!(server.stat().table_bytes, stat.table_bytes);
+        Raw::opened(&server, "copy").unwrap().delete().unwrap();
+        region.delete().unwrap();
+        assert_eq!(server.stat().table_bytes, 0);
+        // The branch is the same for all.
+        (stat.table_bytes - 4096) / 4096
     });
-    assert_eq!((first.show().stored.get(), server.stat().pages), (512, 512));
-    assert_eq!(server.wait_until(|stat| stat.slots == 512).slots, 512);
+    assert!(bytes[2] == 32, "{bytes:?} bytes a page of 4 KiB");
+    assert!(bytes[3] <= 16 && bytes[4] <= 9, "{bytes:?} bytes a page of 4 KiB");
+}
+
+#[test]
+fn cap_5_a_fill_takes_no_memory_however_it_is_touched() {
+    for page_bytes in PAGE_SIZES {
+        let server = start(256);
+        let mut client = Raw::greeted(&server);
+        client.create("fill", 64 << 20, page_bytes, Source::Fill(5)).unwrap();
+        let mut region = Raw::opened(&server, "fill").unwrap();
+        let pages = 64 << 8;
+        for page in (0..pages).step_by(97) {
+            assert_eq!(region.read(&[(page, 0)]).unwrap(), [5]);
+        }
+        assert_eq!(server.wait_until(|stat| stat.slots <= 1).pages, 0, "nothing is made");
+        // All at once, in a server with a 64th of that memory.
+        assert_eq!(region.over(Action::Initialise, 0, pages).unwrap(), pages);
+        let stat = server.wait_until(|stat| stat.slots <= 1);
+        assert_eq!((stat.pages, stat.slots), (pages, 1));
+        // Who writes gets a page of his own.
+        region.write(&[(9, 1, 1)]).unwrap();
+        assert_eq!(region.read(&[(8, 0), (9, 1), (10, 0)]).unwrap(), [5, 1, 5]);
+        region.copy(Action::Clone, "copy", false).unwrap();
+        region.delete().unwrap();
+        let mut copy = Raw::opened(&server, "copy").unwrap();
+        assert_eq!(copy.read(&[(8, 0), (9, 1)]).unwrap(), [5, 1]);
+        assert_eq!(server.wait_until(|stat| stat.slots == 2).slots, 2);
+        copy.delete().unwrap();
+        assert_eq!(server.wait_until(|stat| stat.slots == 0).table_bytes, 0);
+    }
 }
