@@ -10,12 +10,26 @@ use crate::cli::LogForm;
 /// The line without its end.
 pub(crate) fn written(line: &LogLine, form: LogForm) -> String {
     match form {
-        LogForm::Text => format!("farmem serve: {}", line.message),
+        LogForm::Text => format!("farmem serve: {}", in_one_line(&line.message)),
         LogForm::Json => {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             json(line, now.unwrap_or_default()).to_string()
         }
     }
+}
+
+/// Names and paths in a line are clients' words: nobody makes a second line of them, or moves a
+/// terminal's cursor.
+fn in_one_line(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for character in message.chars() {
+        if character.is_control() {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    text
 }
 
 fn json(line: &LogLine, since_epoch: Duration) -> Value {
@@ -102,6 +116,12 @@ mod tests {
         assert_eq!(value["event"], "client_dropped");
         assert_eq!(value["message"], line.message);
         assert_eq!((&value["peer"], &value["pages"]), (&"127.0.0.1:9".into(), &7.into()));
-        assert_eq!(written(&line, LogForm::Text), format!("farmem serve: {}", line.message));
+        assert_eq!(written(&line, LogForm::Text), "farmem serve: dropped \"a\"\\nclient");
+        let name = LogLine::new(LogLevel::Warning, "x", "r\u{1b}[2J\r\u{9b}\u{7}é");
+        let text = written(&name, LogForm::Text);
+        assert_eq!(
+            text, "farmem serve: r\\u{1b}[2J\\r\\u{9b}\\u{7}é",
+            "nothing that a terminal obeys"
+        );
     }
 }

@@ -37,6 +37,14 @@ pub(crate) fn control_group_available() -> Option<u64> {
     control_groups(&memberships, &mounts).iter().filter_map(ControlGroup::available).min()
 }
 
+/// What [`control_group_available`] would say at any later time, without looking for the groups again.
+pub(crate) fn control_group_watch() -> Option<impl Fn() -> Option<u64> + Send + Sync> {
+    let memberships = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let groups = control_groups(&memberships, &mounts);
+    Some(move || groups.iter().filter_map(ControlGroup::available).min())
+}
+
 fn meminfo_available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -8,7 +8,8 @@ use std::thread;
 
 use anyhow::{Context, bail};
 use farmem_memserver::{
-    Ended, FileTierConfig, LogLevel, LogLine, LogSink, MemServer, ServerConfig, StopHandle,
+    Ended, FileTierConfig, LogLevel, LogLine, LogSink, MemServer, MemoryLeft, ServerConfig,
+    StopHandle,
 };
 use farmem_region::ByteCount;
 use farmem_supervise::SignalQueue;
@@ -34,6 +35,10 @@ const PRIVATE_DIRECTORY: &str = "/var/tmp";
 const PRIVATE_COMPRESSED: u64 = 8;
 /// What statfs calls a file system in memory (linux/magic.h).
 const TMPFS: i32 = 0x0102_1994;
+
+/// What a server needs beside the memory that it lends: for itself, and of that memory for its tables.
+const OWN_BYTES: u64 = 16 << 20;
+const OWN_PART: u64 = 64;
 
 /// Beyond this many workers one more gains nothing: a worker carries several GB/s.
 const WORKERS_MAX: usize = 4;
@@ -97,6 +102,8 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         refuse_beyond_group(memory, machine::control_group_available())?;
     }
     let mut config = ServerConfig::new(vec![endpoint], ByteCount::new(memory));
+    config.memory_left = machine::control_group_watch()
+        .map(|look| MemoryLeft::new(move || look().map(ByteCount::new)));
     config.share_arena = private;
     if private {
         // Its client reads the arena by itself; what is left to serve can wait for a wake-up, and
@@ -187,13 +194,15 @@ fn memory(asked: Option<Size>) -> anyhow::Result<u64> {
 
 /// Beyond what its control group leaves, the kernel would end the server in the middle of its work.
 fn refuse_beyond_group(memory: u64, left: Option<u64>) -> anyhow::Result<()> {
+    let own = OWN_BYTES + memory / OWN_PART;
     match left {
-        Some(left) if memory > left => bail!(
-            "refusing to lend {}: the control group that this process is in leaves {}, and the \
-             kernel would kill the server once it is used up; give a smaller --memory, with \
-             --tier file=DIR:SIZE for the rest, or a larger limit",
+        Some(left) if memory.saturating_add(own) > left => bail!(
+            "refusing to lend {}: the control group that this process is in leaves {}, the server needs \
+             {} for itself, and the kernel would kill it once the limit is reached; give a smaller \
+             --memory, with --tier file=DIR:SIZE for the rest, or a larger limit",
             Size(memory),
-            Size(left)
+            Size(left),
+            Size(own)
         ),
         _ => Ok(()),
     }
@@ -278,8 +287,9 @@ mod tests {
     #[test]
     fn more_than_the_control_group_leaves_is_not_lent() {
         assert!(refuse_beyond_group(1 << 30, None).is_ok());
-        assert!(refuse_beyond_group(1 << 30, Some(1 << 30)).is_ok());
-        let refused = refuse_beyond_group(2 << 30, Some(1 << 30)).unwrap_err().to_string();
-        assert!(refused.contains("2 GiB") && refused.contains("1 GiB"), "{refused}");
+        assert!(refuse_beyond_group(1 << 30, Some((1 << 30) + (32 << 20))).is_ok());
+        let refused = refuse_beyond_group(1 << 30, Some(1 << 30)).unwrap_err().to_string();
+        assert!(refused.contains("1 GiB") && refused.contains("32 MiB"), "{refused}");
+        assert!(refuse_beyond_group(u64::MAX, Some(1 << 30)).is_err());
     }
 }

@@ -8,7 +8,7 @@ use farmem_region::{AddressWidths, ByteCount, ServerId};
 use farmem_transport::Endpoint;
 use farmem_wire::PAGES_PER_MESSAGE_MAX;
 
-use crate::{LogSink, Neighbours};
+use crate::{LogSink, MemoryLeft, Neighbours};
 
 /// How a memory server is to be.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct ServerConfig {
     pub listen: Vec<Endpoint>,
     /// Bytes of memory for pages.
     pub memory: ByteCount,
+    /// How much of that the system would still give, where that may be less than is lent.
+    pub memory_left: Option<MemoryLeft>,
     /// See [`TierConfig`].
     pub tiers: TierConfig,
     /// How much more than there is may be promised to clients, in percent of what there is. 100:
@@ -61,6 +63,7 @@ impl ServerConfig {
         Self {
             listen,
             memory,
+            memory_left: None,
             tiers: TierConfig::default(),
             promise_percent: 100,
             promise_max: None,

@@ -23,6 +23,7 @@ mod engine;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod handover;
+mod headroom;
 mod http;
 mod journal;
 mod large;
@@ -46,6 +47,7 @@ mod working_set;
 
 pub use config::{FileTierConfig, Limits, ServerConfig, TierConfig};
 pub use handover::{HandOverError, Handed};
+pub use headroom::MemoryLeft;
 pub use journal::DataError;
 pub use log::{LogLevel, LogLine, LogSink, LogValue};
 pub use neighbour::{DistantRegion, Neighbours, Use};

@@ -618,6 +618,7 @@ impl Peer {
     fn refuse(&mut self, engine: &Engine, header: &Header, refusal: Refusal) {
         let nanos = nanos_since(self.received_at);
         engine.counters.served.refused(header.action, refusal.code, nanos);
+        engine.tell_mistake(|| self.name(), &self.caller, header.action, refusal.code);
         let mut reply = header.refused(refusal.code);
         reply.entries = u32::from(matches!(refusal.detail, Detail::Page(_)));
         push(&mut self.output, reply, |bytes| match refusal.detail {

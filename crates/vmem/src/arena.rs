@@ -192,6 +192,31 @@ impl Arena {
         true
     }
 
+    /// As [`Arena::take_leaving`], but only slots that have memory already, of which `kept_rest` are still
+    /// free afterwards, or all that are free have memory.
+    pub fn take_kept(&self, rest: u32, kept_rest: u32, count: u32, slots: &mut Vec<Slot>) -> bool {
+        let mut free = self.free();
+        let all = self.slots - free.taken;
+        if free.kept < count.saturating_add(kept_rest).min(all) || all < count.saturating_add(rest)
+        {
+            return false;
+        }
+        free.taken += count;
+        slots.extend((0..count).map(|_| Slot { number: free.pop(), tag: self.tag }));
+        true
+    }
+
+    /// Sees to it that so many free slots count as having memory, or all there are. False if the file
+    /// system has no room.
+    pub fn keep_free(&self, count: u32) -> bool {
+        let mut free = self.free();
+        let count = count.min(self.slots - free.taken);
+        while !free.allocates && free.kept < count {
+            free.open_another();
+        }
+        free.keep(count, &self.file)
+    }
+
     /// A token for a slot whose content is from before, to be counted by [`Arena::restore`]. `None` if
     /// there is no such slot.
     #[must_use]
@@ -506,6 +531,31 @@ mod tests {
         let mut slots = Vec::new();
         assert!(arena.take(count, &mut slots));
         slots
+    }
+
+    #[test]
+    fn slots_without_memory_are_taken_only_if_that_is_said() {
+        let arena = Arena::new(4 * CHUNK_SLOTS).unwrap();
+        assert!(!arena.take_kept(0, 0, 1, &mut Vec::new()));
+        let mut slots = take(&arena, 10);
+        assert!(
+            arena.take_kept(0, 0, CHUNK_SLOTS - 10, &mut slots),
+            "a chunk has memory as a whole"
+        );
+        assert!(!arena.take_kept(0, 0, 1, &mut slots));
+        arena.release(slots.drain(..10));
+        assert!(
+            !arena.take_kept(3 * CHUNK_SLOTS + 1, 0, 10, &mut slots),
+            "leaving more than there is"
+        );
+        assert!(!arena.take_kept(0, 1, 10, &mut slots), "the same of those with memory");
+        assert!(arena.take_kept(3 * CHUNK_SLOTS, 0, 10, &mut slots));
+        assert!(slots.iter().all(|slot| slot.number() < CHUNK_SLOTS));
+        assert!(arena.keep_free(1) && arena.take_kept(0, CHUNK_SLOTS - 1, 1, &mut slots));
+        assert!(!arena.take_kept(0, CHUNK_SLOTS - 1, 1, &mut slots), "no more than asked for");
+        assert!(arena.keep_free(u32::MAX));
+        assert!(arena.take_kept(0, u32::MAX, 1, &mut slots), "there is nothing that has none");
+        arena.release(slots);
     }
 
     #[test]

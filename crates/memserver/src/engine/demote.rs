@@ -529,7 +529,8 @@ impl Engine {
     fn sinks_compressed(&self) -> bool {
         let free = self.arena.slots() - self.arena.taken();
         self.tiers.has_file()
-            && (free < self.demotion_slots() + self.reading_slots() + SPARE_SLOTS
+            && (self.headroom.is_short()
+                || free < self.demotion_slots() + self.reading_slots() + SPARE_SLOTS
                 || self.tiers.usage().compressed_slots > self.slots_at(COMPRESSED_32NDS))
     }
 

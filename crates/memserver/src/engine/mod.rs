@@ -38,6 +38,7 @@ use crate::engine::demote::Keeper;
 pub(crate) use crate::engine::named::Bring;
 use crate::engine::revive::Revived;
 use crate::handover::Handed;
+use crate::headroom::Headroom;
 use crate::journal::Record;
 use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine, RateLimitedLog};
@@ -51,10 +52,13 @@ use crate::tiers::Tiers;
 pub(crate) struct Engine {
     pub(crate) config: ServerConfig,
     pub(crate) arena: Arc<Arena>,
+    headroom: Headroom,
     tiers: Tiers,
     keeper: Keeper,
     /// About tiers and files.
     log: RateLimitedLog,
+    /// About what clients ask for: by itself, so that no client can keep the other lines out.
+    mistakes: RateLimitedLog,
     pub(crate) counters: Counters,
     incarnation: Incarnation,
     reservation: Reservation,
@@ -174,9 +178,11 @@ impl Engine {
         reservation.restore(tally.granted);
         Self {
             arena: Arc::clone(&tiers.arena),
+            headroom: Headroom::new(config.memory_left.clone()),
             tiers,
             keeper: Keeper::default(),
             log: RateLimitedLog::new(config.log.clone()),
+            mistakes: RateLimitedLog::new(config.log.clone()),
             counters: Counters::default(),
             incarnation,
             reservation,
@@ -618,7 +624,29 @@ impl Engine {
 
     /// Logs what a client was refused that it should know better.
     fn warn(&self, event: &'static str, message: std::fmt::Arguments<'_>) {
-        self.log.line(&LogLine::new(LogLevel::Warning, event, message));
+        self.mistakes.line(&LogLine::new(LogLevel::Warning, event, message));
+    }
+
+    /// Logs a refusal that only a client's mistake explains. Others are part of the game, or are told
+    /// where their cause is known; all are counted.
+    pub(crate) fn tell_mistake(
+        &self,
+        peer: impl FnOnce() -> String,
+        caller: &Caller,
+        action: Action,
+        code: RefusalCode,
+    ) {
+        if !is_mistake(code) {
+            return;
+        }
+        let (peer, action) = (peer(), action.name());
+        let name = caller.session.as_ref().map(|(_, session)| lock(session).name.clone());
+        let region = name.map_or_else(String::new, |name| format!(" in {name}"));
+        let why = code.text();
+        let message = format_args!("refused {action}{region} to a client ({peer}): {why}");
+        let line = LogLine::new(LogLevel::Warning, "request_refused", message);
+        let line = line.with("action", action).with("code", code.name()).with("peer", peer);
+        self.mistakes.line(&line);
     }
 
     /// How the server is.
@@ -708,6 +736,20 @@ impl BlockIds {
 
 fn lock(session: &SharedSession) -> MutexGuard<'_, Session> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a client that follows the protocol and knows its region is never refused so.
+const fn is_mistake(code: RefusalCode) -> bool {
+    matches!(
+        code,
+        RefusalCode::Unsupported
+            | RefusalCode::HelloFirst
+            | RefusalCode::Malformed
+            | RefusalCode::WrongToken
+            | RefusalCode::OutOfBounds
+            | RefusalCode::Frozen
+            | RefusalCode::NoTier
+    )
 }
 
 /// Numbers that nobody can guess.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, RegionId, Version};
-use farmem_vmem::Slot;
+use farmem_vmem::{Arena, Slot};
 use farmem_wire::{
     FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
     Tier, page_checksum,
@@ -391,7 +391,21 @@ impl Engine {
             Purpose::Keep => self.demotion_slots() + self.reading_slots(),
             Purpose::Send => self.demotion_slots(),
         };
-        self.arena.take_leaving(left, count, slots)
+        if purpose == Purpose::Send || !self.headroom.is_limited() {
+            return self.arena.take_leaving(left, count, slots);
+        }
+        // Or a page that is compressed would need memory that was never had.
+        let kept = self.demotion_slots();
+        if self.arena.take_kept(left, kept, count, slots) {
+            return true;
+        }
+        let bytes = Arena::file_bytes(count + kept);
+        let may = self.headroom.take(bytes, |free| {
+            let free = free.get() >> 10;
+            let rest = "no more memory is taken until there is more";
+            self.tell("memory_short", format_args!("the control group leaves {free} KiB: {rest}"));
+        });
+        may && self.arena.keep_free(count + kept) && self.arena.take_leaving(left, count, slots)
     }
 
     /// Ends a write: the pages are in their slots. Either all of them match their checksums and

@@ -192,9 +192,15 @@ impl TestServer {
 
     /// Whether a log line that contains `text` comes, within 5 seconds.
     pub(crate) fn logs(&self, text: &str) -> bool {
+        self.logs_all(&[text])
+    }
+
+    /// Whether a log line that contains all of `texts` comes, within 5 seconds.
+    pub(crate) fn logs_all(&self, texts: &[impl AsRef<str>]) -> bool {
+        let is_it = |line: &String| texts.iter().all(|text| line.contains(text.as_ref()));
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
-            if self.log.lock().unwrap().iter().any(|line| line.contains(text)) {
+            if self.log.lock().unwrap().iter().any(is_it) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(1));
