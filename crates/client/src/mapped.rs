@@ -166,6 +166,7 @@ impl PagerThread {
             secret,
             region_pages: PageCount::new(range.pages() as u64),
             slots: SlotPolicy::Identity { base: range.start() },
+            lent_pages_min: usize::MAX,
             heir_mark_bytes: 0,
         };
         let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;

@@ -240,6 +240,7 @@ impl<S: PageStore> Pager<S> {
         }
         let Self { engine, memory, store, .. } = self;
         let io = &mut Io { memory, store, clock: &clock };
+        engine.take_looks(io)?;
         engine.catch_up(io);
         if engine.has_deferred() {
             engine.retry_arrived(io);
@@ -263,6 +264,8 @@ impl<S: PageStore> Pager<S> {
             self.drop_ended_children();
             self.memory.rest();
         }
+        // Rather than sleep while there is work.
+        let busy = busy || self.memory.help_porter();
         Ok(self.wait(now, busy))
     }
 

@@ -50,6 +50,10 @@ pub struct Config {
     pub region_pages: PageCount,
     /// How a page finds its slot.
     pub slots: SlotPolicy,
+    /// Pages moved out together that another thread of the pager looks at, at least. Fewer come of
+    /// memory that is touched here and there: its pages will come back one by one, and each time
+    /// one is moved, every processor that runs a thread of this memory is interrupted.
+    pub lent_pages_min: usize,
     /// A forked child with so much memory gets a pager of its own; 0: none does.
     pub heir_mark_bytes: u64,
 }
@@ -186,6 +190,7 @@ pub struct Engine {
     pub(crate) fetches: HashMap<u64, Fetch>,
     pub(crate) arrived: VecDeque<Fetch>,
     pub(crate) stores: HashMap<u64, Vec<FrameId>>,
+    pub(crate) looks: crate::looks::Looks,
     pub(crate) deferred: VecDeque<Fault>,
     pub(crate) markers: VecDeque<(usize, FrameId)>,
     pub(crate) releases: Vec<PageRange>,
@@ -212,7 +217,7 @@ pub struct Engine {
     pub(crate) scan: crate::evict::Scan,
 }
 
-fn fingerprint(secret: &[u8; 192], bytes: &[u8; PAGE_SIZE]) -> Fingerprint {
+pub(crate) fn fingerprint(secret: &[u8; 192], bytes: &[u8; PAGE_SIZE]) -> Fingerprint {
     XxHash3_128::oneshot_with_secret(secret, bytes)
         .unwrap_or_else(|_| unreachable!("the secret has the length that the hash asks for"))
 }
@@ -254,6 +259,7 @@ impl Engine {
             fetches: HashMap::new(),
             arrived: VecDeque::new(),
             stores: HashMap::new(),
+            looks: crate::looks::Looks::new(config.lent_pages_min),
             deferred: VecDeque::new(),
             markers: VecDeque::new(),
             releases: Vec::new(),
@@ -727,8 +733,10 @@ impl Engine {
         let ticket = self.take_ticket();
         let submitted = if request.is_empty() {
             Err(StoreError::Busy { limit: 0 })
-        } else {
+        } else if fault.is_some() {
             io.store.submit(ticket, Request::Fetch(&request))
+        } else {
+            io.store.submit(ticket, Request::FetchAhead(&request))
         };
         self.fetch_buffer = request;
         match submitted {

@@ -98,6 +98,7 @@ impl Engine {
 
     /// Follows a change in the table.
     pub(crate) fn make(&mut self, io: &mut Io<'_>, space: SpaceId, change: Change) {
+        self.settle_looks(io);
         let lost = match change {
             Change::Remove(range) => self.remove(io, space, range),
             Change::Unmap(range) => {

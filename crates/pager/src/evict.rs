@@ -4,12 +4,12 @@
 //! [`WINDOW_FRAMES`] pages at a time, so that what is moved out together lies together: on the
 //! servers too, for reading it back. A page whose use count is not zero loses one and stays.
 
-use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange, Request, StorePage};
+use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, Request};
 use farmem_vmem::{AddressRange, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
 use crate::frames::{Discard, FrameUse, WINDOW_FRAMES, WindowId};
-use crate::table::{Entry, Fingerprint, Place};
+use crate::table::{Entry, Place};
 
 /// Windows with pages that one step looks at before it gives up.
 const WINDOWS_PER_STEP: usize = 64;
@@ -40,8 +40,7 @@ const GROW_PAGES: u64 = 16 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     spans: Vec<AddressRange>,
-    dirty: Vec<(usize, FrameId, Fingerprint)>,
-    request: Vec<StorePage>,
+    moved: Vec<FrameId>,
     /// The step has seen pages that stay for a reason that passes: hot, or about to vanish.
     passing: bool,
 }
@@ -104,8 +103,8 @@ impl Engine {
         if self.heir.is_unchecked {
             return Ok(false);
         }
-        let waiting =
-            self.frames.busy_frames() >= BUSY_FRAMES_MAX || self.stores.len() >= STORES_MAX;
+        let stores = self.stores.len() + self.looks.errands();
+        let waiting = self.frames.busy_frames() >= BUSY_FRAMES_MAX || stores >= STORES_MAX;
         if waiting || !self.has_slots(io)? {
             return Ok(false);
         }
@@ -152,7 +151,7 @@ impl Engine {
                 Err(error) => return Err(error.into()),
             }
         }
-        if available >= SLOTS_MIN {
+        if available >= SLOTS_MIN + self.looks.pages() as u64 {
             return Ok(true);
         }
         match &self.full {
@@ -258,23 +257,19 @@ impl Engine {
             }
         }
         self.frames.queue(window);
-        let mut moved = 0;
-        scan.dirty.clear();
-        let mut frames = window.frames().filter(|&frame| io.memory.frame_present(frame)).peekable();
-        while let Some(frame) = frames.next() {
-            if let Some(&next) = frames.peek() {
-                io.memory.prefetch(next);
-            }
+        scan.moved.clear();
+        scan.moved.extend(window.frames().filter(|&frame| io.memory.frame_present(frame)));
+        for &frame in &scan.moved {
             let offset = (frame.get() - window.first().get()) as usize;
-            self.take_victim(io, base + (offset << PAGE_SHIFT), frame, &mut scan.dirty);
-            moved += 1;
+            self.moved_out(base + (offset << PAGE_SHIFT), frame);
         }
+        let moved = scan.moved.len();
         if moved == 0 {
             // Everything vanished between looking and moving.
             self.frames.unqueue_newest();
         }
         self.counts.evicted_pages += moved as u64;
-        self.write_back(io, scan)?;
+        self.look(io, &scan.moved)?;
         Ok(moved)
     }
 
@@ -341,93 +336,6 @@ impl Engine {
         if let Some(entry) = table.get_mut(address) {
             entry.set_uses(crate::table::USE_MAX);
         }
-    }
-
-    /// Looks at a page that has been moved out: zero, known to the servers, or to be written.
-    fn take_victim(
-        &mut self,
-        io: &Io<'_>,
-        address: usize,
-        frame: FrameId,
-        dirty: &mut Vec<(usize, FrameId, Fingerprint)>,
-    ) {
-        let fingerprint = self.fingerprint(io.memory.bytes(frame));
-        if fingerprint == self.zero_fingerprint() {
-            self.counts.zero_drops += 1;
-            self.frames.set(frame, FrameUse::Spent);
-            let mut zero = Entry::new(Place::Zero);
-            if let Some(entry) = self.own_table().get_mut(address) {
-                std::mem::swap(entry, &mut zero);
-            } else {
-                self.own_table().put(address, zero);
-            }
-            if let Some(slot) = zero.take_copy() {
-                self.release(slot);
-            }
-            return;
-        }
-        if self.own_table().get(address).is_none() {
-            self.own_table().put(address, Entry::new(Place::Resident));
-        }
-        let Some(entry) = self.own_table().get_mut(address) else {
-            return;
-        };
-        entry.set_place(Place::Victim(frame));
-        if entry.copy().is_some() && entry.fingerprint == fingerprint {
-            self.counts.clean_drops += 1;
-            self.frames.set(frame, FrameUse::Victim(address));
-        } else {
-            self.frames.set(frame, FrameUse::Writing(address));
-            dirty.push((address, frame, fingerprint));
-        }
-    }
-
-    /// Sends pages that the servers do not have.
-    fn write_back(&mut self, io: &mut Io<'_>, scan: &mut Scan) -> Result<(), Fatal> {
-        if scan.dirty.is_empty() {
-            return Ok(());
-        }
-        let mut fresh = PageRange { start: PageIndex::new(0), count: Default::default() };
-        scan.request.clear();
-        for (at, &(address, frame, fingerprint)) in scan.dirty.iter().enumerate() {
-            // To change it: what a child's table has in common with this one counts as shared then.
-            let entry = self.own_table().get_mut(address);
-            let held = entry.and_then(|entry| entry.copy()).map(|(slot, _)| slot);
-            let page = match held.filter(|slot| !self.slots.is_shared(*slot)) {
-                Some(slot) => slot,
-                None => {
-                    // A slot shared with a forked child must keep what the child inherited.
-                    if let Some(slot) = held {
-                        self.release(slot);
-                    }
-                    let fixed = self.slots.take_fixed(address);
-                    fixed.unwrap_or_else(|| self.next_slot(&mut fresh, scan.dirty.len() - at))
-                }
-            };
-            let version = self.take_version();
-            if let Some(entry) = self.own_table().get_mut(address) {
-                entry.set_copy(page, version, fingerprint);
-            }
-            scan.request.push(StorePage { page, version, frame });
-        }
-        self.slots.put_back(fresh);
-        let ticket = self.take_ticket();
-        io.store.submit(ticket, Request::Store(&scan.request))?;
-        self.stores.insert(ticket.0, scan.dirty.iter().map(|&(_, frame, _)| frame).collect());
-        Ok(())
-    }
-
-    fn next_slot(&mut self, run: &mut PageRange, need: usize) -> PageIndex {
-        if run.count.get() == 0 {
-            // `has_slots` has made sure of a window's worth.
-            *run = self.slots.take(need as u64).unwrap_or_else(|| {
-                unreachable!("a window is moved out only when slots for it are free")
-            });
-        }
-        let slot = run.start;
-        run.start = PageIndex::new(slot.get() + 1);
-        run.count = farmem_region::PageCount::new(run.count.get() - 1);
-        slot
     }
 
     /// Takes the oldest window out of the victim queue: its pages are out from now on. Returns
@@ -564,6 +472,10 @@ impl Engine {
         let enough = self.frames.victim_frames() * 2 > self.budget.victim_target();
         if enough && self.retire_oldest(io, true).is_some() {
             return Ok(true);
+        }
+        if self.looks.pages() >= self.budget.excess() {
+            // They are gone as soon as they have been looked at.
+            return Ok(self.retire_oldest(io, true).is_some());
         }
         let evicted = self.evict_step(io)?;
         self.stuck = evicted == Evicted::NothingMovable && self.frames.victim_frames() == 0;

@@ -105,6 +105,9 @@ impl Engine {
     pub(crate) fn make_forks(&mut self, io: &mut Io<'_>, parent: SpaceId) {
         let forks = self.changes.forks.extract_if(.., |fork| fork.parent == parent);
         let forks: Vec<Fork> = forks.collect();
+        if !forks.is_empty() {
+            self.settle_looks(io);
+        }
         for fork in forks {
             self.settle_doubts(io, parent, None);
             let Inheritance { table, ranges, doubts, .. } = self.inherit(io, &fork);

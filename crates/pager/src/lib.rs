@@ -6,7 +6,7 @@
 //! and says what to wait for.
 //!
 //! The life of a page, file by file: [`adopt`](Engine::adopt) finds the program's mappings,
-//! `evict.rs` moves cold pages into frames and sends what the servers do not have, `engine.rs`
+//! `evict.rs` moves cold pages into frames, `looks.rs` sends what the servers do not have, `engine.rs`
 //! answers a fault, `streams.rs` guesses what comes next, `install.rs` puts fetched pages in
 //! place, `events.rs` follows what the program does to its mappings, `forks.rs` what its children
 //! begin with, and `handover.rs` hands them over to pagers of their own.
@@ -26,6 +26,7 @@ mod frames;
 mod handover;
 mod install;
 mod library;
+mod looks;
 mod memory;
 mod ranges;
 mod relief;

@@ -69,6 +69,7 @@ impl Engine {
             return Ok(if waits { Flushed::NotYet } else { done });
         }
         while self.next_unshared(io).is_some() {}
+        self.settle_looks(io);
         for _ in 0..WINDOWS_PER_STEP {
             if self.sharing.is_pending() || !self.may_evict(io)? || !self.has_window(io) {
                 break;

@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use farmem_region::{FrameId, Frames, Nanos, PAGE_SHIFT, PAGE_SIZE};
+use farmem_region::{Errand, FrameId, Frames, Loan, Nanos, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
     AddressRange, Anchor, Errands, Event, Features, ForkMark, Lifeline, Look, MadviseWatch,
-    Mapping, Pagemap, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents, Scratch,
-    Stop, ThreadWatch, Uffd, UffdError,
+    Mapping, Pagemap, Porter, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents,
+    Scratch, Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
 
@@ -44,6 +44,8 @@ pub trait Memory: Frames {
     /// Begins to make pages of the own space movable that a forked child has too; false if that
     /// cannot be done, or not now. Others may use the pages meanwhile.
     fn unshare(&mut self, range: AddressRange) -> bool;
+    /// Returns when one of the errands that were taken, if there are any, has been delivered.
+    fn await_errand(&mut self);
     /// Takes the next range of which [`Self::unshare`] has done what can be done.
     fn unshared(&mut self) -> Option<AddressRange>;
     /// Fills missing pages with zeros, with memory of their own if they will be `written`.
@@ -138,6 +140,7 @@ pub struct OwnMemory {
     removers: MadviseWatch,
     relief: Relief,
     errands: Arc<Errands>,
+    porter: Arc<Porter>,
     anchor: Anchor,
     owned: fn(&mut dyn FnMut(AddressRange)),
 }
@@ -209,6 +212,10 @@ impl OwnMemory {
             removers: MadviseWatch::open(program).map_err(MemoryError::at("task"))?,
             relief: Relief::new(program),
             errands: Arc::new(Errands::new().map_err(MemoryError::at("pagemap"))?),
+            porter: Arc::new(Porter::new().map_err(|source| UffdError::Other {
+                doing: "making an event descriptor",
+                source,
+            })?),
             anchor: Anchor::none(),
             owned,
         })
@@ -240,6 +247,18 @@ impl OwnMemory {
     #[must_use]
     pub fn errands(&self) -> Arc<Errands> {
         Arc::clone(&self.errands)
+    }
+
+    /// What another one should run, or the pager does that work too. Its bell calls for a turn with
+    /// [`Ready::store`](crate::Ready::store).
+    #[must_use]
+    pub fn porter(&self) -> Arc<Porter> {
+        Arc::clone(&self.porter)
+    }
+
+    /// Does some of the porter's work, if it has more than it is at. Returns whether there was any.
+    pub fn help_porter(&self) -> bool {
+        self.porter.help()
     }
 
     /// To be called at the end of every turn in which something waits to be filled or moved, and while
@@ -337,6 +356,7 @@ fn find_uffd<'u>(
 impl Drop for OwnMemory {
     fn drop(&mut self) {
         self.errands.close();
+        self.porter.close();
         self.scratch.release(&self.uffd);
     }
 }
@@ -377,6 +397,10 @@ impl Memory for OwnMemory {
 
     fn unshared(&mut self) -> Option<AddressRange> {
         self.errands.unshared()
+    }
+
+    fn await_errand(&mut self) {
+        self.porter.await_one();
     }
 
     fn zero_in(
@@ -532,6 +556,17 @@ impl Frames for OwnMemory {
     }
     fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<io::IoSlice<'a>>) {
         self.scratch.gather(frames, slices);
+    }
+    fn would_lend(&self, loan: Loan) -> bool {
+        self.porter.would_take(loan)
+    }
+    fn lend(
+        &mut self,
+        frames: &[FrameId],
+        loan: Loan,
+        errand: Box<dyn Errand>,
+    ) -> Result<(), Box<dyn Errand>> {
+        self.porter.take(&mut self.scratch, frames, loan, errand)
     }
 }
 

@@ -44,6 +44,10 @@ const CHILD_END_PERIOD: Duration = Duration::from_millis(10);
 const LEAVING_MICROS: u64 = 200;
 /// Stack of the thread that runs errands; a look at the pages of a window takes 4 KiB of it.
 const ERRANDS_STACK_BYTES: usize = 64 << 10;
+/// Stack of the thread that reads pages and takes fingerprints.
+const PORTER_STACK_BYTES: usize = 64 << 10;
+/// Pages moved out together that another thread looks at, at least: three quarters of a window.
+const LENT_PAGES_MIN: usize = 192;
 /// Largest local limit for which scratch windows are provided in proportion: beyond it the victim
 /// buffer stays at its size for this limit.
 const SCRATCH_LIMIT_BYTES_MAX: u64 = 64 << 30;
@@ -250,6 +254,7 @@ impl<'a> Service<'a> {
             region_pages: session.pages,
             slots: SlotPolicy::Allocated,
             // Larger ones have a watcher that becomes their pager.
+            lent_pages_min: LENT_PAGES_MIN,
             heir_mark_bytes: welcome.pager_mark_bytes,
         };
         let waiter = Waiter::new().map_err(|error| format!("epoll fails: {error}"))?;
@@ -266,6 +271,12 @@ impl<'a> Service<'a> {
             be_real_time();
             errands.run();
         });
+        let porter = memory.porter();
+        // Without this one the pager does the work itself.
+        if waiter.watch_edges(porter.bell(), Source::Bell).is_ok() {
+            // Not real-time: it takes turns with the program, and what it has not begun the pager does.
+            let _ = runtime::spawn("farmem-porter", PORTER_STACK_BYTES, move || porter.run());
+        }
         let mut pager = Pager::new(&config, memory, store);
         if let Some(mut legacy) = legacy {
             pager.take_over(&mut legacy).map_err(|error| {
@@ -582,6 +593,8 @@ enum Source {
     Program,
     Supervisor,
     Timer,
+    /// Work has been done by another thread.
+    Bell,
 }
 
 /// What has become ready.
@@ -620,8 +633,21 @@ impl Waiter {
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> std::io::Result<()> {
-        let data = epoll::EventData::new_u64(source as u64);
-        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+        self.add(fd, source, epoll::EventFlags::IN)
+    }
+
+    /// Watches a descriptor that is never read: each time it becomes readable anew counts.
+    fn watch_edges(&self, fd: BorrowedFd<'_>, source: Source) -> std::io::Result<()> {
+        self.add(fd, source, epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    fn add(
+        &self,
+        fd: BorrowedFd<'_>,
+        source: Source,
+        flags: epoll::EventFlags,
+    ) -> std::io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(source as u64), flags)?)
     }
 
     fn forget(&self, fd: BorrowedFd<'_>) {
@@ -692,7 +718,7 @@ impl Waiter {
             ready: Ready {
                 events: is(Source::Events),
                 children: is(Source::Children),
-                store: is(Source::Store),
+                store: is(Source::Store) || is(Source::Bell),
                 slept: false,
             },
             link: is(Source::Link),

@@ -17,6 +17,6 @@ pub use ids::{
     PageCount, PageIndex, PageRange, RegionId, ServerId, SessionId, Version,
 };
 pub use store::{
-    Completion, FetchPage, Frames, Outcome, PageStore, Readiness, Request, StoreError, StorePage,
-    Ticket,
+    Completion, Errand, FetchPage, Frames, Lent, Loan, Outcome, PageStore, Readiness, Request,
+    StoreError, StorePage, Ticket,
 };

@@ -6,6 +6,7 @@
 //! requests name frames, and the store reads or writes the frames' bytes through [`Frames`].
 
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
 use crate::{FrameId, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange, Version};
@@ -27,6 +28,57 @@ pub trait Frames {
 
     /// Appends to `slices` buffers that together cover `frames` in their order, to send.
     fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<std::io::IoSlice<'a>>);
+
+    /// Whether [`Frames::lend`] would find somebody for an errand now.
+    fn would_lend(&self, _loan: Loan) -> bool {
+        false
+    }
+
+    /// Lends frames, no two the same, to another thread that runs an errand on them, if there is
+    /// one. Until the errand is delivered, frames lent to be filled may not be used at all, those
+    /// lent to be read may be read.
+    ///
+    /// # Errors
+    /// The errand, if nobody takes it: the caller runs it itself, on [`Frames::bytes`].
+    fn lend(
+        &mut self,
+        _frames: &[FrameId],
+        _loan: Loan,
+        errand: Box<dyn Errand>,
+    ) -> Result<(), Box<dyn Errand>> {
+        Err(errand)
+    }
+}
+
+/// What frames are lent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loan {
+    /// To be filled. Somebody may come to wait for it: it goes before what is read.
+    Fill,
+    /// To be read.
+    Read,
+}
+
+/// Frames that were lent, in the order in which they were named.
+pub trait Lent {
+    /// The bytes of one.
+    fn bytes(&self, at: usize) -> &[u8; PAGE_SIZE];
+
+    /// Appends to `slices` buffers that together cover some of them in their order, to read.
+    fn gather<'a>(&'a self, range: Range<usize>, slices: &mut Vec<std::io::IoSlice<'a>>);
+
+    /// Appends to `slices` buffers that together cover some of them in their order, to fill. Panics
+    /// if they were lent to be read.
+    fn gather_mut<'a>(&'a mut self, range: Range<usize>, slices: &mut Vec<IoSliceMut<'a>>);
+}
+
+/// Work on the content of frames that need not be done by the thread that answers faults.
+pub trait Errand: Send {
+    /// Does it. Must not wait for anything that the lender does.
+    fn run(&mut self, frames: &mut dyn Lent);
+
+    /// Gives the result back to whoever waits for it; the frames are the lender's again.
+    fn deliver(self: Box<Self>);
 }
 
 /// Names a request in its completion. Chosen by the caller; the store only repeats it.
@@ -61,6 +113,8 @@ pub enum Request<'a> {
     /// Bring pages into frames. On success every frame holds exactly the version asked for,
     /// checked against its checksum.
     Fetch(&'a [FetchPage]),
+    /// As [`Request::Fetch`], of pages that no thread waits for yet.
+    FetchAhead(&'a [FetchPage]),
     /// Keep pages. On success every current member of each page's resiliency set has acknowledged
     /// it: only now may the local copy be dropped (the commit point).
     Store(&'a [StorePage]),

@@ -400,7 +400,7 @@ fn seal_first(
     let (mut bytes, mut pages, mut count) = (0, 0, 0);
     while let Some(index) = messages.unsent.get(count).copied() {
         let is_begun = count == 0 && messages.first_begun;
-        if !is_begun && !messages.has_window(index, pages) {
+        if !is_begun && (messages.get(index).placing || !messages.has_window(index, pages)) {
             break;
         }
         if !messages.get(index).sealed

@@ -62,6 +62,10 @@ pub(crate) struct Message {
     pub(crate) resent: bool,
     /// Whether it is a read that has not been tried without the server.
     pub(crate) untried: bool,
+    /// Whether it is a read that no thread waits for.
+    pub(crate) ahead: bool,
+    /// Whether it is a commit whose pages another thread copies: it waits, and what follows it.
+    pub(crate) placing: bool,
     /// Whether it is a write that must not become a commit.
     pub(crate) needs_write: bool,
     /// How often its pages arrived damaged, there or here.
@@ -111,6 +115,20 @@ impl Message {
     pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = PageEntry> + '_ {
         let end = HEADER_BYTES + self.header.entry_bytes();
         PageEntry::decode_all(&self.head[HEADER_BYTES..end])
+    }
+
+    /// Whether it is a write that nothing was done for yet, and that may become a commit.
+    pub(crate) fn may_be_placed(&self) -> bool {
+        self.header.action == Action::Write && !self.sealed && !self.needs_write
+    }
+
+    /// Makes a commit of a write whose pages lie in the slots that the entries name.
+    pub(crate) fn become_commit(&mut self, entries: &[u8]) {
+        self.head.truncate(HEADER_BYTES);
+        self.head.extend_from_slice(entries);
+        self.header.action = Action::Commit;
+        self.header.payload = 0;
+        seal(self.header, &mut self.head);
     }
 
     /// A commit that was refused is to go as a write, with its pages.
@@ -218,11 +236,11 @@ impl Messages {
         message
     }
 
-    /// Adds a read or a write of pages.
+    /// Adds a read or a write of pages; of a read it is told whether it is `ahead` of need.
     pub(crate) fn add_pages(
         &mut self,
         session: &SessionInfo,
-        action: Action,
+        (action, ahead): (Action, bool),
         operation: OperationIndex,
         pages: impl ExactSizeIterator<Item = (Wanted, FrameId)>,
     ) {
@@ -240,6 +258,7 @@ impl Messages {
             return;
         }
         message.untried = true;
+        message.ahead = ahead;
         message.seal_read();
         self.overtake();
     }
@@ -344,6 +363,7 @@ impl Messages {
         message.sealed = false;
         message.resent = false;
         message.untried = false;
+        message.placing = false;
         message.needs_write = false;
         message.damaged = 0;
         message.busy_since = None;
@@ -428,6 +448,8 @@ impl Message {
             sent_at: Nanos::new(0),
             resent: false,
             untried: false,
+            ahead: false,
+            placing: false,
             needs_write: false,
             damaged: 0,
             busy_since: None,
@@ -511,7 +533,7 @@ mod tests {
                 (Wanted { page, version }, FrameId::new(0))
             })
             .collect();
-        messages.add_pages(&session(), action, 0, pages.into_iter());
+        messages.add_pages(&session(), (action, false), 0, pages.into_iter());
     }
 
     /// First pages of what is to be sent, in its order.

@@ -7,25 +7,41 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use farmem_region::{Checksum, FrameId, Frames, PageIndex, PageRange, RegionId};
+use farmem_region::{
+    Checksum, Errand, FrameId, Frames, Lent, Loan, PageIndex, PageRange, RegionId,
+};
 use farmem_transport::{ArenaFile, recycle, recycle_mut};
-use farmem_wire::{Action, HEADER_BYTES, NO_SLOT, PageEntry, page_checksum, seal};
+use farmem_wire::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, page_checksum};
 
-use crate::messages::{Message, Wanted};
+use crate::messages::{MESSAGE_PAGES, Message, MessageIndex, Wanted};
 
 /// Pages of one piece of the table, 16 MiB of region: 48 KiB.
 const PIECE_PAGES: usize = 4096;
+/// Fewer pages are read or written sooner than another thread is woken for them.
+const CARRIED_PAGES_MIN: usize = 16;
+/// Pages that lie side by side, on average, in a read that another thread does. What is read here and
+/// there is also put in place so, page by page, and each of these changes interrupts every
+/// processor that runs a thread of the pager.
+const CARRIED_RUN_PAGES_MIN: usize = 8;
+const _: () = assert!(MESSAGE_PAGES <= u64::BITS as usize, "a bit for each page");
 
 /// What is known of the server's arena.
 #[derive(Debug)]
 pub(crate) struct SharedArena {
-    file: ArenaFile,
+    file: Arc<ArenaFile>,
+    carried: Arc<Carried>,
+    /// Readings under way elsewhere.
+    away: usize,
     places: Places,
     /// Slots to write into, those that lie side by side one after the other.
     fresh: VecDeque<u32>,
     /// Whether the kernel once did not read or write: then the connection is used.
     is_broken: bool,
+    head: Vec<u8>,
     slices: Vec<IoSlice<'static>>,
     slices_mut: Vec<IoSliceMut<'static>>,
 }
@@ -41,10 +57,13 @@ struct Place {
 impl SharedArena {
     pub(crate) fn new(file: ArenaFile) -> Self {
         Self {
-            file,
+            file: Arc::new(file),
+            carried: Arc::default(),
+            away: 0,
             places: Places::default(),
             fresh: VecDeque::new(),
             is_broken: false,
+            head: Vec::new(),
             slices: Vec::new(),
             slices_mut: Vec::new(),
         }
@@ -112,6 +131,96 @@ impl SharedArena {
         message.frames.truncate(kept);
     }
 
+    /// Lets another thread read the pages of a read whose places are known; false if it is not to be
+    /// so. What it could not read is left when it [returns](Self::returned).
+    pub(crate) fn carry(
+        &mut self,
+        index: MessageIndex,
+        message: &Message,
+        region: RegionId,
+        frames: &mut dyn Frames,
+    ) -> bool {
+        let many = message.wanted.len() >= CARRIED_PAGES_MIN && !self.is_broken;
+        if !many || !frames.would_lend(Loan::Fill) {
+            return false;
+        }
+        let place = |wanted: &Wanted| {
+            let place = self.places.get(wanted.page)?;
+            Some(Portable { wanted: *wanted, place })
+        };
+        let Some(pages) = message.wanted.iter().map(place).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        let runs = pages.chunk_by(Portable::is_followed_by).count();
+        if pages.len() < runs * CARRIED_RUN_PAGES_MIN {
+            return false;
+        }
+        let load = Load { message: index, region, pages, right: 0, kind: Kind::Reading };
+        self.lend(load, &message.frames, Loan::Fill, frames)
+    }
+
+    /// Lets another thread copy the pages of a write into fresh slots; false if it is not to be so.
+    /// Otherwise the message is a commit, complete when that [returns](Self::returned).
+    pub(crate) fn begin_to_place(
+        &mut self,
+        index: MessageIndex,
+        message: &mut Message,
+        region: RegionId,
+        frames: &mut dyn Frames,
+    ) -> bool {
+        let count = message.wanted.len();
+        let many = count >= CARRIED_PAGES_MIN && self.has_room(count);
+        if !many || !frames.would_lend(Loan::Read) {
+            return false;
+        }
+        let checksum = Checksum::new(0);
+        let slots = self.fresh.iter().zip(&message.wanted);
+        let pages =
+            slots.map(|(&slot, &wanted)| Portable { wanted, place: Place { slot, checksum } });
+        let load =
+            Load { message: index, region, pages: pages.collect(), right: 0, kind: Kind::Placing };
+        // So that the slots count as used.
+        let entries = load.entries();
+        if !self.lend(load, &message.frames, Loan::Read, frames) {
+            return false;
+        }
+        self.fresh.drain(..count);
+        message.become_commit(&entries);
+        message.placing = true;
+        true
+    }
+
+    fn lend(&mut self, load: Load, ids: &[FrameId], loan: Loan, frames: &mut dyn Frames) -> bool {
+        let (file, carried) = (Arc::clone(&self.file), Arc::clone(&self.carried));
+        let errand = Box::new(Carrying { load, file, carried });
+        let taken = frames.lend(ids, loan, errand).is_ok();
+        self.away += usize::from(taken);
+        taken
+    }
+
+    /// The next load that is back.
+    pub(crate) fn returned(&mut self) -> Option<Load> {
+        if self.away == 0 || self.carried.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let load = self.carried.loads().pop_front()?;
+        self.carried.count.fetch_sub(1, Ordering::Relaxed);
+        self.away -= 1;
+        Some(load)
+    }
+
+    /// Completes a commit whose pages have been copied, or makes it a write if they could not be.
+    pub(crate) fn placed(&mut self, load: &Load, message: &mut Message) {
+        message.placing = false;
+        if load.is_whole() {
+            message.become_commit(&load.entries());
+            message.sealed = true;
+        } else {
+            self.is_broken = true;
+            message.unplace();
+        }
+    }
+
     fn read(&mut self, first: u32, ids: &[FrameId], frames: &mut dyn Frames) -> io::Result<bool> {
         let mut slices = recycle_mut(std::mem::take(&mut self.slices_mut));
         frames.gather_mut(ids, &mut slices);
@@ -157,17 +266,148 @@ impl SharedArena {
             self.is_broken = true;
             return false;
         }
-        message.head.truncate(HEADER_BYTES);
-        let placed = message.wanted.iter().zip(&message.frames).zip(self.fresh.drain(..count));
+        let Message { wanted, frames: ids, .. } = &*message;
+        let placed = wanted.iter().zip(ids).zip(self.fresh.drain(..count));
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
         for ((Wanted { page, version }, frame), slot) in placed {
             let checksum = page_checksum(region, *page, *version, frames.bytes(*frame));
-            let entry = PageEntry { page: *page, version: *version, checksum, slot };
-            entry.encode(&mut message.head);
+            PageEntry { page: *page, version: *version, checksum, slot }.encode(&mut head);
         }
-        message.header.action = Action::Commit;
-        message.header.payload = 0;
-        seal(message.header, &mut message.head);
+        message.become_commit(&head);
+        self.head = head;
         true
+    }
+}
+
+/// A page and where it is to be found.
+#[derive(Debug, Clone, Copy)]
+struct Portable {
+    wanted: Wanted,
+    place: Place,
+}
+
+impl Portable {
+    fn is_followed_by(&self, next: &Self) -> bool {
+        self.place.slot + 1 == next.place.slot
+    }
+}
+
+/// What another thread does with the pages of a message.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) message: MessageIndex,
+    pub(crate) kind: Kind,
+    region: RegionId,
+    pages: Vec<Portable>,
+    /// A bit for each page that was read and found right, or written.
+    right: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Out of their slots.
+    Reading,
+    /// Into fresh slots.
+    Placing,
+}
+
+impl Load {
+    /// Leaves in a read what could not be read.
+    pub(crate) fn apply(&self, message: &mut Message) {
+        let mut kept = 0;
+        for at in (0..message.wanted.len()).filter(|at| self.right & (1 << at) == 0) {
+            message.wanted[kept] = message.wanted[at];
+            message.frames[kept] = message.frames[at];
+            kept += 1;
+        }
+        message.wanted.truncate(kept);
+        message.frames.truncate(kept);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.right.count_ones() as usize == self.pages.len()
+    }
+
+    /// The entries of the commit.
+    fn entries(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.pages.len() * PAGE_ENTRY_BYTES);
+        for Portable { wanted: Wanted { page, version }, place: Place { slot, checksum } } in
+            self.pages.iter().copied()
+        {
+            PageEntry { page, version, checksum, slot }.encode(&mut bytes);
+        }
+        bytes
+    }
+
+    fn checksum(&self, at: usize, frames: &dyn Lent) -> Checksum {
+        let Wanted { page, version } = self.pages[at].wanted;
+        page_checksum(self.region, page, version, frames.bytes(at))
+    }
+
+    fn read(&mut self, file: &ArenaFile, range: Range<usize>, frames: &mut dyn Lent) {
+        let mut slices = Vec::new();
+        frames.gather_mut(range.clone(), &mut slices);
+        if file.read(self.pages[range.start].place.slot, &mut slices).is_ok_and(|whole| whole) {
+            for at in range {
+                let is_right = self.checksum(at, frames) == self.pages[at].place.checksum;
+                self.right |= u64::from(is_right) << at;
+            }
+        }
+    }
+
+    fn write(&mut self, file: &ArenaFile, range: Range<usize>, frames: &dyn Lent) {
+        let mut slices = Vec::new();
+        frames.gather(range.clone(), &mut slices);
+        if file.write(self.pages[range.start].place.slot, &slices).is_ok_and(|whole| whole) {
+            for at in range {
+                self.pages[at].place.checksum = self.checksum(at, frames);
+                self.right |= 1 << at;
+            }
+        }
+    }
+}
+
+/// Loads that are back.
+#[derive(Debug, Default)]
+struct Carried {
+    count: AtomicUsize,
+    loads: Mutex<VecDeque<Load>>,
+}
+
+impl Carried {
+    fn loads(&self) -> MutexGuard<'_, VecDeque<Load>> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The errand.
+struct Carrying {
+    load: Load,
+    file: Arc<ArenaFile>,
+    carried: Arc<Carried>,
+}
+
+impl Errand for Carrying {
+    fn run(&mut self, frames: &mut dyn Lent) {
+        let Self { load, file, .. } = self;
+        let runs = load.pages.chunk_by(Portable::is_followed_by);
+        let lengths: Vec<usize> = runs.map(<[Portable]>::len).collect();
+        let mut from = 0;
+        for length in lengths {
+            let range = from..from + length;
+            from = range.end;
+            match load.kind {
+                Kind::Reading => load.read(file, range, frames),
+                Kind::Placing => load.write(file, range, frames),
+            }
+        }
+    }
+
+    fn deliver(self: Box<Self>) {
+        let Self { load, carried, .. } = *self;
+        carried.loads().push_back(load);
+        carried.count.fetch_add(1, Ordering::Release);
     }
 }
 

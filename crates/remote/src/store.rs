@@ -22,7 +22,7 @@ use crate::messages::{
     Wanted,
 };
 use crate::reconnect::{Reconnect, Step};
-use crate::shared::SharedArena;
+use crate::shared::{Kind, SharedArena};
 
 /// A region grows by this much at a time, within what is reserved.
 const EXTENT: PageCount = PageCount::new((64 << 20) / farmem_region::PAGE_SIZE as u64);
@@ -240,10 +240,10 @@ impl RemoteStore {
     fn submit_pages(
         &mut self,
         ticket: Ticket,
-        action: Action,
+        what: (Action, bool),
         pages: impl ExactSizeIterator<Item = (Wanted, farmem_region::FrameId)>,
     ) -> Result<(), StoreError> {
-        let outcome = match action {
+        let outcome = match what.0 {
             Action::Read => Outcome::Fetched { server_nanos: 0 },
             _ => Outcome::Stored,
         };
@@ -253,7 +253,7 @@ impl RemoteStore {
         while left > 0 {
             let count = left.min(MESSAGE_PAGES);
             let chunk = Chunk { pages: &mut pages, left: count };
-            self.messages.add_pages(&self.session, action, operation, chunk);
+            self.messages.add_pages(&self.session, what, operation, chunk);
             left -= count;
         }
         Ok(())
@@ -442,11 +442,35 @@ impl RemoteStore {
     /// Fetches what can be fetched without the server.
     fn fetch_shared(&mut self, frames: &mut dyn Frames, done: &mut Vec<Completion>) {
         let Some(arena) = &mut self.arena else { return };
+        while let Some(load) = arena.returned() {
+            let message = self.messages.get_mut(load.message);
+            if load.kind == Kind::Placing {
+                arena.placed(&load, message);
+                self.messages.has_new = true;
+                continue;
+            }
+            load.apply(message);
+            if message.wanted.is_empty() {
+                let (index, messages) = (load.message, &mut self.messages);
+                end_message(messages, &mut self.operations, index, Ok(()), done);
+            } else {
+                message.seal_read();
+                self.messages.unsent.push_back(load.message);
+                self.messages.has_new = true;
+            }
+        }
         let mut at = 0;
         while let Some(index) = self.messages.unsent.get(at).copied() {
             let message = self.messages.get_mut(index);
             if !std::mem::take(&mut message.untried) {
+                if message.may_be_placed() {
+                    arena.begin_to_place(index, message, self.session.region, frames);
+                }
                 at += 1;
+                continue;
+            }
+            if message.ahead && arena.carry(index, message, self.session.region, frames) {
+                self.messages.unsent.remove(at);
                 continue;
             }
             arena.fetch(message, self.session.region, frames);
@@ -610,17 +634,18 @@ impl PageStore for RemoteStore {
             return Err(error.clone());
         }
         match request {
-            Request::Fetch(pages) => {
+            Request::Fetch(pages) | Request::FetchAhead(pages) => {
+                let ahead = matches!(request, Request::FetchAhead(_));
                 let pages = pages.iter().map(|fetch| {
                     (Wanted { page: fetch.page, version: fetch.version }, fetch.frame)
                 });
-                self.submit_pages(ticket, Action::Read, pages)
+                self.submit_pages(ticket, (Action::Read, ahead), pages)
             }
             Request::Store(pages) => {
                 let pages = pages.iter().map(|store| {
                     (Wanted { page: store.page, version: store.version }, store.frame)
                 });
-                self.submit_pages(ticket, Action::Write, pages)
+                self.submit_pages(ticket, (Action::Write, false), pages)
             }
             Request::Release(ranges) => {
                 let messages = ranges.len().div_ceil(RANGES_PER_MESSAGE_MAX);

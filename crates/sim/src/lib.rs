@@ -13,6 +13,7 @@
 
 mod handing;
 mod memory;
+mod porter;
 mod program;
 mod random;
 mod run;

@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 
 use farmem_pager::{Memory, Registration, SpaceId};
-use farmem_region::{FrameId, Frames, PAGE_SIZE};
+use farmem_region::{Errand, FrameId, Frames, Loan, PAGE_SIZE};
 use farmem_vmem::{
     AddressRange, Look, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
 };
 
+use crate::porter::SimPorter;
 use crate::program::{Doing, Model, Then, Thread};
 use crate::random::Random;
 use crate::run::Plant;
@@ -55,6 +56,7 @@ pub struct SimMemory {
     unsharing: VecDeque<AddressRange>,
     unshared: VecDeque<AddressRange>,
     frames: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
+    porter: SimPorter,
     /// Children whose fork was read and who have no name yet.
     unnamed: Vec<usize>,
     /// Nobody is woken.
@@ -93,6 +95,7 @@ impl SimMemory {
             unsharing: VecDeque::new(),
             unshared: VecDeque::new(),
             frames: (0..frames).map(|_| None).collect(),
+            porter: SimPorter::default(),
             unnamed: Vec::new(),
             is_deaf: false,
         }
@@ -119,6 +122,9 @@ impl SimMemory {
 
     fn preempt(&mut self) {
         self.run_errand();
+        if self.random.once_in(8) {
+            self.porter.run_one();
+        }
         if self.random.once_in(3) {
             for _ in 0..self.random.below(4) {
                 self.run_program();
@@ -256,8 +262,15 @@ impl SimMemory {
         self.unsharing.clear();
         self.unshared.clear();
         self.frames.fill(None);
+        self.porter.clear();
         let living = self.threads.iter().filter(|thread| thread.space == 0).count();
         self.threads.extend((living..THREADS).map(|_| Thread::new(0, 0)));
+    }
+
+    /// What is lent must stay as it is.
+    fn assert_free(&self, first: FrameId, count: usize) {
+        let frames = (first.get()..).take(count).map(FrameId::new);
+        frames.for_each(|frame| assert!(!self.porter.has(frame), "frame {frame} is lent"));
     }
 
     fn frame_value(&self, frame: usize) -> u64 {
@@ -294,6 +307,7 @@ impl Memory for SimMemory {
     }
 
     fn move_in(&mut self, target: usize, first: FrameId, count: usize) -> Progress {
+        self.assert_free(first, count);
         let progress = self.copy_in(SpaceId::OWN, target, first, count, None);
         for frame in &mut self.frames[at(first)..at(first) + progress.bytes / PAGE_SIZE] {
             *frame = None;
@@ -335,6 +349,10 @@ impl Memory for SimMemory {
 
     fn unshared(&mut self) -> Option<AddressRange> {
         self.unshared.pop_front()
+    }
+
+    fn await_errand(&mut self) {
+        self.porter.run_one();
     }
 
     fn zero_in(
@@ -382,6 +400,7 @@ impl Memory for SimMemory {
     }
 
     fn discard(&mut self, first: FrameId, count: usize) {
+        self.assert_free(first, count);
         self.frames[at(first)..at(first) + count].fill(None);
     }
 
@@ -491,6 +510,7 @@ impl Frames for SimMemory {
     }
 
     fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE] {
+        self.assert_free(frame, 1);
         self.frames[at(frame)].as_mut().expect("only frames with memory are written")
     }
 
@@ -500,5 +520,24 @@ impl Frames for SimMemory {
 
     fn gather<'a>(&'a self, _frames: &[FrameId], _slices: &mut Vec<IoSlice<'a>>) {
         unreachable!("the simulated store takes frames one by one")
+    }
+
+    fn would_lend(&self, loan: Loan) -> bool {
+        loan == Loan::Read
+    }
+
+    fn lend(
+        &mut self,
+        frames: &[FrameId],
+        loan: Loan,
+        errand: Box<dyn Errand>,
+    ) -> Result<(), Box<dyn Errand>> {
+        // Now and then there is no thread for it.
+        if loan != Loan::Read || self.random.once_in(16) {
+            return Err(errand);
+        }
+        let pages = frames.iter().map(|&frame| Box::new(*self.bytes(frame))).collect();
+        self.porter.take(errand, frames, pages);
+        Ok(())
     }
 }

@@ -134,6 +134,7 @@ impl Simulation {
             secret: [7; 192],
             region_pages: PageCount::new(REGION_PAGES),
             slots: SlotPolicy::Allocated,
+            lent_pages_min: 1,
             heir_mark_bytes: 0,
         };
         let mut memory = SimMemory::new(random.next(), WINDOWS * 256, setup.plant);
@@ -230,6 +231,7 @@ impl Simulation {
         let now = Nanos::new(memory.now);
         let clock = move || now;
         let io = &mut Io { memory, store, clock: &clock };
+        engine.take_looks(io)?;
         engine.catch_up(io);
         if engine.has_deferred() {
             engine.retry_arrived(io);

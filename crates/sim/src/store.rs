@@ -156,7 +156,7 @@ impl PageStore for SimStore {
             return Err(StoreError::Busy { limit: REQUESTS_MAX });
         }
         let asked = match request {
-            Request::Fetch(pages) => Asked::Fetch(pages.to_vec()),
+            Request::Fetch(pages) | Request::FetchAhead(pages) => Asked::Fetch(pages.to_vec()),
             Request::Store(pages) => Asked::Store(pages.to_vec()),
             Request::Release(ranges) => Asked::Release(ranges.to_vec()),
             Request::Grow(count) => Asked::Grow(count),

@@ -18,6 +18,7 @@ mod log;
 mod madvise_watch;
 mod maps;
 mod pagemap;
+mod porter;
 mod probe;
 mod process;
 mod range;
@@ -36,6 +37,7 @@ pub use log::MappedLog;
 pub use madvise_watch::MadviseWatch;
 pub use maps::{Mapping, MappingKind, ProcessMaps, registered_parts};
 pub use pagemap::{Pagemap, PresentRun};
+pub use porter::Porter;
 pub use probe::{Probe, probe};
 pub use process::{
     ProcessHandle, ResidentMeter, Residents, ThreadWatch, same_memory, shared_memory_bytes,

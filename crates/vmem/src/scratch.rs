@@ -11,9 +11,12 @@
 //! been unmapped by one thread and mapped anew by another.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use farmem_region::{FrameId, Frames, PAGE_SHIFT, PAGE_SIZE};
+use farmem_region::{FrameId, Frames, Lent, Loan, PAGE_SHIFT, PAGE_SIZE};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::{AddressRange, Pagemap, Progress, Stop, Uffd, UffdError};
@@ -24,7 +27,15 @@ pub struct Scratch {
     base: NonNull<u8>,
     frames: usize,
     present: Box<[u64]>,
+    loans: Arc<Loans>,
     whole: AddressRange,
+}
+
+/// The frames that are lent, a bit each.
+#[derive(Debug)]
+struct Loans {
+    to_fill: Box<[AtomicU64]>,
+    to_read: Box<[AtomicU64]>,
 }
 
 // SAFETY: the area belongs to this value alone, wherever it is.
@@ -69,8 +80,9 @@ impl Scratch {
             source: std::io::Error::from_raw_os_error(libc::ENOMEM),
         })?;
         let present = vec![0; frames / 64].into_boxed_slice();
+        let loans = Arc::new(Loans::new(frames / 64));
         let whole = AddressRange::pages_from(base.as_ptr() as usize, frames);
-        let scratch = Self { base, frames, present, whole };
+        let scratch = Self { base, frames, present, loans, whole };
         uffd.register(whole)?;
         Ok(scratch)
     }
@@ -131,8 +143,10 @@ impl Scratch {
         count: usize,
     ) -> Progress {
         self.assert_present(first, count);
+        self.assert_free(first, count);
         let range = AddressRange::pages_from(target, count);
-        // SAFETY: the source frames are ours and tracked: they are marked as holes below.
+        // SAFETY: the source frames are ours, not lent (asserted) and tracked: they are marked as
+        // holes below.
         let mut progress = unsafe { uffd.move_pages(range, self.address(first), false, true) };
         if progress.stop == Some(Stop::Hole) {
             // The frames are there (asserted), so it is the target that is mapped no more.
@@ -157,9 +171,9 @@ impl Scratch {
 
     /// Copies `count` present frames into the missing pages at `target` through `uffd`.
     pub fn copy_in(&self, uffd: &Uffd, target: usize, first: FrameId, count: usize) -> Progress {
-        self.assert_present(first, count);
+        self.assert_readable(first, count);
         let range = AddressRange::pages_from(target, count);
-        // SAFETY: the source frames are present (asserted) and `&self` keeps them unchanged.
+        // SAFETY: the source frames are present (asserted), and `&self` keeps them unchanged.
         unsafe { uffd.copy(range, self.address(first) as *const u8, true) }
     }
 
@@ -199,14 +213,15 @@ impl Scratch {
     pub fn discard(&mut self, uffd: &Uffd, first: FrameId, count: usize, pagemap: &Pagemap) {
         let range = AddressRange::pages_from(self.address(first), count);
         assert!(self.index(first) + count <= self.frames, "frames past the scratch area");
+        self.assert_free(first, count);
         if uffd.unregister(range).is_err() {
             return;
         }
         let start = range.start() as *mut core::ffi::c_void;
         // The program may have locked all its memory, and this area with it.
         let advice = Advice::LinuxDontneedLocked;
-        // SAFETY: the range lies in our own area (asserted), whose holes are tracked: what the
-        // frames are now is asked for below.
+        // SAFETY: the range lies in our own area (asserted), none of it is lent (asserted), and its
+        // holes are tracked: what the frames are now is asked for below.
         let _ = unsafe { rustix::mm::madvise(start, range.bytes(), advice) };
         assert!(uffd.register(range).is_ok(), "the scratch area cannot be registered again");
         self.mark(first, count, false);
@@ -264,6 +279,123 @@ impl Scratch {
             assert!(self.is_present(offset(first, at)), "frame {} is a hole", first.get());
         }
     }
+
+    /// Panics unless the frames hold pages that nobody changes.
+    fn assert_readable(&self, first: FrameId, count: usize) {
+        self.assert_present(first, count);
+        for at in 0..count {
+            let frame = offset(first, at);
+            assert!(!self.loans.has(&self.loans.to_fill, frame), "frame {frame} is being filled");
+        }
+    }
+
+    /// Panics unless the frames are nobody else's.
+    fn assert_free(&self, first: FrameId, count: usize) {
+        for at in 0..count {
+            let frame = offset(first, at);
+            let Loans { to_fill, to_read } = &*self.loans;
+            let lent = self.loans.has(to_fill, frame) || self.loans.has(to_read, frame);
+            assert!(!lent, "frame {frame} is lent");
+        }
+    }
+
+    /// Lends frames that hold pages until the loan is dropped. Panics if one is a hole, or lent, or
+    /// named twice.
+    #[must_use]
+    pub fn lend(&mut self, frames: &[FrameId], loan: Loan) -> LentFrames {
+        for &frame in frames {
+            self.assert_present(frame, 1);
+            self.assert_free(frame, 1);
+            self.loans.set(loan, frame, true);
+        }
+        let base = self.base;
+        LentFrames { base, frames: frames.to_vec(), loan, loans: Arc::clone(&self.loans) }
+    }
+}
+
+impl Loans {
+    fn new(words: usize) -> Self {
+        let none = || (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self { to_fill: none(), to_read: none() }
+    }
+
+    fn has(&self, bits: &[AtomicU64], frame: FrameId) -> bool {
+        let index = frame.get() as usize;
+        // What was done with the frame before the loan ended is seen after this.
+        bits[index / 64].load(Ordering::Acquire) & (1 << (index % 64)) != 0
+    }
+
+    fn set(&self, loan: Loan, frame: FrameId, lent: bool) {
+        let bits = match loan {
+            Loan::Fill => &self.to_fill,
+            Loan::Read => &self.to_read,
+        };
+        let index = frame.get() as usize;
+        let bit = 1 << (index % 64);
+        if lent {
+            bits[index / 64].fetch_or(bit, Ordering::AcqRel);
+        } else {
+            bits[index / 64].fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Frames that another thread may use: as long as this is there, the scratch area lets nobody else
+/// change them, nor read those that are being filled.
+#[derive(Debug)]
+pub struct LentFrames {
+    base: NonNull<u8>,
+    frames: Vec<FrameId>,
+    loan: Loan,
+    loans: Arc<Loans>,
+}
+
+// SAFETY: the frames belong to this value, wherever it is, until it is dropped.
+unsafe impl Send for LentFrames {}
+
+impl LentFrames {
+    fn address(&self, frame: FrameId) -> *mut u8 {
+        // SAFETY: the frame was inside the area when it was lent, and the area is not given back
+        // while frames of it are lent (`Scratch::release` asserts it).
+        unsafe { self.base.as_ptr().add((frame.get() as usize) << PAGE_SHIFT) }
+    }
+}
+
+impl Lent for LentFrames {
+    fn bytes(&self, at: usize) -> &[u8; PAGE_SIZE] {
+        let address = self.address(self.frames[at]) as *const [u8; PAGE_SIZE];
+        // SAFETY: the frame holds a page, as when it was lent, and nobody changes it meanwhile but
+        // through `&mut self`.
+        unsafe { &*address }
+    }
+
+    fn gather<'a>(&'a self, range: Range<usize>, slices: &mut Vec<IoSlice<'a>>) {
+        for (first, count) in runs(&self.frames[range]) {
+            // SAFETY: as in `bytes`, for frames that lie side by side in the area.
+            let slice =
+                unsafe { std::slice::from_raw_parts(self.address(first), count << PAGE_SHIFT) };
+            slices.push(IoSlice::new(slice));
+        }
+    }
+
+    fn gather_mut<'a>(&'a mut self, range: Range<usize>, slices: &mut Vec<IoSliceMut<'a>>) {
+        assert_eq!(self.loan, Loan::Fill, "these frames are lent to be read");
+        for (first, count) in runs(&self.frames[range]) {
+            let address = self.address(first);
+            // SAFETY: as in `bytes`; no frame was lent twice, so the runs do not overlap, and
+            // `&mut self` excludes every other access.
+            let slice = unsafe { std::slice::from_raw_parts_mut(address, count << PAGE_SHIFT) };
+            slices.push(IoSliceMut::new(slice));
+        }
+    }
+}
+
+impl Drop for LentFrames {
+    fn drop(&mut self) {
+        for &frame in &self.frames {
+            self.loans.set(self.loan, frame, false);
+        }
+    }
 }
 
 impl Scratch {
@@ -271,6 +403,7 @@ impl Scratch {
     /// that the kernel waits for, and the caller is the one who reads it. Without this call the
     /// area stays mapped.
     pub fn release(&mut self, uffd: &Uffd) {
+        self.assert_free(FrameId::new(0), self.frames);
         if std::mem::take(&mut self.frames) == 0 || uffd.unregister(self.whole).is_err() {
             return;
         }
@@ -282,25 +415,28 @@ impl Scratch {
 
 impl Frames for Scratch {
     fn bytes(&self, frame: FrameId) -> &[u8; PAGE_SIZE] {
-        assert!(self.is_present(frame), "frame {frame} is a hole");
+        self.assert_readable(frame, 1);
         let address = self.address(frame) as *const [u8; PAGE_SIZE];
-        // SAFETY: the frame lies in our mapping, holds a page (asserted), is page-aligned, and
-        // `&self` excludes writers.
+        // SAFETY: the frame lies in our mapping, holds a page (asserted), is page-aligned, is not
+        // being filled (asserted), and `&self` excludes other writers.
         unsafe { &*address }
     }
 
     fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE] {
-        assert!(self.is_present(frame), "frame {frame} is a hole");
+        self.assert_present(frame, 1);
+        self.assert_free(frame, 1);
         let address = self.address(frame) as *mut [u8; PAGE_SIZE];
-        // SAFETY: as in `bytes`, and `&mut self` excludes every other access.
+        // SAFETY: as in `bytes`; it is not lent (asserted), and `&mut self` excludes every other
+        // access.
         unsafe { &mut *address }
     }
 
     fn gather_mut<'a>(&'a mut self, frames: &[FrameId], slices: &mut Vec<IoSliceMut<'a>>) {
         for (first, count) in runs(frames) {
             self.assert_present(first, count);
+            self.assert_free(first, count);
             let address = self.address(first) as *mut u8;
-            // SAFETY: present frames of our mapping (asserted); runs never overlap because a
+            // SAFETY: present frames of our mapping (asserted) that are not lent (asserted); runs never overlap because a
             // frame named twice would have to appear in two runs, which the check below excludes.
             let slice = unsafe { std::slice::from_raw_parts_mut(address, count << PAGE_SHIFT) };
             slices.push(IoSliceMut::new(slice));
@@ -310,9 +446,10 @@ impl Frames for Scratch {
 
     fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<IoSlice<'a>>) {
         for (first, count) in runs(frames) {
-            self.assert_present(first, count);
+            self.assert_readable(first, count);
             let address = self.address(first) as *const u8;
-            // SAFETY: present frames of our mapping (asserted); `&self` excludes writers.
+            // SAFETY: present frames of our mapping that are not being filled (asserted); `&self`
+            // excludes other writers.
             let slice = unsafe { std::slice::from_raw_parts(address, count << PAGE_SHIFT) };
             slices.push(IoSlice::new(slice));
         }

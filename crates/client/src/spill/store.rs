@@ -325,7 +325,7 @@ impl<S: PageStore> PageStore for SpillStore<S> {
         match request {
             Request::Grow(count) => self.submit_grow(ticket, count),
             _ if !self.has_spilled() => self.inner.submit(ticket, request),
-            Request::Fetch(pages) => self.submit_fetch(ticket, pages),
+            Request::Fetch(pages) | Request::FetchAhead(pages) => self.submit_fetch(ticket, pages),
             Request::Store(pages) => self.submit_store(ticket, pages),
             Request::Release(ranges) => self.submit_release(ticket, ranges),
         }

@@ -77,7 +77,7 @@ impl SmallStore {
 impl PageStore for SmallStore {
     fn submit(&mut self, ticket: Ticket, request: Request<'_>) -> Result<(), StoreError> {
         let asked = match request {
-            Request::Fetch(pages) => Asked::Fetch(pages.to_vec()),
+            Request::Fetch(pages) | Request::FetchAhead(pages) => Asked::Fetch(pages.to_vec()),
             Request::Store(pages) => Asked::Store(pages.to_vec()),
             Request::Release(ranges) => Asked::Release(ranges.to_vec()),
             Request::Grow(count) => Asked::Grow(count),

@@ -48,7 +48,7 @@ enum Owned {
 impl PageStore for MemoryStore {
     fn submit(&mut self, ticket: Ticket, request: Request<'_>) -> Result<(), StoreError> {
         let owned = match request {
-            Request::Fetch(pages) => Owned::Fetch(pages.to_vec()),
+            Request::Fetch(pages) | Request::FetchAhead(pages) => Owned::Fetch(pages.to_vec()),
             Request::Store(pages) => Owned::Store(pages.to_vec()),
             Request::Release(ranges) => Owned::Release(ranges.to_vec()),
             Request::Grow(pages) => Owned::Grow(pages),
@@ -145,10 +145,14 @@ fn page(
         secret: std::array::from_fn(|at| at as u8 ^ 0x5a),
         region_pages: PageCount::new(1 << 20),
         slots: SlotPolicy::Allocated,
+        lent_pages_min: 64,
         heir_mark_bytes: 0,
     };
     let errands = memory.errands();
     let errand_boy = std::thread::spawn(move || errands.run());
+    let porter = memory.porter();
+    let bell = memory.porter();
+    let porter = std::thread::spawn(move || porter.run());
     let mut pager = Pager::new(&config, memory, MemoryStore::default());
     assert!(pager.adopt_range(range));
     ready.send(()).expect("the test waits");
@@ -159,16 +163,19 @@ fn page(
             continue;
         }
         let mut fds = vec![PollFd::from_borrowed_fd(pager.memory().uffd().as_fd(), PollFlags::IN)];
+        fds.push(PollFd::from_borrowed_fd(bell.bell(), PollFlags::IN));
         for (_, child) in pager.memory().children() {
             fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
         }
         let nanos = wait.deadline.since(Pager::<MemoryStore>::now()).min(1_000_000);
         let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: nanos.cast_signed() };
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
+        bell.heard();
     }
     let counts = pager.counts();
     drop(pager);
     errand_boy.join().expect("errands end with the pager");
+    porter.join().expect("and so does the porter");
     counts
 }
 
