@@ -265,18 +265,7 @@ impl<'a> Service<'a> {
             .and_then(|()| waiter.watch(arguments.supervisor_pidfd, Source::Supervisor))
             .map_err(|error| format!("epoll fails: {error}"))?;
         warden::watch(&mut memory, waiter.epoll.as_raw_fd());
-        let errands = memory.errands();
-        // Without the thread pages that a forked child has too stay in memory.
-        let _ = runtime::spawn("farmem-errands", ERRANDS_STACK_BYTES, move || {
-            be_real_time();
-            errands.run();
-        });
-        let porter = memory.porter();
-        // Without this one the pager does the work itself.
-        if waiter.watch_edges(porter.bell(), Source::Bell).is_ok() {
-            // Not real-time: it takes turns with the program, and what it has not begun the pager does.
-            let _ = runtime::spawn("farmem-porter", PORTER_STACK_BYTES, move || porter.run());
-        }
+        start_threads(&memory, &waiter);
         let mut pager = Pager::new(&config, memory, store);
         if let Some(mut legacy) = legacy {
             pager.take_over(&mut legacy).map_err(|error| {
@@ -543,6 +532,21 @@ fn owned_ranges(each: &mut dyn FnMut(AddressRange)) {
 fn windows_for(limit_bytes: u64) -> usize {
     let pages = limit_bytes.min(SCRATCH_LIMIT_BYTES_MAX) >> 12;
     usize::try_from(pages / 16 / 256 * 6 + 64).unwrap_or(64)
+}
+
+/// Starts the pager's other threads. Without one of them its work is left undone, or the pager does it.
+fn start_threads(memory: &OwnMemory, waiter: &Waiter) {
+    let errands = memory.errands();
+    // Without the thread pages that a forked child has too stay in memory.
+    let _ = runtime::spawn("farmem-errands", ERRANDS_STACK_BYTES, move || {
+        be_real_time();
+        errands.run();
+    });
+    let porter = memory.porter();
+    if waiter.watch_edges(porter.bell(), Source::Bell).is_ok() {
+        // Not real-time: it takes turns with the program, and what it has not begun the pager does.
+        let _ = runtime::spawn("farmem-porter", PORTER_STACK_BYTES, move || porter.run());
+    }
 }
 
 /// Opens a session; its region begins as a copy of the one `of`.
