@@ -492,7 +492,8 @@ fn encode_body(action: Action, a: u8, b: u8, out: &mut Vec<u8>) {
         Action::Clone | Action::Snapshot => Copy { on_access: flag, name }.encode(out),
         Action::List => List { after: RegionId::new(small) }.encode(out),
         Action::Map => {
-            AskMap { from: PageIndex::new(small), since: b.into(), leases: !flag }.encode(out);
+            AskMap { from: PageIndex::new(small), since: b.into(), leases: !flag, news: flag }
+                .encode(out);
         }
         Action::Backup | Action::Restore => {
             BackupPlace { flag, name, path: "/dev/null/backup" }.encode(out);

@@ -10,9 +10,9 @@
 //! A client with a copy of the map (and pages in its cache) answers from it without asking. So that it
 //! never answers what another client has changed since, its right to do so is a lease that every reply
 //! renews. Who would change the region is refused as busy while another client's lease lasts; from that
-//! moment on the lease is not renewed any more, so the change waits for one lease at most. The client
-//! counts from when it sent its request and the server from when that had arrived, and longer: whatever
-//! the delays, the client stops believing first.
+//! moment on the lease is not renewed any more, and none is given before the change was made, so that it
+//! waits for one lease at most. The client counts from when it sent its request and the server from when
+//! that had arrived, and longer: whatever the delays, the client stops believing first.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ pub(crate) struct Leases {
     /// Who may change the region; nobody knows until somebody takes it over, or changes it first.
     writer: Option<ConnectionId>,
     held: Vec<Lease>,
+    /// Somebody was refused, and is to come before leases are given again: until then, or until he has
+    /// made his change.
+    awaited: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +48,7 @@ impl Leases {
     /// For a region of a former process of this server, which knew leases that this one does not.
     pub(crate) fn after_restart(now: Instant) -> Self {
         let former = Lease { holder: None, until: now + MAP_LEASE + MARGIN, is_broken: true };
-        Self { writer: None, held: vec![former] }
+        Self { writer: None, held: vec![former], awaited: None }
     }
 
     /// A connection is the only writer from now on.
@@ -64,7 +67,8 @@ impl Leases {
     /// one. Returns whether it has it now.
     pub(crate) fn grant(&mut self, connection: ConnectionId, now: Instant) -> bool {
         self.held.retain(|lease| lease.until > now);
-        if self.held.iter().any(|lease| lease.is_broken) {
+        let is_awaited = self.awaited.is_some_and(|until| until > now);
+        if is_awaited || self.held.iter().any(|lease| lease.is_broken) {
             return false;
         }
         self.held.retain(|lease| lease.holder != Some(connection));
@@ -120,7 +124,12 @@ impl Leases {
         let mut result = Ok(());
         for lease in self.held.iter_mut().filter(|lease| !is_own(lease)) {
             lease.is_broken = true;
+            let until = lease.until + MARGIN;
+            self.awaited = Some(self.awaited.map_or(until, |other| other.max(until)));
             result = Err(RefusalCode::Busy);
+        }
+        if result.is_ok() {
+            self.awaited = None;
         }
         result
     }

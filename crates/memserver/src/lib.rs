@@ -32,6 +32,7 @@ mod leases;
 mod log;
 mod metrics;
 mod neighbour;
+mod news;
 mod output;
 mod patience;
 mod peer;

@@ -401,7 +401,7 @@ impl Peer {
         }
         let entries = start..start + header.entry_bytes();
         let body = entries.end..self.unread.start;
-        let header = Header { leased: self.renews_lease(engine, &header), ..header };
+        let header = Header { leased: self.tell_news(engine, &header), ..header };
         let served = match header.action {
             Action::Write => self.begin_write(engine, header, start),
             Action::Hello => {
@@ -425,11 +425,35 @@ impl Peer {
         Ok(true)
     }
 
-    /// Whether the reply to a request tells the client that its lease goes on. To a write it does not: the
+    /// Tells what others have changed, ahead of the reply to a request, if the client wants to know.
+    /// Returns whether the reply tells it that its lease goes on. To a write it does not: the
     /// request has not arrived whole.
-    fn renews_lease(&self, engine: &Engine, header: &Header) -> bool {
-        let is_whole = header.action != Action::Write;
-        self.caller.holds_lease && is_whole && engine.renew_lease(&self.caller, header)
+    fn tell_news(&mut self, engine: &Engine, header: &Header) -> bool {
+        if header.action == Action::Write {
+            return false;
+        }
+        if !self.caller.listens {
+            return self.caller.holds_lease && engine.renew_lease(&self.caller, header);
+        }
+        let (caller, mut leased) = (&self.caller, false);
+        self.output.push_head(|bytes, start| {
+            bytes.resize(start + HEADER_BYTES, 0);
+            let mut entries = 0;
+            let (reply, renewed) = engine.tell_news(caller, header, |change| {
+                change.encode(bytes);
+                entries += 1;
+            });
+            leased = renewed;
+            let Some(reply) = reply else {
+                bytes.truncate(start);
+                return;
+            };
+            reply.encode(bytes);
+            let head =
+                Header { action: Action::Map, news: true, leased, entries, ..header.granted() };
+            seal(head, &mut bytes[start..]);
+        });
+        leased
     }
 
     /// Answers hello. The body lies in the input.
@@ -789,6 +813,7 @@ fn tell_map(
         match told {
             Ok((reply, leased)) => {
                 caller.holds_lease |= leased;
+                caller.listens |= ask.news;
                 reply.encode(bytes);
                 seal(Header { entries, leased, ..header.granted() }, &mut bytes[start..]);
             }

@@ -8,11 +8,13 @@ use farmem_region::{
     RegionId, Version,
 };
 use farmem_vmem::Slot;
-use farmem_wire::{Binding, page_checksum};
+use farmem_wire::{Binding, MapChange, page_checksum};
 
 use crate::backing::BackingFile;
 use crate::config::ServerConfig;
+use crate::news::News;
 use crate::prefer::Preferences;
+use crate::session::ConnectionId;
 use crate::table::Table;
 use crate::working_set::WorkingSet;
 
@@ -68,6 +70,8 @@ pub(crate) struct Region {
     /// How often pages were removed: what was read from the source before may be out of date.
     pub(crate) removals: u64,
     binding: Binding,
+    /// What has changed, as long as a client wants to be told.
+    pub(crate) news: Option<Box<News>>,
     /// The page that all pages of a fill source look like, once one of them was read.
     pub(crate) fill_page: Option<Slot>,
 }
@@ -94,6 +98,7 @@ impl Region {
             working_set: WorkingSet::default(),
             removals: 0,
             binding: Binding::of(id),
+            news: None,
             fill_page: None,
         }
     }
@@ -121,6 +126,32 @@ impl Region {
         // What is written from now on, in either of them, is newer than what they share.
         original.generation = original.generation.saturating_add(1);
         self.generation = original.generation;
+    }
+
+    /// Remembers for who wants to be told that pages have changed just now.
+    pub(crate) fn note_change(&mut self, range: PageRange, version: Option<Version>) {
+        if let Some(news) = &mut self.news {
+            news.note(self.table.changes().0, MapChange { range, version });
+        }
+    }
+
+    /// Whoever wants to be told of changes is to look at the whole region again.
+    pub(crate) fn outdate_news(&mut self) {
+        if let Some(news) = &mut self.news {
+            news.outdate(self.table.changes().0);
+        }
+    }
+
+    /// Whether a client has been told of all changes: then it need not be told of its own next ones.
+    pub(crate) fn is_told(&self, connection: ConnectionId) -> bool {
+        self.news.as_ref().is_some_and(|news| news.is_told(connection))
+    }
+
+    /// A client that was told of all changes has made those since.
+    pub(crate) fn skip_news(&mut self, connection: ConnectionId, was_told: bool) {
+        if let Some(news) = self.news.as_mut().filter(|_| was_told) {
+            news.skip(connection, self.table.changes().0);
+        }
     }
 
     /// Counts as a copy of another region from now on.

@@ -105,8 +105,16 @@ impl Session {
         Ok(())
     }
 
+    /// A connection is told of nothing any more.
+    pub(crate) fn end_news(&mut self, connection: ConnectionId) {
+        if self.region.news.as_mut().is_some_and(|news| news.leave(connection)) {
+            self.region.news = None;
+        }
+    }
+
     pub(crate) fn detach(&mut self, connection: ConnectionId, now: Nanos) {
         self.attached.retain(|attached| *attached != connection);
+        self.end_news(connection);
         if self.attached.is_empty() && self.orphaned_since.is_none() && !self.is_resident {
             self.orphaned_since = Some(now);
         }

@@ -9,8 +9,8 @@ use farmem_region::StoreError;
 use farmem_transport::{Connection, Endpoint, Moved, Socket};
 use farmem_wire::{
     Action, Attach, BODY_BYTES_MAX, DecodeError, FullBody, HEAD_BYTES_MAX, HEADER_BYTES, Header,
-    Hello, HelloReply, PAGE_ENTRY_BYTES, PAYLOAD_BYTES_MAX, Payload, ProtocolVersion, RefusalCode,
-    seal, verify_body,
+    Hello, HelloReply, MapChange, MapReply, PAGE_ENTRY_BYTES, PAYLOAD_BYTES_MAX, Payload,
+    ProtocolVersion, RefusalCode, seal, verify_body,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -77,7 +77,21 @@ pub(crate) struct Exchange {
     takes_pages: bool,
     /// A descriptor that came with the reply.
     pub(crate) passed: Option<OwnedFd>,
+    /// What has come of a map ahead of replies, oldest first, if it was asked for.
+    news: Option<Vec<News>>,
 }
+
+/// What others have changed of a region.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) changes: Vec<MapChange>,
+    /// Whether more has changed than that, which nobody tells.
+    pub(crate) is_outdated: bool,
+}
+
+/// Messages of news that may wait to be looked at: as many as the server sends for one request, which
+/// it may look at more than once, and for those that tell a large map.
+const NEWS_WAITING_MAX: usize = 4096;
 
 /// A reply, with its body in the exchange.
 #[derive(Debug)]
@@ -98,6 +112,7 @@ impl Exchange {
             received: 0,
             takes_pages: false,
             passed: None,
+            news: None,
         })
     }
 
@@ -162,6 +177,11 @@ impl Exchange {
         }
         loop {
             let needed = match self.reply()? {
+                Ok(reply) if reply.header.news => {
+                    self.keep_news(&reply)?;
+                    self.received = 0;
+                    continue;
+                }
                 Ok(reply) => return Ok(Some(reply)),
                 Err(needed) => needed,
             };
@@ -176,6 +196,32 @@ impl Exchange {
                 Moved::Closed => return Err(closed()),
             }
         }
+    }
+
+    /// Makes room for news of a map.
+    pub(crate) fn accept_news(&mut self) {
+        let room = HEAD_BYTES_MAX + BODY_BYTES_MAX;
+        self.input.resize(self.input.len().max(room), 0);
+        self.news.get_or_insert_default();
+    }
+
+    /// What has come since it was looked at.
+    pub(crate) fn take_news(&mut self) -> Vec<News> {
+        self.news.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn keep_news(&mut self, message: &Reply) -> Result<(), ExchangeError> {
+        let Some(news) = &mut self.news else {
+            return Err(ExchangeError::BadReply("news came that nobody asked for".to_owned()));
+        };
+        if news.len() == NEWS_WAITING_MAX {
+            return Err(ExchangeError::BadReply("nothing but news comes".to_owned()));
+        }
+        let body = MapReply::decode(&self.input[message.body.clone()])
+            .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
+        let changes = MapChange::decode_all(&self.input[message.entries.clone()]).collect();
+        news.push(News { changes, is_outdated: body.is_outdated });
+        Ok(())
     }
 
     /// The reply if it is complete; else the bytes that are needed to know more.

@@ -20,6 +20,7 @@
 pub mod admin;
 mod config;
 mod exchange;
+mod kept;
 mod link;
 mod map;
 mod messages;

@@ -34,6 +34,7 @@ impl RegionMap {
         exchange: &mut Exchange,
         session: &Header,
         deadline: Instant,
+        news: bool,
     ) -> Result<Self, ExchangeError> {
         let mut stored = HashMap::new();
         let (mut from, mut request, mut leased) = (PageIndex::new(0), 3, true);
@@ -41,7 +42,7 @@ impl RegionMap {
             let Header { session, region, epoch, incarnation, token, .. } = *session;
             let header = Header::request(Action::Map, request);
             let header = Header { session, region, epoch, incarnation, token, ..header };
-            exchange.ask(header, |out| AskMap { from, since: 0, leases: true }.encode(out));
+            exchange.ask(header, |out| AskMap { from, since: 0, leases: true, news }.encode(out));
             let reply = exchange.wait(deadline)?;
             leased &= reply.header.leased;
             for entry in PageEntry::decode_all(exchange.bytes(reply.entries)) {

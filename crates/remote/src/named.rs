@@ -15,6 +15,8 @@ use farmem_wire::{
 };
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
+use crate::kept::{KeptMap, changed, now};
+use crate::map::RegionMap;
 
 /// Before a request that was refused as busy is sent again.
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
@@ -120,6 +122,8 @@ pub struct NamedRegion {
     connection: Connection,
     session: Header,
     pages: PageCount,
+    /// See [`NamedRegion::keep_map`].
+    map: Option<KeptMap>,
 }
 
 impl NamedRegion {
@@ -142,7 +146,7 @@ impl NamedRegion {
             let granted = farmem_wire::GrantedSetup::decode(connection.exchange.bytes(reply.body))
                 .map_err(|error| bad_body(&error))?;
             let (session, pages) = (reply.header, granted.pages);
-            Ok(Self { server: server.clone(), connection, session, pages })
+            Ok(Self { server: server.clone(), connection, session, pages, map: None })
         };
         open().map_err(|error: ExchangeError| error.into_store_error(server))
     }
@@ -151,6 +155,75 @@ impl NamedRegion {
     #[must_use]
     pub const fn size(&self) -> ByteCount {
         self.pages.bytes()
+    }
+
+    /// Keeps a copy of the region's map from now on: to read what was never written, of a region that has a
+    /// fill, costs no question then, but for one in each 300 ms. What the region's writer changes
+    /// comes with the answers; what was acknowledged to him is never missed.
+    ///
+    /// # Errors
+    /// As [`create`].
+    pub fn keep_map(&mut self) -> Result<(), StoreError> {
+        self.download().map_err(|error| self.error(error))
+    }
+
+    fn download(&mut self) -> Result<(), ExchangeError> {
+        let Connection { exchange, timeout, .. } = &mut self.connection;
+        exchange.accept_news();
+        // What came before is in what comes now.
+        exchange.take_news();
+        let deadline = Instant::now() + *timeout;
+        let map = RegionMap::download(exchange, &self.session, deadline, true)?;
+        let mut map = KeptMap::new(map);
+        map.learn(exchange.take_news());
+        self.map = Some(map);
+        // The region may have another size.
+        let reply = self.ask(Action::Show, |_| ())?;
+        self.pages = self.connection.info(reply)?.pages;
+        Ok(())
+    }
+
+    /// Makes the map one that is believed, if there is one and the server says that it may be.
+    fn refresh(&mut self) -> Result<(), ExchangeError> {
+        if self.map.as_ref().is_some_and(|map| !map.is_believed()) {
+            self.ask(Action::Ping, |_| ())?;
+        }
+        if self.map.as_ref().is_some_and(|map| map.is_outdated) {
+            self.download()?;
+        }
+        Ok(())
+    }
+
+    /// A request of the session without entries, of which the map takes what rides on the reply.
+    fn ask(
+        &mut self,
+        action: Action,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Reply, ExchangeError> {
+        let header = self.request(action);
+        self.ask_with(header, body)
+    }
+
+    fn ask_with(
+        &mut self,
+        header: Header,
+        rest: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Reply, ExchangeError> {
+        let reply = self.connection.ask(header, rest);
+        if let Some(map) = &mut self.map {
+            map.learn(self.connection.exchange.take_news());
+            if let Ok(reply) = &reply {
+                map.note_lease(&reply.header, self.connection.sent);
+            }
+        }
+        reply
+    }
+
+    /// The client's own changes are told to nobody but itself.
+    fn note_own(&mut self, start: u64, count: u64, version: Option<Version>) {
+        if let Some(map) = &mut self.map {
+            map.change(&changed(start, count, version));
+        }
     }
 
     /// All about the region.
@@ -224,6 +297,7 @@ impl NamedRegion {
             .and_then(|reply| self.connection.info(reply));
         let info = resized.map_err(|error| self.error(error))?;
         self.pages = info.pages;
+        self.note_own(info.pages.get(), u64::MAX, None);
         Ok(info)
     }
 
@@ -264,6 +338,9 @@ impl NamedRegion {
             });
             let progress = progress.map_err(|error| self.error(error))?;
             changed += progress.changed.get();
+            if action == RangeAction::Invalidate {
+                self.note_own(start.get(), count.get(), None);
+            }
             match progress.next {
                 None => return Ok(changed),
                 // It is after what was done and before the end, or the server would not stop.
@@ -301,6 +378,13 @@ impl NamedRegion {
         let mut content = Vec::with_capacity((last - first) as usize * PAGE_SIZE);
         for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
             let end = last.min(start + PAGES_PER_MESSAGE_MAX as u64);
+            self.refresh().map_err(|error| self.error(error))?;
+            let is_inside = end <= self.pages.get();
+            let fill = self.map.as_ref().filter(|_| is_inside);
+            if let Some(fill) = fill.and_then(|map| map.fill_of(start, end)) {
+                content.resize(content.len() + (end - start) as usize * PAGE_SIZE, fill);
+                continue;
+            }
             let read = self.read_pages(start, end, &mut content).map(|_| ());
             read.map_err(|error| self.error(error))?;
         }
@@ -340,7 +424,7 @@ impl NamedRegion {
         let mut header = self.request(Action::Read);
         // At most `PAGES_PER_MESSAGE_MAX`.
         header.entries = count as u32;
-        let reply = self.connection.ask(header, |out| {
+        let reply = self.ask_with(header, |out| {
             for page in (start..end).map(PageIndex::new) {
                 PageEntry { page, ..PageEntry::default() }.encode(out);
             }
@@ -405,7 +489,11 @@ impl NamedRegion {
             let checksum = page_checksum(header.region, page, version, content);
             PageEntry { page, version, checksum, slot: 0 }.encode(&mut entries);
         }
-        self.connection.send(header, &entries, content).map(|_| ())
+        self.connection.send(header, &entries, content)?;
+        for (page, former) in (start..).zip(versions) {
+            self.note_own(page, 1, Some(Version::new(former.get() + 1)));
+        }
+        Ok(())
     }
 
     const fn request(&self, action: Action) -> Header {
@@ -424,13 +512,15 @@ struct Connection {
     exchange: Exchange,
     timeout: Duration,
     next: u64,
+    /// When the last request was sent.
+    sent: Duration,
 }
 
 impl Connection {
     fn open(server: &Endpoint, timeout: Duration) -> Result<Self, ExchangeError> {
         let (mut exchange, ..) = Exchange::open(server, false, Instant::now() + timeout)?;
         exchange.accept_pages();
-        Ok(Self { exchange, timeout, next: 1 })
+        Ok(Self { exchange, timeout, next: 1, sent: Duration::ZERO })
     }
 
     fn ask(
@@ -456,6 +546,7 @@ impl Connection {
             let header = Header { request: self.next, ..header };
             self.exchange.ask(header, |out| out.extend_from_slice(entries));
             self.exchange.append(pages);
+            self.sent = now();
             match self.exchange.wait(deadline) {
                 Err(ExchangeError::Refused(RefusalCode::Busy, _)) if Instant::now() < deadline => {
                     std::thread::sleep(BUSY_PAUSE);

@@ -132,7 +132,7 @@ impl RemoteStore {
             let body = GrantedSetup::decode(exchange.bytes(reply.body))
                 .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
             exchange.accept_pages();
-            let map = RegionMap::download(&mut exchange, &reply.header, deadline)?;
+            let map = RegionMap::download(&mut exchange, &reply.header, deadline, false)?;
             Ok((exchange, hello, reply.header, body, map))
         };
         let (exchange, hello, header, body, map) =

@@ -85,7 +85,7 @@ impl RangeEntry {
     }
 }
 
-fn words(bytes: &[u8; PAGE_ENTRY_BYTES]) -> [u64; 4] {
+pub(crate) fn words(bytes: &[u8; PAGE_ENTRY_BYTES]) -> [u64; 4] {
     let mut words = [0; 4];
     for (word, chunk) in words.iter_mut().zip(bytes.as_chunks().0) {
         *word = u64::from_le_bytes(*chunk);

@@ -4,9 +4,9 @@
 
 use crate::{
     AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES,
-    Header, Hello, HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry, Payload,
-    Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX, ServerStat, Setup, Slots,
-    StatCount, crc32c, verify_body,
+    Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open, PageEntry,
+    Payload, Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX, ServerStat, Setup,
+    Slots, StatCount, crc32c, verify_body,
 };
 
 /// Takes bytes for a message. The checksums are made right first: guarded by them, hardly any
@@ -37,6 +37,13 @@ pub fn decoder(input: &[u8]) {
         again.clear();
         range.encode(&mut again);
         assert_eq!(RangeEntry::decode_all(&again).next(), Some(range));
+    }
+    for change in MapChange::decode_all(entries) {
+        again.clear();
+        change.encode(&mut again);
+        let told = MapChange::decode_all(&again).next();
+        assert_eq!(told.map(|told| told.range), Some(change.range));
+        assert_eq!(told.and_then(|told| told.version), change.version);
     }
     if header.payload_kind() == Payload::Body {
         decode_body(body);

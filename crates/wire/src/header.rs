@@ -22,6 +22,8 @@ const HEADER_CRC_AT: usize = 76;
 const FLAG_REPLY: u8 = 1;
 /// Bit of the flags byte: see [`Header::leased`].
 const FLAG_LEASED: u8 = 2;
+/// Bit of the flags byte: see [`Header::news`].
+const FLAG_NEWS: u8 = 4;
 
 /// Versions of the protocol, one line for each change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -187,6 +189,9 @@ pub struct Header {
     /// In a reply: what the client knows of the region is still so, and will be for
     /// [`MAP_LEASE`](crate::MAP_LEASE) from when it sent the request.
     pub leased: bool,
+    /// Tells what has changed of the map, ahead of the reply to the same request: a message of its own,
+    /// which a client gets that has asked for it.
+    pub news: bool,
     /// Chosen by the client, repeated in the reply.
     pub request: u64,
     /// The session, 0 before there is one.
@@ -257,6 +262,7 @@ impl Header {
             action,
             reply: false,
             leased: false,
+            news: false,
             request,
             session: SessionId::new(0),
             region: RegionId::new(0),
@@ -275,7 +281,7 @@ impl Header {
     /// repeated.
     #[must_use]
     pub const fn granted(&self) -> Self {
-        Self { reply: true, token: 0, entries: 0, payload: 0, refusal: None, ..*self }
+        Self { reply: true, news: false, token: 0, entries: 0, payload: 0, refusal: None, ..*self }
     }
 
     /// The reply that refuses this request.
@@ -327,8 +333,8 @@ impl Header {
         out[0..4].copy_from_slice(&MAGIC);
         out[4..6].copy_from_slice(&self.version.to_le_bytes());
         out[6] = self.action.number();
-        out[7] =
-            if self.reply { FLAG_REPLY } else { 0 } | if self.leased { FLAG_LEASED } else { 0 };
+        let flags = [(self.reply, FLAG_REPLY), (self.leased, FLAG_LEASED), (self.news, FLAG_NEWS)];
+        out[7] = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
         out[8..16].copy_from_slice(&self.request.to_le_bytes());
         out[16..24].copy_from_slice(&self.session.get().to_le_bytes());
         out[24..32].copy_from_slice(&self.region.get().to_le_bytes());
@@ -366,6 +372,7 @@ impl Header {
             action: Action::from_number(bytes[6]),
             reply: bytes[7] & FLAG_REPLY != 0,
             leased: bytes[7] & FLAG_LEASED != 0,
+            news: bytes[7] & FLAG_NEWS != 0,
             request: word(bytes, 8),
             session: SessionId::new(word(bytes, 16)),
             region: RegionId::new(word(bytes, 24)),

@@ -35,7 +35,7 @@ pub use entry::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
 pub use header::{
     Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
 };
-pub use map::{Absent, AskMap, MAP_LEASE, MapReply};
+pub use map::{Absent, AskMap, MAP_LEASE, MapChange, MapReply, NEWS_MAX};
 pub use named::{
     ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, List, Open, PAGE_SIZES, PATH_BYTES_MAX,
     Prefer, Progress, RegionInfo, Resize, Source, Tier,

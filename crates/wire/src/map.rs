@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use farmem_region::{ExternalAddress, PageIndex};
+use farmem_region::{ExternalAddress, PageCount, PageIndex, PageRange, Version};
 
 use crate::body::{BodyError, Fields};
+use crate::entry::{PAGE_ENTRY_BYTES, words};
 
 /// How long a client that holds a lease on its map may believe what it knows, from when it sent a
 /// request whose reply says that the lease goes on. Who takes the region over, and writes, waits as long
@@ -22,6 +23,9 @@ pub struct AskMap {
     /// Whether the client would hold a lease: nobody else changes the region while it believes what it
     /// was told.
     pub leases: bool,
+    /// Whether the client would be told, ahead of replies to whatever it asks from now on, what others
+    /// change. Counts where `from` is 0.
+    pub news: bool,
 }
 
 /// What a page holds that is not stored.
@@ -48,6 +52,46 @@ pub struct MapReply {
     pub absent: Absent,
     /// Whether what was told before is to be forgotten: this is all there is.
     pub is_all: bool,
+    /// In news: more has changed than is remembered. The map is to be asked for again, and nothing is
+    /// told until it is.
+    pub is_outdated: bool,
+}
+
+/// Changes that one message of news tells at most: 2 KiB. What more there is comes with the next
+/// replies.
+pub const NEWS_MAX: usize = 64;
+
+/// What has become of pages: an entry of news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapChange {
+    /// Which pages.
+    pub range: PageRange,
+    /// The version in which they are stored; `None`: they are absent.
+    pub version: Option<Version>,
+}
+
+impl MapChange {
+    /// Appends the entry's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.range.start.get().to_le_bytes());
+        out.extend_from_slice(&self.range.count.get().to_le_bytes());
+        let version = self.version.map_or(0, Version::get);
+        out.extend_from_slice(&version.to_le_bytes());
+        out.extend_from_slice(&u64::from(self.version.is_some()).to_le_bytes());
+    }
+
+    /// Reads an entry.
+    #[must_use]
+    pub fn decode(bytes: &[u8; PAGE_ENTRY_BYTES]) -> Self {
+        let [start, count, version, flags] = words(bytes);
+        let range = PageRange { start: PageIndex::new(start), count: PageCount::new(count) };
+        Self { range, version: (flags & 1 != 0).then_some(Version::new(version)) }
+    }
+
+    /// Reads the entries of a message; bytes that make no whole entry are left out.
+    pub fn decode_all(bytes: &[u8]) -> impl ExactSizeIterator<Item = Self> + Clone + '_ {
+        bytes.as_chunks().0.iter().map(Self::decode)
+    }
 }
 
 impl AskMap {
@@ -55,7 +99,8 @@ impl AskMap {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.from.get().to_le_bytes());
         out.extend_from_slice(&self.since.to_le_bytes());
-        out.extend_from_slice(&u32::from(self.leases).to_le_bytes());
+        let flags = u32::from(self.leases) | u32::from(self.news) << 1;
+        out.extend_from_slice(&flags.to_le_bytes());
     }
 
     /// Reads a body.
@@ -65,7 +110,8 @@ impl AskMap {
     pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
         let mut fields = Fields::of(body, 20)?;
         let (from, since) = (PageIndex::new(fields.u64()), fields.u64());
-        Ok(Self { from, since, leases: fields.u32() & 1 != 0 })
+        let flags = fields.u32();
+        Ok(Self { from, since, leases: flags & 1 != 0, news: flags & 2 != 0 })
     }
 }
 
@@ -83,7 +129,8 @@ impl MapReply {
         out.extend_from_slice(&self.address.raw().to_le_bytes());
         out.extend_from_slice(&kind.to_le_bytes());
         out.extend_from_slice(&u16::from(fill).to_le_bytes());
-        out.extend_from_slice(&u32::from(self.is_all).to_le_bytes());
+        let flags = u32::from(self.is_all) | u32::from(self.is_outdated) << 1;
+        out.extend_from_slice(&flags.to_le_bytes());
     }
 
     /// Reads a body.
@@ -102,7 +149,8 @@ impl MapReply {
             _ => return Err(BodyError::Value { field: "absent", value: kind.into() }),
         };
         let next = (next != u64::MAX).then_some(PageIndex::new(next));
-        Ok(Self { stamp, next, address, absent, is_all: flags & 1 != 0 })
+        let (is_all, is_outdated) = (flags & 1 != 0, flags & 2 != 0);
+        Ok(Self { stamp, next, address, absent, is_all, is_outdated })
     }
 }
 
@@ -118,13 +166,13 @@ mod tests {
             (Absent::Unknown, None, false),
         ] {
             let address = ExternalAddress::from_raw(9);
-            let reply = MapReply { stamp: 3, next, address, absent, is_all };
+            let reply = MapReply { stamp: 3, next, address, absent, is_all, is_outdated: !is_all };
             let mut bytes = Vec::new();
             reply.encode(&mut bytes);
             assert_eq!(MapReply::decode(&bytes), Ok(reply));
             assert!(MapReply::decode(&bytes[1..]).is_err());
         }
-        let ask = AskMap { from: PageIndex::new(3), since: 4, leases: true };
+        let ask = AskMap { from: PageIndex::new(3), since: 4, leases: true, news: true };
         let mut bytes = Vec::new();
         ask.encode(&mut bytes);
         assert_eq!(AskMap::decode(&bytes), Ok(ask));

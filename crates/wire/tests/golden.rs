@@ -7,9 +7,9 @@ use farmem_region::{
 };
 use farmem_wire::{
     Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FullBody, GrantedSetup,
-    HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapReply, Open, PageEntry,
-    Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, ServerStat, Setup, Slots,
-    Source, Tier, page_checksum, seal,
+    HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open,
+    PageEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, ServerStat, Setup,
+    Slots, Source, Tier, page_checksum, seal,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -227,7 +227,7 @@ fn named_region_body_bytes() {
     let progress = Progress { changed: PageCount::new(1), next: None };
     check(&|out| progress.encode(out), "01000000000000000000000000000000ffffffff");
     check(
-        &|out| AskMap { from: PageIndex::new(1), since: 2, leases: true }.encode(out),
+        &|out| AskMap { from: PageIndex::new(1), since: 2, leases: true, news: false }.encode(out),
         "0100000000000000020000000000000001000000",
     );
     let reply = MapReply {
@@ -236,11 +236,49 @@ fn named_region_body_bytes() {
         address: ExternalAddress::from_raw(3),
         absent: Absent::Fill(0xa5),
         is_all: true,
+        is_outdated: false,
     };
     check(
         &|out| reply.encode(out),
         "0100000000000000020000000000000003000000000000000100a50001000000",
     );
+}
+
+/// Cap 93: what others have changed, ahead of a reply.
+#[test]
+fn news() {
+    let check = |write: &dyn Fn(&mut Vec<u8>), expected: &str| {
+        let mut out = Vec::new();
+        write(&mut out);
+        assert_eq!(hex(&out), expected);
+    };
+    let ask = AskMap { from: PageIndex::new(1), since: 2, leases: true, news: true };
+    check(&|out| ask.encode(out), "0100000000000000020000000000000003000000");
+    let range = PageRange { start: PageIndex::new(5), count: PageCount::new(6) };
+    let stored = MapChange { range, version: Some(Version::new(7)) };
+    check(
+        &|out| stored.encode(out),
+        "0500000000000000060000000000000007000000000000000100000000000000",
+    );
+    let absent = MapChange { range, version: None };
+    check(
+        &|out| absent.encode(out),
+        "0500000000000000060000000000000000000000000000000000000000000000",
+    );
+    let reply = MapReply {
+        stamp: 1,
+        next: None,
+        address: ExternalAddress::from_raw(3),
+        absent: Absent::Nothing,
+        is_all: false,
+        is_outdated: true,
+    };
+    check(
+        &|out| reply.encode(out),
+        "0100000000000000ffffffffffffffff03000000000000000000000002000000",
+    );
+    let flags = Header { news: true, leased: true, ..header().granted() }.encode()[7];
+    assert_eq!(flags, 7);
 }
 
 #[test]

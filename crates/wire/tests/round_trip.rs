@@ -19,6 +19,7 @@ prop_compose! {
         let mut header = Header {
             reply,
             leased: nanos & 1 != 0,
+            news: nanos & 2 != 0,
             session: SessionId::new(ids[0]),
             region: RegionId::new(ids[1]),
             epoch: Epoch::new(ids[2]),

@@ -4,10 +4,12 @@
 use std::time::Instant;
 
 use farmem_region::PageIndex;
-use farmem_wire::{Absent, AskMap, Header, MapReply, PAGES_PER_MESSAGE_MAX, PageEntry};
+use farmem_wire::{Absent, AskMap, Header, MapChange, MapReply, PAGES_PER_MESSAGE_MAX, PageEntry};
 
 use super::{Caller, Engine, Refusal};
-use crate::region::Source;
+use crate::news::Told;
+use crate::region::{Region, Source};
+use crate::session::Session;
 use crate::table::{self, LEAF_PAGES};
 
 impl Engine {
@@ -30,6 +32,10 @@ impl Engine {
             // Renewed, or not, before.
             header.leased
         };
+        if ask.news && session.is_resident && is_first {
+            let (stamp, _) = session.region.table.changes();
+            session.region.news.get_or_insert_default().listen(caller.connection, stamp);
+        }
         let region = &session.region;
         let (stamp, forgot) = region.table.changes();
         // A stamp that was never given is another server's, or another region's.
@@ -54,13 +60,48 @@ impl Engine {
             }
             from = PageIndex::new(first.get() + LEAF_PAGES as u64);
         }
+        Ok((MapReply { next, is_all, ..self.map_reply(region, stamp) }, leased))
+    }
+
+    fn map_reply(&self, region: &Region, stamp: u64) -> MapReply {
         let absent = match &region.source {
             Source::Nothing => Absent::Nothing,
             Source::Fill(byte) => Absent::Fill(*byte),
             Source::File(_) => Absent::Unknown,
         };
         let address = region.address(PageIndex::new(0), &self.config);
-        Ok((MapReply { stamp, next, address, absent, is_all }, leased))
+        let (next, is_all, is_outdated) = (None, false, false);
+        MapReply { stamp, next, address, absent, is_all, is_outdated }
+    }
+
+    /// Tells a client that listens what others have changed since it was told last, if they have; to be
+    /// sent ahead of the reply to a request that has arrived. Returns also whether that reply renews its
+    /// lease, or gives it one: it does if the client knows all then, and nobody waits to change more.
+    pub(crate) fn tell_news(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        tell: impl FnMut(MapChange),
+    ) -> (Option<MapReply>, bool) {
+        let Ok(mut session) = self.enter(caller, header) else {
+            return (None, false);
+        };
+        let Session { region, leases, .. } = &mut *session;
+        let (stamp, _) = region.table.changes();
+        let Some(news) = region.news.as_mut().filter(|news| news.listens(caller.connection)) else {
+            return (None, leases.renew(caller.connection, Instant::now()));
+        };
+        let told = news.tell(caller.connection, stamp, tell);
+        let knows_all = told.is_none_or(|told| told.is_complete);
+        let now = Instant::now();
+        let leased = caller.holds_lease
+            && knows_all
+            && (leases.renew(caller.connection, now) || leases.grant(caller.connection, now));
+        let reply = told.map(|told| {
+            let Told { stamp, is_outdated, is_complete: _ } = told;
+            MapReply { is_outdated, ..self.map_reply(region, stamp) }
+        });
+        (reply, leased)
     }
 
     /// Renews the lease of a client, whose request has arrived; returns whether it goes on.

@@ -153,6 +153,8 @@ pub(crate) struct Caller {
     pub(crate) shares_arena: bool,
     /// Whether it was given a lease on its region's map.
     pub(crate) holds_lease: bool,
+    /// Whether it is told what others change.
+    pub(crate) listens: bool,
 }
 
 impl Engine {
@@ -208,6 +210,7 @@ impl Engine {
             may_wait: false,
             shares_arena: false,
             holds_lease: false,
+            listens: false,
         }
     }
 
@@ -392,6 +395,7 @@ impl Engine {
             session.region.working_set.begin_spell();
         }
         session.attached.retain(|attached| attached.0 != attach.replaces);
+        session.end_news(ConnectionId(attach.replaces));
         if session.attached.len() >= self.config.limits.connections_per_session_max {
             return Err(RefusalCode::Busy.into());
         }

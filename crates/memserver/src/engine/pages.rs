@@ -4,7 +4,7 @@ use std::iter::Peekable;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use farmem_region::{PAGE_SIZE, PageCount, PageIndex, RegionId, Version};
+use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
 use farmem_vmem::{Arena, Slot};
 use farmem_wire::{
     FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
@@ -462,6 +462,7 @@ impl Engine {
         session.check_change(header)?;
         session.check_others(caller.connection)?;
         let region = &mut session.region;
+        let was_told = region.is_told(caller.connection);
         let before = region.table.stored().get();
         let mut result = Ok(());
         for (entry, slot) in entries.iter().zip(slots.drain(..)) {
@@ -487,6 +488,7 @@ impl Engine {
             }
         }
         let added = region.table.stored().get() - before;
+        region.skip_news(caller.connection, was_told);
         self.note_preference(region);
         drop(session);
         self.count_written(entries.len(), added);
@@ -506,6 +508,8 @@ impl Engine {
         if let Some(former) = region.table.put(&self.tiers, entry.page, portion) {
             self.tiers.give_up(former, unused);
         }
+        let range = PageRange { start: entry.page, count: PageCount::new(1) };
+        region.note_change(range, Some(entry.version));
     }
 
     /// Which eighths of a page will differ from the backing file once `slot` holds it.
@@ -612,6 +616,7 @@ impl Engine {
         for entry in entries.clone() {
             self.check_commit(session, &entry, &mut content)?;
         }
+        let was_told = session.region.is_told(caller.connection);
         let before = session.region.table.stored().get();
         let (mut used, mut result, pages) = (0, Ok(()), entries.len());
         for entry in entries {
@@ -632,6 +637,7 @@ impl Engine {
             }
         }
         let added = session.region.table.stored().get() - before;
+        session.region.skip_news(caller.connection, was_told);
         self.note_preference(&session.region);
         self.count_written(pages, added);
         self.arena.release(slots.drain(..));
@@ -689,10 +695,13 @@ impl Engine {
             self.warn("free_refused", format_args!("{name} frees pages that are pinned"));
             return Err(RefusalCode::Pinned.into());
         }
+        let was_told = session.region.is_told(caller.connection);
         let before = session.region.table.stored().get();
         for range in ranges {
             session.region.table.remove(&self.tiers, range.0, slots);
+            session.region.note_change(range.0, None);
         }
+        session.region.skip_news(caller.connection, was_told);
         session.region.removals += 1;
         let removed = before - session.region.table.stored().get();
         if removed == 0 {

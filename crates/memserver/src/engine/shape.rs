@@ -99,6 +99,8 @@ impl Engine {
         }
         let before = region.table.stored().get();
         region.table.remove(&self.tiers, beyond, slots);
+        // The map does not say how large the region is.
+        region.outdate_news();
         region.removals += 1;
         self.set_preference(region, beyond, None);
         region.pages = wanted;

@@ -12,6 +12,7 @@ mod mistakes;
 mod model;
 mod named;
 mod neighbours;
+mod news;
 mod raw;
 mod requests;
 mod restart;

@@ -543,7 +543,7 @@ impl Raw {
     fn map(&mut self, since: u64) -> (Vec<(u64, u64)>, MapReply) {
         let (mut pages, mut from, mut stamp) = (Vec::new(), PageIndex::new(0), None);
         loop {
-            let ask = AskMap { from, since, leases: false };
+            let ask = AskMap { from, since, leases: false, news: false };
             let header = self.request(Action::Map);
             let (reply, entries, body) = self.call_all(header, |out| ask.encode(out));
             assert_eq!(reply.refusal, None);

@@ -6,6 +6,7 @@ mod concurrency;
 mod frames;
 mod hostile;
 mod loss;
+mod named;
 mod proxy;
 mod server;
 mod shared;

@@ -1,0 +1,53 @@
+//! A named region that one client writes and another one reads with a copy of its map.
+
+use std::time::Duration;
+
+use farmem_region::{ByteCount, PageCount, PageIndex, PageRange};
+use farmem_remote::named::{self, NamedRegion, RangeAction};
+use farmem_wire::{Create, Source};
+
+use crate::server::{BOTH, TestServer};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const PAGE: u64 = 4096;
+
+#[test]
+fn cap_93_a_reader_with_a_map_asks_for_nothing_that_is_absent_and_misses_no_change() {
+    for over in BOTH {
+        let server = TestServer::start(over, 64, |_| ());
+        let (size, source) = (ByteCount::new(32 << 20), Source::Fill(7));
+        let create = Create { name: "r", size, page_bytes: 4096, source, prefers: None };
+        named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+        let mut writer = NamedRegion::open(&server.endpoint, "r", true, TIMEOUT).unwrap();
+        let mut reader = NamedRegion::open(&server.endpoint, "r", false, TIMEOUT).unwrap();
+        writer.write(5 * PAGE, &[1; PAGE as usize]).unwrap();
+        reader.keep_map().unwrap();
+        let before = server.stat().requests;
+        for page in 10..1010 {
+            assert!(reader.read(page * PAGE..page * PAGE + 9).unwrap() == [7; 9]);
+        }
+        let asked = server.stat().requests - before;
+        assert!(asked < 100, "{asked} requests to read 1000 absent pages");
+        assert_eq!(reader.read(5 * PAGE..5 * PAGE + 1).unwrap(), [1]);
+        // Whatever the writer has been told is done is what the reader finds.
+        for round in 0..6 {
+            let (page, byte) = (20 + round % 3, 100 + round as u8);
+            writer.write(page * PAGE, &[byte; PAGE as usize]).unwrap();
+            assert_eq!(reader.read(page * PAGE..page * PAGE + 2).unwrap(), [byte; 2]);
+            assert_eq!(reader.read(100 * PAGE..100 * PAGE + 1).unwrap(), [7]);
+            let range = PageRange { start: PageIndex::new(page), count: PageCount::new(1) };
+            writer.over(RangeAction::Invalidate, range).unwrap();
+            assert_eq!(reader.read(page * PAGE..page * PAGE + 2).unwrap(), [7; 2]);
+        }
+        // More than news tell.
+        for page in (2000..3000).step_by(2) {
+            writer.write(page * PAGE, &[9; PAGE as usize]).unwrap();
+        }
+        for page in 2000..3000 {
+            let expected = if page % 2 == 0 { 9 } else { 7 };
+            assert_eq!(reader.read(page * PAGE..page * PAGE + 1).unwrap(), [expected]);
+        }
+        writer.resize(ByteCount::new(1 << 20)).unwrap();
+        assert!(reader.read(2 << 20..3 << 20).is_err(), "it ends before");
+    }
+}
