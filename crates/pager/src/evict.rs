@@ -169,7 +169,10 @@ impl Engine {
         let mut has_turned = false;
         for _ in 0..RANGES_PER_STEP {
             let Some(range) = self.adopted.next_from(self.hand) else {
-                self.budget.round_ended((io.clock)(), self.frames.with_memory());
+                if self.budget.round_ended(self.frames.with_memory()) {
+                    let here = self.count_pages(io);
+                    self.budget.counted((io.clock)(), here);
+                }
                 if std::mem::replace(&mut has_turned, true) {
                     break;
                 }
@@ -486,6 +489,11 @@ impl Engine {
             return Ok(true);
         }
         Ok(self.retire_oldest(io, true).is_some())
+    }
+
+    /// Whether the program uses more than its limit.
+    pub(crate) const fn exceeds_limit(&self) -> bool {
+        self.budget.is_exceeded()
     }
 
     fn measure(&mut self, io: &mut Io<'_>) {
