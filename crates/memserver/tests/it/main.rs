@@ -5,6 +5,7 @@ mod fairness;
 mod faults;
 mod handover;
 mod headroom;
+mod lending;
 mod limits;
 mod metrics;
 mod misbehaviour;

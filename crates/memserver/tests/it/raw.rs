@@ -472,7 +472,7 @@ impl Raw {
         (header, rest)
     }
 
-    fn receive_all(&mut self) -> (Header, Vec<u8>, Vec<u8>) {
+    pub(crate) fn receive_all(&mut self) -> (Header, Vec<u8>, Vec<u8>) {
         let mut head = [0; HEADER_BYTES];
         self.stream.read_exact(&mut head).unwrap();
         let header = Header::decode(&head).unwrap();

@@ -57,7 +57,7 @@ fn a_repeated_write_is_harmless_and_an_old_one_is_refused() {
 }
 
 #[test]
-fn a_damaged_page_changes_nothing() {
+fn cap_84_a_damaged_page_changes_nothing() {
     let server = TestServer::start(64, |_| ());
     let mut client = Raw::with_region(&server, 64);
     client.write(&[(0, 1, 1), (1, 1, 1)]).unwrap();
