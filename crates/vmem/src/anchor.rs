@@ -153,6 +153,16 @@ pub fn be_real_time() -> bool {
     granted
 }
 
+/// Gives another thread of the pager the lowest real-time priority, if the system lets it, or takes it
+/// back.
+pub(crate) fn hurry(thread: Pid, hurries: bool) {
+    if hurries {
+        set_policy(Some(thread), libc::SCHED_FIFO, 1);
+    } else {
+        set_policy(Some(thread), libc::SCHED_OTHER, 0);
+    }
+}
+
 impl Anchor {
     /// Gives the calling thread real-time priority, if the system lets it, and brings threads to
     /// its processor.

@@ -6,12 +6,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use farmem_region::{Errand, FrameId, Loan};
 use rustix::event::EventfdFlags;
+use rustix::process::Pid;
 
 use crate::Scratch;
+use crate::anchor::hurry;
 use crate::scratch::LentFrames;
 
 /// Errands that wait at most: beyond it the pager does the work itself rather than fall behind.
@@ -23,6 +25,8 @@ const ERRANDS_TO_READ_MAX: usize = 6;
 pub struct Porter {
     /// A thread runs them.
     runs: AtomicBool,
+    /// It.
+    thread: OnceLock<Pid>,
     lists: Mutex<Lists>,
     /// An errand has been taken, or the porter is closed.
     news: Condvar,
@@ -77,6 +81,7 @@ impl Porter {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             runs: AtomicBool::new(false),
+            thread: OnceLock::new(),
             lists: Mutex::default(),
             news: Condvar::new(),
             delivered: Condvar::new(),
@@ -127,13 +132,13 @@ impl Porter {
 
     /// Runs errands until [`Self::close`] is called.
     pub fn run(&self) {
+        let _ = self.thread.set(rustix::thread::gettid());
         self.runs.store(true, Ordering::Relaxed);
         while let Some(load) = self.next() {
             load.carry();
             self.lists().at_work = false;
             self.delivered.notify_all();
-            // Fails only when it has counted to 2^64.
-            let _ = rustix::io::write(&self.bell, &1u64.to_le_bytes());
+            self.ring();
         }
         self.runs.store(false, Ordering::Relaxed);
     }
@@ -147,12 +152,22 @@ impl Porter {
     /// Returns when an errand has been delivered that had been taken, if there was one.
     pub fn await_one(&self) {
         if self.help() {
+            // It may be one that the caller does not ask for now.
+            self.ring();
             return;
         }
         let mut lists = self.lists();
+        if !lists.at_work {
+            return;
+        }
+        // It may be waiting for a processor behind whoever computes: that would be milliseconds.
+        let thread = self.thread.get().copied();
+        thread.inspect(|thread| hurry(*thread, true));
         while lists.at_work {
             lists = self.delivered.wait(lists).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(lists);
+        thread.inspect(|thread| hurry(*thread, false));
     }
 
     /// Finishes everything, and lets [`Self::run`] return.
@@ -173,6 +188,11 @@ impl Porter {
     /// Stills the bell.
     pub fn heard(&self) {
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+    }
+
+    fn ring(&self) {
+        // Fails only when it has counted to 2^64.
+        let _ = rustix::io::write(&self.bell, &1u64.to_le_bytes());
     }
 
     fn next(&self) -> Option<Load> {
