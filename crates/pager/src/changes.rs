@@ -46,7 +46,8 @@ impl Change {
 /// What is known of changes that are not all reported yet.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    waiting: VecDeque<(SpaceId, Change)>,
+    /// With the reading that had the report.
+    waiting: VecDeque<(SpaceId, Change, u64)>,
     /// Forks that wait until all changes of their time are reported.
     pub(crate) forks: Vec<Fork>,
     /// Changes made since it was last seen that all were reported, the newest last.
@@ -63,7 +64,7 @@ impl Changes {
 
     /// Whether changes of this space wait.
     pub(crate) fn wait_in(&self, space: SpaceId) -> bool {
-        self.waiting.iter().any(|&(other, _)| other == space)
+        self.waiting.iter().any(|&(other, ..)| other == space)
             || self.forks.iter().any(|fork| fork.parent == space)
     }
 
@@ -94,7 +95,7 @@ impl Changes {
 
     /// Spaces with something that all reports must be read for.
     fn spaces(&self) -> Vec<SpaceId> {
-        let waiting = self.waiting.iter().map(|&(space, _)| space);
+        let waiting = self.waiting.iter().map(|&(space, ..)| space);
         let forks = self.forks.iter().map(|fork| fork.parent);
         let past = self.past.iter().map(|past| past.space);
         let mut spaces: Vec<SpaceId> = waiting.chain(forks).chain(past).collect();
@@ -107,13 +108,14 @@ impl Changes {
 impl Engine {
     /// Makes a change in its turn: now, or when all that came before it is reported.
     pub(crate) fn make_in_turn(&mut self, io: &mut Io<'_>, space: SpaceId, change: Change) {
-        let concerned = |&(other, waiting): &(SpaceId, Change)| {
+        let concerned = |&(other, waiting, _): &(SpaceId, Change, u64)| {
             other == space && change.is_concerned_by(&waiting)
         };
+        let reading = io.memory.readings();
         if !self.is_possible(space, &change) || self.changes.waiting.iter().any(concerned) {
-            self.changes.waiting.push_back((space, change));
+            self.changes.waiting.push_back((space, change, reading));
         } else {
-            self.make(io, space, change);
+            self.make(io, space, (change, reading));
         }
     }
 
@@ -136,9 +138,9 @@ impl Engine {
     }
 
     /// Takes the first change, or the one that must have come before it: what freed its target.
-    fn next_change(&mut self, space: SpaceId) -> Option<Change> {
+    fn next_change(&mut self, space: SpaceId) -> Option<(Change, u64)> {
         let waiting = &self.changes.waiting;
-        let of_space = |&(other, _): &(SpaceId, Change)| other == space;
+        let of_space = |&(other, ..): &(SpaceId, Change, u64)| other == space;
         let mut at = waiting.iter().position(of_space)?;
         for _ in 0..waiting.len() {
             let change = waiting[at].1;
@@ -149,7 +151,7 @@ impl Engine {
                 break;
             }
             let frees = |kind: fn(&Change) -> Option<AddressRange>| {
-                waiting.iter().position(|&(other, change)| {
+                waiting.iter().position(|&(other, change, _)| {
                     other == space && kind(&change).is_some_and(|range| range.overlaps(target))
                 })
             };
@@ -166,7 +168,7 @@ impl Engine {
             };
             at = freed;
         }
-        self.changes.waiting.remove(at).map(|(_, change)| change)
+        self.changes.waiting.remove(at).map(|(_, change, reading)| (change, reading))
     }
 
     /// Whether the change can have happened in the space as it is known: memory is only ever moved

@@ -431,7 +431,7 @@ impl Engine {
             // Whoever serves the child next wakes the thread, and hears it again.
             return Ok(());
         }
-        self.settle_doubts(io, fault.space, Some(fault.thread));
+        self.settle_doubts(io, fault.space, fault.thread);
         let full = self.budget.is_full()
             && !self.stuck
             && (io.clock)().since(fault.since) < FULL_WAIT_NANOS_MAX;

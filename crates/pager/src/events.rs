@@ -96,8 +96,13 @@ impl Engine {
         self.make_in_turn(io, space, Change::Remap { from, to });
     }
 
-    /// Follows a change in the table.
-    pub(crate) fn make(&mut self, io: &mut Io<'_>, space: SpaceId, change: Change) {
+    /// Follows a change in the table that was in that reading of reports.
+    pub(crate) fn make(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        (change, reading): (Change, u64),
+    ) {
         self.settle_looks(io);
         let lost = match change {
             Change::Remove(range) => self.remove(io, space, range),
@@ -109,7 +114,7 @@ impl Engine {
             }
             Change::Remap { from, to } => self.remap(io, space, from, to),
         };
-        self.remember(io, space, change, lost);
+        self.remember(space, (change, reading), lost);
     }
 
     fn remove(

@@ -44,14 +44,18 @@ pub(crate) struct Past {
 }
 
 /// A page that the child has if it was forked before the removal was read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Doubt {
     address: usize,
     entry: Entry,
     /// The reading that had the removal.
     reading: u64,
-    /// The fork was in the same one.
-    together: bool,
+    /// The fork was reported in the same one, or before. Who drops pages waits until that is read, so
+    /// they were still there at the fork.
+    still_there: bool,
+    /// The removal was one of the program that the pager shares memory with: the child's copy of the
+    /// number of readings tells, and so does its own children's.
+    of_own: bool,
 }
 
 /// What a child begins with.
@@ -81,16 +85,14 @@ impl Engine {
     /// Keeps a change that was made, for forks that may be older.
     pub(crate) fn remember(
         &mut self,
-        io: &Io<'_>,
         space: SpaceId,
-        change: Change,
+        (change, reading): (Change, u64),
         mut lost: Vec<(usize, Entry)>,
     ) {
         lost.retain_mut(|(_, entry)| entry.copy().is_some());
         if lost.is_empty() && matches!(change, Change::Remove(_)) {
             return;
         }
-        let reading = io.memory.readings();
         self.changes.past.push(Past { space, change, reading, lost });
     }
 
@@ -109,8 +111,9 @@ impl Engine {
             self.settle_looks(io);
         }
         for fork in forks {
-            self.settle_doubts(io, parent, None);
-            let Inheritance { table, ranges, doubts, .. } = self.inherit(io, &fork);
+            let undecided = self.share_doubts(parent);
+            let Inheritance { table, ranges, mut doubts, .. } = self.inherit(io, &fork);
+            doubts.extend(undecided);
             let streams = Streams::new(self.readahead_pages_max);
             let (id, parent) = (fork.child, Some(parent));
             self.spaces.push(Space {
@@ -124,6 +127,16 @@ impl Engine {
                 heirless: Heirless::default(),
             });
         }
+    }
+
+    /// What is not decided yet of a space's pages, for its child: that has them if its parent has.
+    fn share_doubts(&mut self, parent: SpaceId) -> Vec<Doubt> {
+        let parent = self.spaces.iter().find(|space| space.id == parent);
+        let doubts = parent.map(|parent| parent.doubts.clone()).unwrap_or_default();
+        for (slot, _) in doubts.iter().filter_map(|doubt| doubt.entry.copy()) {
+            self.slots.share(slot);
+        }
+        doubts
     }
 
     fn inherit(&mut self, io: &mut Io<'_>, fork: &Fork) -> Inheritance {
@@ -190,8 +203,9 @@ impl Engine {
         for &(address, mut entry) in &past.lost {
             let unknown = child.table.get(address).is_none();
             if unknown && inherit_entry(&mut self.slots, &mut entry) {
-                let (reading, together) = (past.reading, past.reading == fork.reading);
-                child.doubts.push(Doubt { address, entry, reading, together });
+                let (reading, still_there) = (past.reading, past.reading >= fork.reading);
+                let of_own = past.space == SpaceId::OWN;
+                child.doubts.push(Doubt { address, entry, reading, still_there, of_own });
             }
         }
     }
@@ -220,17 +234,17 @@ impl Engine {
 
     /// Decides of pages whose removal may be older or newer than the fork; `thread` is one of the
     /// child's, if one is known.
-    pub(crate) fn settle_doubts(&mut self, io: &mut Io<'_>, child: SpaceId, thread: Option<u32>) {
+    pub(crate) fn settle_doubts(&mut self, io: &mut Io<'_>, child: SpaceId, thread: u32) {
         let Some(space) = self.space_mut(child).filter(|space| !space.doubts.is_empty()) else {
             return;
         };
         let doubts = std::mem::take(&mut space.doubts);
-        let own = space.parent == Some(SpaceId::OWN);
-        let forked = thread.filter(|_| own).and_then(|t| io.memory.readings_at_fork(child, t));
+        let forked = io.memory.readings_at_fork(child, thread);
         let mut lost = Vec::new();
-        for Doubt { address, entry, reading, together } in doubts {
-            // Where it is not known: what came together was most likely done at the same time.
-            let has = forked.map_or(together, |forked| forked < reading);
+        for Doubt { address, entry, reading, still_there, of_own } in doubts {
+            // Of what was read before, it may not be known: most likely it was done then.
+            let older = of_own && forked.is_some_and(|forked| forked < reading);
+            let has = still_there || older;
             match self.table_mut(child) {
                 Some(table) if has && table.get(address).is_none() => {
                     table.put(address, entry);

@@ -103,7 +103,7 @@ impl Engine {
         if waits || io.memory.look(child, 0) == Look::Changing {
             return Ok(HandOver::NotYet);
         }
-        self.settle_doubts(io, child, Some(leaving.thread));
+        self.settle_doubts(io, child, leaving.thread);
         self.write_down(child, out)?;
         if let Some(leaving) = self.space_mut(child).and_then(|space| space.leaving.as_mut()) {
             leaving.is_gone = true;

@@ -34,6 +34,9 @@ pub struct SimMemory {
     pub(crate) failure: Option<String>,
     /// Ranges that a thread changes, with the space.
     pub(crate) locked: Vec<(usize, AddressRange)>,
+    /// Ranges that were being dropped when a space was forked, with the space: they may be either way
+    /// there, and in its own children, so nobody ever looks.
+    pub(crate) loose: Vec<(usize, AddressRange)>,
     /// Ranges that were unmapped.
     pub(crate) freed: Vec<(usize, AddressRange)>,
     /// Ranges that parents have changed about the time of a fork, with the child.
@@ -82,6 +85,7 @@ impl SimMemory {
             now: 0,
             failure: None,
             locked: Vec::new(),
+            loose: Vec::new(),
             freed: Vec::new(),
             changed: Vec::new(),
             lately: VecDeque::new(),
@@ -120,11 +124,16 @@ impl SimMemory {
         }
     }
 
-    fn preempt(&mut self) {
-        self.run_errand();
+    /// The thread that takes fingerprints goes on, perhaps.
+    pub(crate) fn run_porter(&mut self) {
         if self.random.once_in(8) {
             self.porter.run_one();
         }
+    }
+
+    fn preempt(&mut self) {
+        self.run_errand();
+        self.run_porter();
         if self.random.once_in(3) {
             for _ in 0..self.random.below(4) {
                 self.run_program();
@@ -253,7 +262,7 @@ impl SimMemory {
             space.faults.iter_mut().for_each(|fault| fault.2 = other(fault.2, thread));
             space.reports.iter_mut().for_each(|report| report.1 = other(report.1, thread));
         }
-        for list in [&mut self.locked, &mut self.freed, &mut self.changed] {
+        for list in [&mut self.locked, &mut self.loose, &mut self.freed, &mut self.changed] {
             list.iter_mut().for_each(|entry| entry.0 = other(entry.0, space));
             list.retain(|entry| entry.0 == 0);
         }

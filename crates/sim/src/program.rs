@@ -241,8 +241,8 @@ impl SimMemory {
         let vma = self.spaces[space].vma(address)?.range;
         let pages = (1 + self.random.below(60)).min((vma.end() - address) / PAGE_SIZE);
         let range = if whole { vma } else { AddressRange::pages_from(address, pages) };
-        let locked =
-            self.locked.iter().any(|&(other, locked)| other == space && locked.overlaps(range));
+        let mut closed = self.locked.iter().chain(&self.loose);
+        let locked = closed.any(|&(other, locked)| other == space && locked.overlaps(range));
         let used = self.threads.iter().any(|thread| match thread.doing {
             Doing::Touch { address, .. } | Doing::Wait { address, .. } => {
                 thread.space == space && range.contains(address)
@@ -256,8 +256,10 @@ impl SimMemory {
         Some(range)
     }
 
-    fn is_locked(&self, space: usize, address: usize) -> bool {
-        self.locked.iter().any(|&(other, range)| other == space && range.contains(address))
+    /// Whether nobody may look there.
+    pub(crate) fn is_locked(&self, space: usize, address: usize) -> bool {
+        let mut closed = self.locked.iter().chain(&self.loose);
+        closed.any(|&(other, range)| other == space && range.contains(address))
     }
 
     fn unlock(&mut self, thread: usize, range: AddressRange) {
@@ -415,10 +417,11 @@ impl SimMemory {
         // What is being dropped at this moment may be either way in the child: it never looks.
         let mut loose = self.vanishing(parent);
         let of_parent = |(space, _): &&(usize, AddressRange)| *space == parent;
+        loose.extend(self.loose.iter().filter(of_parent).map(|&(_, range)| range));
         if parent != 0 {
             loose.extend(self.locked.iter().filter(of_parent).map(|&(_, range)| range));
         }
-        self.locked.extend(loose.into_iter().map(|range| (number, range)));
+        self.loose.extend(loose.into_iter().map(|range| (number, range)));
         let freed: Vec<_> = self.freed.iter().filter(of_parent).map(|f| (number, f.1)).collect();
         self.freed.extend(freed);
         let lately = self.lately.iter().filter(|(space, _)| *space == parent);
@@ -438,6 +441,7 @@ impl SimMemory {
         self.spaces[space].pages.clear();
         self.freed.retain(|&(other, _)| other != space);
         self.locked.retain(|&(other, _)| other != space);
+        self.loose.retain(|&(other, _)| other != space);
         self.changed.retain(|&(other, _)| other != space);
     }
 

@@ -252,6 +252,8 @@ impl Simulation {
             }
         }
         self.hand_over();
+        // The pager's second thread goes on whatever the pager does.
+        self.memory.run_porter();
         Ok(())
     }
 
@@ -299,6 +301,9 @@ impl Simulation {
             self.memory.spaces[0].vmas.iter().map(|vma| vma.range).collect();
         ranges.sort_unstable();
         for address in ranges.into_iter().flat_map(pages_of) {
+            if self.memory.is_locked(0, address) {
+                continue;
+            }
             let now = self.memory.now;
             let reader = &mut self.memory.threads[0];
             reader.doing = Doing::Touch { address, value: None };
