@@ -53,6 +53,8 @@ pub(crate) struct Pager {
     /// By what forked children of the program are known.
     mark: Option<(u64, u64)>,
     program_ended: Option<Instant>,
+    /// It has been told to end, the hard way.
+    is_killed: bool,
     /// The program was stopped and the reason told.
     stopped: bool,
 }
@@ -101,6 +103,7 @@ impl Pager {
             session: None,
             mark: None,
             program_ended: None,
+            is_killed: false,
             stopped: false,
         })
     }
@@ -259,12 +262,15 @@ impl Pager {
 
     /// When to lose patience with a pager whose program has ended.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let waits = self.peer.is_some() && self.children.is_empty();
+        // Once it is killed only its end is waited for: a deadline that has passed would have the
+        // supervisor ask all the time, and take the processor that the pager needs to die.
+        let waits = self.peer.is_some() && self.children.is_empty() && !self.is_killed;
         self.program_ended.filter(|_| waits).map(|ended| ended + FAREWELL)
     }
 
     /// Ends a pager that is stuck.
-    pub(crate) fn kill_pager(&self) {
+    pub(crate) fn kill_pager(&mut self) {
+        self.is_killed = true;
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 

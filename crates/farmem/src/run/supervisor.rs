@@ -643,10 +643,10 @@ impl Supervisor {
     }
 
     /// Ends pagers that do not leave though their programs have ended.
-    fn lose_patience(&self) {
+    fn lose_patience(&mut self) {
         let now = Instant::now();
-        let stuck = |pager: &&Pager| pager.deadline().is_some_and(|deadline| deadline <= now);
-        self.pagers.values().filter(stuck).for_each(Pager::kill_pager);
+        let stuck = |pager: &&mut Pager| pager.deadline().is_some_and(|deadline| deadline <= now);
+        self.pagers.values_mut().filter(stuck).for_each(Pager::kill_pager);
     }
 
     fn sample(&mut self) {
