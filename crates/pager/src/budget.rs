@@ -83,27 +83,12 @@ impl Budget {
         self.seen += pages;
     }
 
-    /// What is not adopted of what is used, if so many pages of adopted ranges and frames are there.
-    fn unadopted_beside(&self, here: usize) -> usize {
-        let unadopted = self.estimate.saturating_sub(here);
-        if unadopted + self.adopted_least() > self.limit { unadopted } else { 0 }
-    }
-
-    /// The hand has passed over all adopted ranges; `frames` have memory. Whether what it saw leaves so much
-    /// unexplained that [`Budget::unadopted`] matters. What was brought in behind the hand it has not
-    /// seen: to be sure, count, and tell [`Budget::counted`].
-    pub(crate) fn round_ended(&mut self, frames: usize) -> bool {
+    /// The hand has passed over all adopted ranges. `frames` have memory.
+    pub(crate) fn round_ended(&mut self, now: Nanos, frames: usize) {
         let seen = std::mem::take(&mut self.seen);
-        let seems = self.unadopted_beside(seen + frames);
-        if seems == 0 {
-            self.unadopted = 0;
-        }
-        seems > 0
-    }
-
-    /// So many pages of adopted ranges and frames are there.
-    pub(crate) fn counted(&mut self, now: Nanos, here: usize) {
-        self.unadopted = self.unadopted_beside(here);
+        let unadopted = self.estimate.saturating_sub(seen + frames);
+        let matters = unadopted + self.adopted_least() > self.limit;
+        self.unadopted = if matters { unadopted } else { 0 };
         self.unadopted_until = now.plus_micros(UNMOVABLE_MICROS);
     }
 
@@ -167,11 +152,6 @@ impl Budget {
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {
         self.estimate >= self.borne()
-    }
-
-    /// Whether use is above the limit.
-    pub(crate) const fn is_exceeded(&self) -> bool {
-        self.estimate > self.limit
     }
 
     /// Pages were allocated by the pager's doing.
@@ -250,34 +230,20 @@ mod tests {
     fn what_is_not_adopted_leaves_half_of_the_limit_to_what_is() {
         let mut budget = of(4096, 4096);
         budget.saw(412);
-        assert!(budget.round_ended(100));
-        budget.counted(Nanos::new(0), 512);
+        budget.round_ended(Nanos::new(0), 100);
         assert_eq!((budget.target(), budget.is_full()), (3584 + 2048, false));
         budget.measure(Nanos::new(200_000_000), Residents { anonymous: 4096, shared: 0 });
         assert!(budget.target() < 4096, "it is forgotten unless it is found again");
     }
 
-    /// Everything waits to be stored while the hand goes round, and is back when it has: that the hand has
-    /// seen nothing means nothing.
-    #[test]
-    fn what_came_back_behind_the_hand_is_not_taken_for_what_was_never_adopted() {
-        let mut budget = of(4096, 4096);
-        assert!(budget.round_ended(100));
-        budget.counted(Nanos::new(0), 4000);
-        assert!(budget.target() < 4096, "{}", budget.target());
-        budget.saw(3900);
-        assert!(!budget.round_ended(100), "and where it has seen enough nobody need count");
-    }
-
     #[test]
     fn a_large_limit_is_not_exceeded_by_more_than_the_least() {
         let mut budget = of(1 << 20, 1 << 20);
-        assert!(budget.round_ended(0));
-        budget.counted(Nanos::new(0), 0);
+        budget.round_ended(Nanos::new(0), 0);
         assert_eq!(budget.target(), (1 << 20) + ADOPTED_LEAST_MAX);
         let mut budget = of(1 << 20, 1 << 20);
         budget.saw(1 << 19);
-        assert!(!budget.round_ended(0));
+        budget.round_ended(Nanos::new(0), 0);
         assert!(budget.target() < 1 << 20);
     }
 }

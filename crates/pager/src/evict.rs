@@ -169,10 +169,7 @@ impl Engine {
         let mut has_turned = false;
         for _ in 0..RANGES_PER_STEP {
             let Some(range) = self.adopted.next_from(self.hand) else {
-                if self.budget.round_ended(self.frames.with_memory()) {
-                    let here = self.count_pages(io);
-                    self.budget.counted((io.clock)(), here);
-                }
+                self.budget.round_ended((io.clock)(), self.frames.with_memory());
                 if std::mem::replace(&mut has_turned, true) {
                     break;
                 }
@@ -489,11 +486,6 @@ impl Engine {
             return Ok(true);
         }
         Ok(self.retire_oldest(io, true).is_some())
-    }
-
-    /// Whether the program uses more than its limit.
-    pub(crate) const fn exceeds_limit(&self) -> bool {
-        self.budget.is_exceeded()
     }
 
     fn measure(&mut self, io: &mut Io<'_>) {

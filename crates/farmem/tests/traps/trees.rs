@@ -2,9 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::rig::{Outcome, Rig, Running};
@@ -133,93 +130,4 @@ fn cap_33_who_is_left_gets_all() {
     workers.come_to("all of the limit", |sizes| sizes[0] > 56 * MIB);
     workers.pids.clear();
     workers.stop().is_right();
-}
-
-/// The most that the processes had at a time, seen by a thread that does nothing but look.
-struct Peak {
-    over: Arc<AtomicBool>,
-    looks: JoinHandle<u64>,
-}
-
-impl Peak {
-    fn of(pids: Vec<u32>) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let ends = Arc::clone(&over);
-        let looks = std::thread::spawn(move || {
-            let mut most = 0;
-            while !ends.load(Ordering::Relaxed) {
-                most = most.max(pids.iter().map(|&pid| of_statm(pid)).sum());
-                std::thread::sleep(Duration::from_micros(300));
-            }
-            most
-        });
-        Self { over, looks }
-    }
-
-    fn end(self) -> u64 {
-        self.over.store(true, Ordering::Relaxed);
-        self.looks.join().unwrap()
-    }
-}
-
-/// The same as [`anonymous_bytes`], by a file that costs less to read.
-fn of_statm(pid: u32) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let mut pages = statm.split_ascii_whitespace().skip(1).map_while(|n| n.parse::<u64>().ok());
-    let resident = pages.next().unwrap_or(0);
-    resident.saturating_sub(pages.next().unwrap_or(0)) * 4096
-}
-
-/// Starts so many processes that fill so much each, all at the same moment, and returns the most that they
-/// had together.
-fn peak_of_filling(rig: &Rig, limit: &str, processes: usize, mebibytes: u64) -> u64 {
-    let program = rig.compile("fill_at_once");
-    let line = format!("{} {mebibytes} & pids=\"$pids $!\"\n", program.display());
-    let script = line.repeat(processes) + "for pid in $pids; do wait $pid || exit 3; done\n";
-    let mut running = rig.start(&["--local", limit], Path::new("sh"), &["-c", &script]);
-    let said = |start: &str| -> Vec<u32> {
-        let said = fs::read_to_string(rig.path("stdout")).unwrap();
-        let lines = said.lines().filter_map(|line| line.strip_prefix(start)?.parse().ok());
-        lines.collect()
-    };
-    let until = Instant::now() + PATIENCE;
-    while said("ready ").len() < processes {
-        assert!(running.child.try_wait().unwrap().is_none(), "ended early");
-        assert!(Instant::now() < until, "they never were ready");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let peak = Peak::of(said("ready "));
-    fs::write(rig.path("go"), "").unwrap();
-    while said("filled ").len() < processes {
-        assert!(running.child.try_wait().unwrap().is_none(), "ended early");
-        assert!(Instant::now() < until, "they never were full");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let peak = peak.end();
-    fs::write(rig.path("stop"), "").unwrap();
-    running.end(PATIENCE).is_right();
-    peak
-}
-
-/// The least of three peaks: a machine that is busy lets supervisor and pagers wait, and what programs
-/// fill meanwhile says nothing.
-fn least_peak_of_filling(limit: &str, processes: usize, mebibytes: u64) -> Option<u64> {
-    let peak = || Some(peak_of_filling(&Rig::new()?, limit, processes, mebibytes) / MIB);
-    (0..3).filter_map(|_| peak()).min()
-}
-
-/// They fill memory faster than their pagers can be started: 140 to 261 MiB were seen when threads
-/// were not held meanwhile.
-#[test]
-fn three_workers_that_fill_at_once_stay_within_the_limit() {
-    let Some(peak) = least_peak_of_filling("128MiB", 3, 96) else { return };
-    assert!(peak <= 136, "{peak} MiB");
-}
-
-/// What came back while the clock hand went round was taken for memory that cannot be paged: 70 MiB were
-/// seen.
-#[test]
-fn one_that_fills_and_reads_at_full_speed_stays_within_the_limit() {
-    let Some(peak) = least_peak_of_filling("64MiB", 1, 256) else { return };
-    assert!(peak <= 67, "{peak} MiB");
 }
