@@ -17,6 +17,7 @@ use crate::table::{Entry, Fingerprint, Place};
 
 /// Pages of an errand: what is read for the program waits no longer than for one of these.
 const PAGES_MAX: usize = 64;
+
 /// Looks that are under way.
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
@@ -72,8 +73,9 @@ impl Errand for Looking {
 
     fn deliver(self: Box<Self>) {
         let Self { look, seen } = *self;
-        seen.looks.lock().unwrap_or_else(PoisonError::into_inner).push(look);
-        seen.count.fetch_add(1, Ordering::Release);
+        let mut looks = seen.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.push(look);
+        seen.count.store(looks.len(), Ordering::Release);
     }
 }
 
@@ -146,7 +148,7 @@ impl Engine {
         }
         let seen = {
             let mut looks = self.looks.seen.looks.lock().unwrap_or_else(PoisonError::into_inner);
-            self.looks.seen.count.fetch_sub(looks.len(), Ordering::Relaxed);
+            self.looks.seen.count.store(0, Ordering::Relaxed);
             std::mem::take(&mut *looks)
         };
         let mut dirty = std::mem::take(&mut self.looks.dirty);

@@ -203,8 +203,9 @@ impl SharedArena {
         if self.away == 0 || self.carried.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let load = self.carried.loads().pop_front()?;
-        self.carried.count.fetch_sub(1, Ordering::Relaxed);
+        let mut loads = self.carried.loads();
+        let load = loads.pop_front()?;
+        self.carried.count.store(loads.len(), Ordering::Relaxed);
         self.away -= 1;
         Some(load)
     }
@@ -406,8 +407,9 @@ impl Errand for Carrying {
 
     fn deliver(self: Box<Self>) {
         let Self { load, carried, .. } = *self;
-        carried.loads().push_back(load);
-        carried.count.fetch_add(1, Ordering::Release);
+        let mut loads = carried.loads();
+        loads.push_back(load);
+        carried.count.store(loads.len(), Ordering::Release);
     }
 }
 

@@ -459,12 +459,15 @@ impl RemoteStore {
                 self.messages.has_new = true;
             }
         }
-        let mut at = 0;
+        // Writes get their slots in the order in which they are sent: one that waits for slots waits for
+        // the replies to those before it, and must not have given its own to one behind it.
+        let (mut at, mut may_place) = (0, true);
         while let Some(index) = self.messages.unsent.get(at).copied() {
             let message = self.messages.get_mut(index);
             if !std::mem::take(&mut message.untried) {
-                if message.may_be_placed() {
-                    arena.begin_to_place(index, message, self.session.region, frames);
+                if may_place && message.may_be_placed() {
+                    let region = self.session.region;
+                    may_place = arena.begin_to_place(index, message, region, frames);
                 }
                 at += 1;
                 continue;

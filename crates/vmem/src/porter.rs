@@ -20,6 +20,7 @@ use crate::scratch::LentFrames;
 const ERRANDS_MAX: usize = 64;
 /// And when one is not urgent: two processors get more done together.
 const ERRANDS_TO_READ_MAX: usize = 6;
+
 /// Takes errands of the pager; a second thread of it calls [`Porter::run`].
 #[derive(Debug)]
 pub struct Porter {

@@ -1,17 +1,47 @@
 //! Frames in one piece of memory, for tests and measurements.
 
+use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 
-use farmem_region::{FrameId, Frames, PAGE_SIZE};
+use farmem_region::{Errand, FrameId, Frames, Lent, Loan, PAGE_SIZE};
 
-/// Frames numbered from 0.
+/// Frames numbered from 0, and who runs errands on them.
 #[derive(Debug)]
-pub(crate) struct PlainFrames(pub(crate) Vec<[u8; PAGE_SIZE]>);
+pub(crate) struct PlainFrames(pub(crate) Vec<[u8; PAGE_SIZE]>, pub(crate) Porter);
+
+/// Runs two of three errands that it is asked to, at once.
+#[derive(Debug, Default)]
+pub(crate) struct Porter {
+    pub(crate) works: bool,
+    asked: Cell<usize>,
+    pub(crate) errands: usize,
+}
+
+/// Frames that are lent.
+struct Borrowed<'a> {
+    frames: &'a mut PlainFrames,
+    ids: &'a [FrameId],
+}
+
+impl Lent for Borrowed<'_> {
+    fn bytes(&self, at: usize) -> &[u8; PAGE_SIZE] {
+        self.frames.bytes(self.ids[at])
+    }
+
+    fn gather<'a>(&'a self, range: Range<usize>, slices: &mut Vec<IoSlice<'a>>) {
+        self.frames.gather(&self.ids[range], slices);
+    }
+
+    fn gather_mut<'a>(&'a mut self, range: Range<usize>, slices: &mut Vec<IoSliceMut<'a>>) {
+        self.frames.gather_mut(&self.ids[range], slices);
+    }
+}
 
 impl PlainFrames {
     /// That many frames of zeros.
     pub(crate) fn new(count: usize) -> Self {
-        Self(vec![[0; PAGE_SIZE]; count])
+        Self(vec![[0; PAGE_SIZE]; count], Porter::default())
     }
 }
 
@@ -54,5 +84,23 @@ impl Frames for PlainFrames {
 
     fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<IoSlice<'a>>) {
         slices.extend(runs(frames).map(|run| IoSlice::new(self.0[run].as_flattened())));
+    }
+
+    fn would_lend(&self, _loan: Loan) -> bool {
+        let porter = &self.1;
+        porter.asked.set(porter.asked.get() + 1);
+        porter.works && !porter.asked.get().is_multiple_of(3)
+    }
+
+    fn lend(
+        &mut self,
+        frames: &[FrameId],
+        _loan: Loan,
+        mut errand: Box<dyn Errand>,
+    ) -> Result<(), Box<dyn Errand>> {
+        self.1.errands += 1;
+        errand.run(&mut Borrowed { frames: self, ids: frames });
+        errand.deliver();
+        Ok(())
     }
 }

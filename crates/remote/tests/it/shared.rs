@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use farmem_region::{PageCount, PageIndex, PageRange, Request, StoreError};
+use farmem_region::{FrameId, PageCount, PageIndex, PageRange, Request, StoreError};
 use farmem_remote::{RemoteConfig, admin};
 
 use crate::client::{Client, config};
@@ -167,4 +167,52 @@ fn slots_of_a_client_that_may_be_asleep_are_not_used_again() {
     drop(client);
     let stat = server.wait_until(|stat| stat.sessions == 0);
     assert_eq!((stat.pages, stat.slots), (0, 256));
+}
+
+/// Of the pages that are written another thread copies some, others not, and all of them are more than
+/// there are slots for at once; and what was written is read ahead.
+#[test]
+fn what_another_thread_carries_arrives_in_order() {
+    const PAGES: u32 = 40;
+    const REQUESTS: u64 = 100;
+    let server = start(64);
+    let mut client = Client::connect(config(&server.endpoint, 32), 4000).unwrap();
+    client.frames.1.works = true;
+    // No descriptor tells what that thread has done.
+    client.polls = true;
+    client.grow(4001).unwrap();
+    // Slots come with the first reply.
+    client.store(4000, 1, 1).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    for (version, at_once) in [(1, REQUESTS), (2, 5), (3, 20)] {
+        client.stamp(0, 4000, version);
+        for begin in (0..REQUESTS).step_by(at_once as usize) {
+            for at in begin..begin + at_once {
+                let mut pages = crate::client::store_pages(at * u64::from(PAGES), PAGES, version);
+                for page in &mut pages {
+                    page.frame = FrameId::new(page.page.get() as u32);
+                }
+                client.submit(Request::Store(&pages)).unwrap();
+            }
+            while (client.done.len() as u64) < at_once {
+                client.advance().unwrap();
+                let stored = client.done.len();
+                assert!(Instant::now() < until, "{stored} of {at_once} are stored");
+            }
+            assert!(client.done.drain(..).all(|done| done.result.is_ok()));
+        }
+    }
+    let placed = client.frames.1.errands;
+    assert!(placed > 20, "{placed} were copied by another thread");
+    client.frames.0.fill([0; 4096]);
+    for first in (0..4000).step_by(500) {
+        let mut pages = crate::client::fetch_pages(first, 500, 3);
+        for page in &mut pages {
+            page.frame = FrameId::new(page.page.get() as u32);
+        }
+        client.run(Request::FetchAhead(&pages)).unwrap();
+    }
+    client.check(0, 4000, 3);
+    assert!(client.frames.1.errands > placed + 10, "some were read by another thread");
+    assert_eq!(server.stat().reads, 0, "the server was asked for pages");
 }
