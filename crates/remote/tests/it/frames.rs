@@ -50,7 +50,7 @@ fn at(frame: FrameId) -> usize {
 }
 
 /// Runs of frames that lie side by side.
-fn runs(frames: &[FrameId]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+fn runs(frames: &[FrameId]) -> impl Iterator<Item = Range<usize>> + '_ {
     frames.chunk_by(|one, next| next.get() == one.get() + 1).map(|run| {
         let first = at(run[0]);
         first..first + run.len()
