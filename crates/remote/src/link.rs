@@ -222,7 +222,7 @@ impl Link {
         };
         let is_whole = match header.payload_kind() {
             Payload::Pages => self.pages_received == header.payload_bytes(),
-            Payload::Body => true,
+            Payload::Body | Payload::Parts => true,
         };
         let head_bytes = HEADER_BYTES + header.covered_bytes();
         if self.head_received < head_bytes || !is_whole {
@@ -372,7 +372,9 @@ impl Link {
         let head_bytes = HEADER_BYTES + header.covered_bytes();
         let fits = match header.payload_kind() {
             Payload::Pages => guess == Some(message),
-            Payload::Body => self.head_received <= head_bytes && self.pages_received == 0,
+            Payload::Body | Payload::Parts => {
+                self.head_received <= head_bytes && self.pages_received == 0
+            }
         };
         if fits {
             return;

@@ -31,6 +31,32 @@ pub fn page_checksum(
     Checksum::new(digest.finalize())
 }
 
+/// As [`page_checksum`], of a part of a page that begins at a byte of it: over region, page, version,
+/// that byte and how many there are (as 2 little-endian bytes each, and 4 zeros), and the bytes.
+///
+/// # Panics
+/// If there are more than 65,535 bytes.
+#[must_use]
+pub fn part_checksum(
+    region: RegionId,
+    page: PageIndex,
+    version: Version,
+    first: u16,
+    content: &[u8],
+) -> Checksum {
+    let bytes = u16::try_from(content.len()).expect("a part lies in a page");
+    let mut place = [0; 32];
+    place[..8].copy_from_slice(&region.get().to_le_bytes());
+    place[8..16].copy_from_slice(&page.get().to_le_bytes());
+    place[16..24].copy_from_slice(&version.get().to_le_bytes());
+    place[24..26].copy_from_slice(&first.to_le_bytes());
+    place[26..28].copy_from_slice(&bytes.to_le_bytes());
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    digest.update(&place);
+    digest.update(content);
+    Checksum::new(digest.finalize())
+}
+
 /// What binds a checksum to its region. A CRC is linear: the difference between the checksums of a
 /// page in one region and in another depends on neither page, version nor content. Thus a virtual
 /// copy needs no new checksums.

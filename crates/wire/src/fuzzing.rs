@@ -2,11 +2,13 @@
 //! bytes, or are refused. Run by `fuzz/fuzz_targets/decoder.rs`, and on its seeds by every test
 //! run.
 
+use farmem_region::PAGE_SIZE;
+
 use crate::{
     AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES,
     Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open, PageEntry,
-    Payload, Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX, ServerStat, Setup,
-    Slots, StatCount, crc32c, verify_body,
+    PartEntry, Payload, Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX,
+    ServerStat, Setup, Slots, StatCount, crc32c, verify_body,
 };
 
 /// Takes bytes for a message. The checksums are made right first: guarded by them, hardly any
@@ -32,6 +34,12 @@ pub fn decoder(input: &[u8]) {
         again.clear();
         entry.encode(&mut again);
         assert_eq!(PageEntry::decode_all(&again).next(), Some(entry));
+    }
+    for part in PartEntry::decode_all(entries) {
+        again.clear();
+        part.encode(&mut again);
+        assert_eq!(PartEntry::decode_all(&again).next(), Some(part));
+        assert!(!part.is_of(512) || part.range().end <= PAGE_SIZE);
     }
     for range in RangeEntry::decode_all(entries) {
         again.clear();

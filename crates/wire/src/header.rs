@@ -3,8 +3,8 @@
 use farmem_region::{Epoch, Incarnation, PAGE_SIZE, RegionId, SessionId};
 
 use crate::{
-    BODY_BYTES_MAX, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX, RANGES_PER_MESSAGE_MAX, RefusalCode,
-    crc32c,
+    BODY_BYTES_MAX, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX, PARTS_BYTES_MAX,
+    PARTS_PER_MESSAGE_MAX, RANGES_PER_MESSAGE_MAX, RefusalCode, crc32c,
 };
 
 /// Bytes of a header.
@@ -130,6 +130,12 @@ actions! {
     Resize = 20,
     /// Says in which tier ranges are to be kept.
     Prefer = 21,
+    /// Asks for parts of pages.
+    ReadParts = 22,
+    /// Stores parts of pages.
+    WriteParts = 23,
+    /// Forgets parts of pages.
+    FreeParts = 24,
     /// Reserved: detach a session without ending it.
     Detach = 32,
     /// Fills ranges and keeps them in dram.
@@ -175,6 +181,9 @@ pub enum Payload {
     Pages,
     /// At most [`BODY_BYTES_MAX`] bytes; covered by the header's `body_crc`.
     Body,
+    /// Parts of pages, one after the other, for at most [`PARTS_PER_MESSAGE_MAX`] entries; at most
+    /// [`PARTS_BYTES_MAX`] bytes, covered by the header's `body_crc`.
+    Parts,
 }
 
 /// A decoded header.
@@ -295,6 +304,7 @@ impl Header {
     pub const fn payload_kind(&self) -> Payload {
         match (self.action, self.reply, self.refusal.is_some()) {
             (Action::Write, false, _) | (Action::Read, true, false) => Payload::Pages,
+            (Action::WriteParts, false, _) | (Action::ReadParts, true, false) => Payload::Parts,
             _ => Payload::Body,
         }
     }
@@ -316,7 +326,7 @@ impl Header {
     pub const fn covered_bytes(&self) -> usize {
         match self.payload_kind() {
             Payload::Pages => self.entry_bytes(),
-            Payload::Body => self.entry_bytes() + self.payload_bytes(),
+            Payload::Body | Payload::Parts => self.entry_bytes() + self.payload_bytes(),
         }
     }
 
@@ -400,6 +410,9 @@ impl Header {
                 entries <= RANGES_PER_MESSAGE_MAX.max(PAGES_PER_MESSAGE_MAX)
                     && self.payload_bytes() <= BODY_BYTES_MAX
             }
+            Payload::Parts => {
+                entries <= PARTS_PER_MESSAGE_MAX && self.payload_bytes() <= PARTS_BYTES_MAX
+            }
         };
         if fits {
             return Ok(());
@@ -420,7 +433,7 @@ impl Header {
 /// If the message is shorter than its header and entries.
 pub fn seal(mut header: Header, message: &mut [u8]) {
     let covered = &message[HEADER_BYTES..];
-    if header.payload_kind() == Payload::Body {
+    if header.payload_kind() != Payload::Pages {
         let body = covered.len() - header.entry_bytes();
         header.payload = u32::try_from(body).expect("a body has at most BODY_BYTES_MAX bytes");
     }

@@ -30,8 +30,8 @@ pub use body::{
     Attach, AttachMode, BodyError, FullBody, GrantedSetup, HELLO_BYTES, Hello, HelloReply, Malloc,
     MallocReply, NAME_BYTES_MAX, SETUP_BYTES_MAX, SLOTS_ASSIGNED_MAX, Setup, Slots,
 };
-pub use checksum::{Binding, crc32c, page_checksum};
-pub use entry::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, RangeEntry};
+pub use checksum::{Binding, crc32c, page_checksum, part_checksum};
+pub use entry::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, PartEntry, RangeEntry};
 pub use header::{
     Action, DecodeError, HEADER_BYTES, Header, MAGIC, Payload, ProtocolVersion, seal, verify_body,
 };
@@ -60,6 +60,18 @@ pub const PAYLOAD_BYTES_MAX: usize = PAGES_PER_MESSAGE_MAX * PAGE_SIZE;
 
 /// Bytes of the largest payload that is not pages: a body. Bounds what a receiver must buffer.
 pub const BODY_BYTES_MAX: usize = 1024;
+
+/// Parts of pages that one message may carry: all of a page of 4 KiB, in the smallest pages.
+pub const PARTS_PER_MESSAGE_MAX: usize = 8;
+
+/// Bytes of all parts that one message may carry. It fits where a receiver has room for a head of
+/// pages and a body.
+pub const PARTS_BYTES_MAX: usize = PAGE_SIZE;
+
+const _: () = assert!(
+    PARTS_PER_MESSAGE_MAX * PAGE_ENTRY_BYTES + PARTS_BYTES_MAX + HEADER_BYTES
+        <= HEAD_BYTES_MAX + BODY_BYTES_MAX
+);
 
 /// The name of a variant as one word in lower case.
 fn snake_case(name: &str) -> String {
