@@ -20,6 +20,8 @@ use crate::map::RegionMap;
 
 /// Before a request that was refused as busy is sent again.
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
+/// How often a reader joins a region again for one request. Each time another writer has taken over.
+const JOINS_MAX: u32 = 8;
 
 /// What can be done to a range of a region.
 #[derive(Debug, Clone, std::marker::Copy, PartialEq, Eq)]
@@ -119,6 +121,9 @@ pub fn restore(
 #[derive(Debug)]
 pub struct NamedRegion {
     server: Endpoint,
+    name: String,
+    /// Whether it has taken over. If not it only reads, whoever writes.
+    is_writer: bool,
     connection: Connection,
     session: Header,
     pages: PageCount,
@@ -128,7 +133,7 @@ pub struct NamedRegion {
 
 impl NamedRegion {
     /// Attaches to a region by its name. To write one must take over: whoever wrote before is
-    /// refused from then on.
+    /// refused from then on. Who only reads goes on reading: it joins the region again by itself.
     ///
     /// # Errors
     /// As [`create`].
@@ -139,16 +144,45 @@ impl NamedRegion {
         timeout: Duration,
     ) -> Result<Self, StoreError> {
         let open = || {
-            let mut connection = Connection::open(server, timeout)?;
-            let header = Header::request(Action::Open, 0);
-            let body = Open { take_over, name };
-            let reply = connection.ask(header, |out| body.encode(out))?;
-            let granted = farmem_wire::GrantedSetup::decode(connection.exchange.bytes(reply.body))
-                .map_err(|error| bad_body(&error))?;
-            let (session, pages) = (reply.header, granted.pages);
-            Ok(Self { server: server.clone(), connection, session, pages, map: None })
+            let (connection, session, pages) = attach(server, name, take_over, timeout)?;
+            let (server, name) = (server.clone(), name.to_owned());
+            let is_writer = take_over;
+            Ok(Self { server, name, is_writer, connection, session, pages, map: None })
         };
         open().map_err(|error: ExchangeError| error.into_store_error(server))
+    }
+
+    /// What only looks at the region, also after another writer has taken over: the region is joined again
+    /// then, unless the same name means another region now.
+    fn look<T>(
+        &mut self,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, ExchangeError>,
+    ) -> Result<T, StoreError> {
+        let mut result = attempt(self);
+        for _ in 0..JOINS_MAX {
+            match result {
+                Err(ExchangeError::Refused(RefusalCode::StaleEpoch, _)) if !self.is_writer => {
+                    result = self.join_again().and_then(|()| attempt(self));
+                }
+                _ => break,
+            }
+        }
+        result.map_err(|error| self.error(error))
+    }
+
+    fn join_again(&mut self) -> Result<(), ExchangeError> {
+        let timeout = self.connection.timeout;
+        let (connection, session, pages) = attach(&self.server, &self.name, false, timeout)?;
+        let same = |header: &Header| (header.region, header.incarnation);
+        if same(&session) != same(&self.session) {
+            return Err(ExchangeError::Refused(RefusalCode::NoRegion, None));
+        }
+        (self.connection, self.session, self.pages) = (connection, session, pages);
+        // What was known is not believed: nobody has renewed it.
+        if self.map.take().is_some() {
+            self.download()?;
+        }
+        Ok(())
     }
 
     /// Its size.
@@ -164,7 +198,7 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`].
     pub fn keep_map(&mut self) -> Result<(), StoreError> {
-        self.download().map_err(|error| self.error(error))
+        self.look(Self::download)
     }
 
     fn download(&mut self) -> Result<(), ExchangeError> {
@@ -231,10 +265,11 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`].
     pub fn show(&mut self) -> Result<RegionInfo, StoreError> {
-        let header = self.request(Action::Show);
-        let shown =
-            self.connection.ask(header, |_| ()).and_then(|reply| self.connection.info(reply));
-        shown.map_err(|error| self.error(error))
+        self.look(|region| {
+            let header = region.request(Action::Show);
+            let reply = region.connection.ask(header, |_| ())?;
+            region.connection.info(reply)
+        })
     }
 
     /// Makes a virtual copy, frozen or writable.
@@ -247,13 +282,12 @@ impl NamedRegion {
         is_frozen: bool,
         on_access: bool,
     ) -> Result<RegionInfo, StoreError> {
-        let header = self.request(if is_frozen { Action::Snapshot } else { Action::Clone });
         let copy = Copy { on_access, name };
-        let copied = self
-            .connection
-            .ask(header, |out| copy.encode(out))
-            .and_then(|reply| self.connection.info(reply));
-        copied.map_err(|error| self.error(error))
+        self.look(|region| {
+            let action = if is_frozen { Action::Snapshot } else { Action::Clone };
+            let reply = region.connection.ask(region.request(action), |out| copy.encode(out))?;
+            region.connection.info(reply)
+        })
     }
 
     /// Backs the region up, as it is now, to a directory of the server's machine. What a former
@@ -263,14 +297,12 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`]. A former backup there still is, as it was.
     pub fn back_up(&mut self, path: &str, is_full: bool) -> Result<u64, StoreError> {
-        let header = self.request(Action::Backup);
         let place = BackupPlace { flag: is_full, name: "", path };
-        let asked = self.connection.ask(header, |out| place.encode(out));
-        let progress = asked.and_then(|reply| {
-            Progress::decode(self.connection.exchange.bytes(reply.body))
-                .map_err(|error| bad_body(&error))
-        });
-        progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
+        self.look(|region| {
+            let header = region.request(Action::Backup);
+            let reply = region.connection.ask(header, |out| place.encode(out))?;
+            Ok(region.connection.progress(reply)?.changed.get())
+        })
     }
 
     /// Deletes the region with all that it holds. A region that was copied is deleted only if the
@@ -312,10 +344,7 @@ impl NamedRegion {
             RangeEntry(range).encode(out);
             Prefer { tier }.encode(out);
         });
-        let progress = asked.and_then(|reply| {
-            Progress::decode(self.connection.exchange.bytes(reply.body))
-                .map_err(|error| bad_body(&error))
-        });
+        let progress = asked.and_then(|reply| self.connection.progress(reply));
         progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
     }
 
@@ -329,14 +358,12 @@ impl NamedRegion {
         let (mut start, mut changed) = (range.start, 0);
         loop {
             let count = PageCount::new(end - start.get());
-            let header = Header { entries: 1, ..self.request(action.action()) };
             let entry = RangeEntry(PageRange { start, count });
-            let asked = self.connection.ask(header, |out| entry.encode(out));
-            let progress = asked.and_then(|reply| {
-                Progress::decode(self.connection.exchange.bytes(reply.body))
-                    .map_err(|error| bad_body(&error))
-            });
-            let progress = progress.map_err(|error| self.error(error))?;
+            let progress = self.look(|region| {
+                let header = Header { entries: 1, ..region.request(action.action()) };
+                let reply = region.connection.ask(header, |out| entry.encode(out))?;
+                region.connection.progress(reply)
+            })?;
             changed += progress.changed.get();
             if action == RangeAction::Invalidate {
                 self.note_own(start.get(), count.get(), None);
@@ -359,14 +386,12 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`].
     pub fn prefetch_working_set(&mut self) -> Result<u64, StoreError> {
-        // One that names no range.
-        let header = self.request(Action::Prefetch);
-        let asked = self.connection.ask(header, |_| ());
-        let progress = asked.and_then(|reply| {
-            Progress::decode(self.connection.exchange.bytes(reply.body))
-                .map_err(|error| bad_body(&error))
-        });
-        progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
+        self.look(|region| {
+            // One that names no range.
+            let header = region.request(Action::Prefetch);
+            let reply = region.connection.ask(header, |_| ())?;
+            Ok(region.connection.progress(reply)?.changed.get())
+        })
     }
 
     /// Reads bytes. What was never written is what the region's source says.
@@ -374,19 +399,22 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`]; also if a page is not what its checksum says.
     pub fn read(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        self.look(|region| region.read_bytes(bytes.clone()))
+    }
+
+    fn read_bytes(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, ExchangeError> {
         let (first, last) = pages_of(&bytes);
         let mut content = Vec::with_capacity((last - first) as usize * PAGE_SIZE);
         for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
             let end = last.min(start + PAGES_PER_MESSAGE_MAX as u64);
-            self.refresh().map_err(|error| self.error(error))?;
+            self.refresh()?;
             let is_inside = end <= self.pages.get();
             let fill = self.map.as_ref().filter(|_| is_inside);
             if let Some(fill) = fill.and_then(|map| map.fill_of(start, end)) {
                 content.resize(content.len() + (end - start) as usize * PAGE_SIZE, fill);
                 continue;
             }
-            let read = self.read_pages(start, end, &mut content).map(|_| ());
-            read.map_err(|error| self.error(error))?;
+            self.read_pages(start, end, &mut content)?;
         }
         let skip = (bytes.start - first * PAGE_SIZE as u64) as usize;
         Ok(content[skip..skip + (bytes.end - bytes.start) as usize].to_vec())
@@ -506,6 +534,22 @@ impl NamedRegion {
     }
 }
 
+/// A connection that is attached to a named region, what is to be said in its requests, and the
+/// region's size.
+fn attach(
+    server: &Endpoint,
+    name: &str,
+    take_over: bool,
+    timeout: Duration,
+) -> Result<(Connection, Header, PageCount), ExchangeError> {
+    let mut connection = Connection::open(server, timeout)?;
+    let header = Header::request(Action::Open, 0);
+    let reply = connection.ask(header, |out| Open { take_over, name }.encode(out))?;
+    let granted = farmem_wire::GrantedSetup::decode(connection.exchange.bytes(reply.body))
+        .map_err(|error| bad_body(&error))?;
+    Ok((connection, reply.header, granted.pages))
+}
+
 /// A connection on which one request at a time is asked.
 #[derive(Debug)]
 struct Connection {
@@ -554,6 +598,10 @@ impl Connection {
                 other => return other,
             }
         }
+    }
+
+    fn progress(&self, reply: Reply) -> Result<Progress, ExchangeError> {
+        Progress::decode(self.exchange.bytes(reply.body)).map_err(|error| bad_body(&error))
     }
 
     fn info(&self, reply: Reply) -> Result<RegionInfo, ExchangeError> {

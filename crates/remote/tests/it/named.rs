@@ -51,3 +51,40 @@ fn cap_93_a_reader_with_a_map_asks_for_nothing_that_is_absent_and_misses_no_chan
         assert!(reader.read(2 << 20..3 << 20).is_err(), "it ends before");
     }
 }
+
+/// Each writer that takes over begins another epoch, of which a reader was told nothing.
+#[test]
+fn cap_62_readers_go_on_when_another_writer_takes_over() {
+    for over in BOTH {
+        let server = TestServer::start(over, 64, |_| ());
+        let (size, source) = (ByteCount::new(1 << 20), Source::Fill(7));
+        let create = Create { name: "r", size, page_bytes: 4096, source, prefers: None };
+        named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+        let open = |take_over| NamedRegion::open(&server.endpoint, "r", take_over, TIMEOUT);
+        let mut readers = [open(false).unwrap(), open(false).unwrap()];
+        readers[1].keep_map().unwrap();
+        let mut former: Option<NamedRegion> = None;
+        for round in 0..4 {
+            let mut writer = open(true).unwrap();
+            writer.write(round * PAGE, &[round as u8; 2]).unwrap();
+            for reader in &mut readers {
+                let byte = |at: u64| if at <= round { at as u8 } else { 7 };
+                for at in 0..4 {
+                    let found = reader.read(at * PAGE..at * PAGE + 2).unwrap();
+                    assert_eq!(found, [byte(at); 2], "page {at} in round {round}");
+                }
+                assert_eq!(reader.show().unwrap().stored.get(), round + 1);
+                assert!(reader.write(0, &[9]).is_err(), "who has joined does not write");
+            }
+            if let Some(mut former) = former.replace(writer) {
+                assert!(former.write(0, &[9]).is_err() && former.read(0..1).is_err());
+            }
+        }
+        // Another region under the same name is none that they have opened.
+        former.unwrap().delete(false).unwrap();
+        named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+        let mut writer = open(true).unwrap();
+        writer.write(0, &[9]).unwrap();
+        assert!(readers.iter_mut().all(|reader| reader.read(0..1).is_err()));
+    }
+}
