@@ -142,6 +142,9 @@ pub struct Limits {
     /// Replies that wait must all have been sent after this time, or twice that if more came
     /// meanwhile.
     pub output_timeout: Duration,
+    /// The same where so many replies wait for the clients of one named region that none of them is
+    /// served any more.
+    pub crowded_output_timeout: Duration,
     /// A session without a connection lives this long.
     pub session_timeout: Duration,
     /// A journal longer than this is rewritten, if it is also three times longer than it was when it
@@ -179,6 +182,7 @@ impl Default for Limits {
             hello_timeout: Duration::from_secs(5),
             message_timeout: Duration::from_secs(10),
             output_timeout: Duration::from_secs(10),
+            crowded_output_timeout: Duration::from_secs(1),
             session_timeout: Duration::from_secs(10),
             journal_bytes: ByteCount::new(64 << 20),
             metrics_timeout: Duration::from_secs(5),

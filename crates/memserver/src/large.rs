@@ -23,7 +23,6 @@ use farmem_region::{Checksum, Version};
 use farmem_vmem::Arena;
 
 use crate::journal::Spot;
-use crate::leaf::Seen;
 use crate::table::{LEAF_PAGES, Portion};
 use crate::tiers::Place;
 
@@ -86,14 +85,33 @@ const _: () = assert!(size_of::<Page>() <= 24);
 
 /// Which kind of place `Page::number` is a number of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark(u8);
+pub(crate) struct Mark(u8);
 
 impl Mark {
-    const ABSENT: Self = Self(0);
+    pub(crate) const ABSENT: Self = Self(0);
     const DRAM: Self = Self(1);
     const FILE: Self = Self(2);
     /// The first position on a shelf; there are 64 at most.
     const COMPRESSED: u8 = 3;
+
+    /// A place in a number and a mark.
+    pub(crate) const fn of(spot: Spot) -> (u32, Self) {
+        match spot {
+            Spot::Dram(slot) => (slot, Self::DRAM),
+            Spot::File(place) => (place, Self::FILE),
+            Spot::Compressed { shelf, at } => (shelf, Self(Self::COMPRESSED.saturating_add(at))),
+        }
+    }
+
+    /// The place of that number, unless it is none.
+    pub(crate) const fn spot(self, number: u32) -> Option<Spot> {
+        match self {
+            Self::ABSENT => None,
+            Self::DRAM => Some(Spot::Dram(number)),
+            Self::FILE => Some(Spot::File(number)),
+            Self(mark) => Some(Spot::Compressed { shelf: number, at: mark - Self::COMPRESSED }),
+        }
+    }
 }
 
 /// Most of a portion's pages, or all.
@@ -204,12 +222,12 @@ impl Large {
     }
 
     /// Shows each portion: its pages, and how hot it is, which is to be returned.
-    pub(crate) fn each(&mut self, mut show: impl FnMut(&[(usize, Seen<'_>)], u8) -> u8) {
+    pub(crate) fn each(&mut self, mut show: impl FnMut(&[(usize, Portion)], u8) -> u8) {
         let mut shown = Vec::new();
         for (number, entry) in &mut self.entries {
             let first = usize::from(*number) * self.unit;
             for page in entry.pages.iter() {
-                let portion = Seen::Unpacked(entry.portion(&self.arena, page));
+                let portion = entry.portion(&self.arena, page);
                 shown.push((first + usize::from(page.at), portion));
             }
             entry.heat = show(&shown, entry.heat);
@@ -276,6 +294,7 @@ impl Entry {
             place: Place::adopt(arena, page.spot()).expect("it was given by this arena"),
             dirty: if self.dirty.contains(page.at) { u8::MAX } else { 0 },
             heat: self.heat,
+            absent: 0,
             generation: self.generation,
             version: Version::new(page.version),
             checksum: Checksum::new(page.checksum),
@@ -317,23 +336,12 @@ impl Dirty {
 
 impl Page {
     fn spot(&self) -> Spot {
-        match self.mark {
-            Mark::DRAM => Spot::Dram(self.number),
-            Mark::FILE => Spot::File(self.number),
-            Mark(mark) => Spot::Compressed {
-                shelf: self.number,
-                at: mark.checked_sub(Mark::COMPRESSED).expect("an absent page has no spot"),
-            },
-        }
+        self.mark.spot(self.number).expect("an absent page has no spot")
     }
 }
 
 fn page_of(at: usize, portion: &Portion) -> Page {
-    let (number, mark) = match portion.place.spot() {
-        Spot::Dram(slot) => (slot, Mark::DRAM),
-        Spot::File(place) => (place, Mark::FILE),
-        Spot::Compressed { shelf, at } => (shelf, Mark(Mark::COMPRESSED.saturating_add(at))),
-    };
+    let (number, mark) = Mark::of(portion.place.spot());
     let (version, checksum) = (portion.version.get(), portion.checksum.get());
     Page { version, checksum, number, at: at as u16, mark }
 }
@@ -527,6 +535,7 @@ mod tests {
             place: Place::adopt(&tiers.arena, spot).unwrap(),
             dirty,
             heat: 1,
+            absent: 0,
             generation: 7,
             version: Version::new(version),
             checksum: Checksum::new(version * 3),

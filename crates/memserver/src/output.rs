@@ -51,6 +51,15 @@ impl Output {
         self.queued
     }
 
+    /// Bytes that are held for those that wait: pages go free when the last of those that are sent
+    /// with them has gone.
+    pub(crate) fn held(&self) -> usize {
+        match self.parts.front() {
+            Some(Part::Pages(_)) => self.queued + self.first_sent,
+            Some(Part::Head(_)) | None => self.queued,
+        }
+    }
+
     /// Bytes that have been sent so far.
     pub(crate) const fn sent(&self) -> u64 {
         self.sent

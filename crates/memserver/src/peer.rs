@@ -208,6 +208,10 @@ impl Peer {
             push(&mut self.output, about.refused(RefusalCode::Malformed), |_| ());
         }
         self.flush(engine, now)?;
+        if self.is_throttled {
+            // If all has gone there is nothing to wait for.
+            self.throttle(engine);
+        }
         result
     }
 
@@ -263,16 +267,24 @@ impl Peer {
 
     /// Tells the session how much waits here.
     fn account(&mut self) {
-        if self.caller.session.is_some() && self.accounted != self.output.queued() {
-            self.caller.traffic.replies(self.accounted, self.output.queued());
-            self.accounted = self.output.queued();
+        let held = self.output.held();
+        if self.caller.session.is_some() && self.accounted != held {
+            self.caller.traffic.replies(self.accounted, held);
+            self.accounted = held;
         }
     }
 
+    /// Finds out whether more of what waits for the session may wait here. One connection may have as
+    /// much as is free, so that those that take nothing leave room for the others; one for which nothing
+    /// waits gets its reply even if nothing is free.
     fn throttle(&mut self, engine: &Engine) {
         self.account();
         let limit = engine.config.limits.session_output_bytes_max();
-        self.is_throttled = self.caller.traffic.outgoing() >= limit;
+        let (here, all) = (self.output.held(), self.caller.traffic.outgoing());
+        self.is_throttled = match here {
+            0 => is_crowded(all, limit),
+            _ => here >= limit.saturating_sub(all),
+        };
     }
 
     /// Fails if the peer is late with something.
@@ -288,6 +300,14 @@ impl Peer {
             return Err(DropReason::Stalled);
         }
         if over(self.blocked_since, limits.output_timeout) {
+            return Err(DropReason::SlowReader);
+        }
+        // Others of a region that all share are not to wait for those that take nothing.
+        let all = self.caller.traffic.outgoing();
+        if over(self.blocked_since, limits.crowded_output_timeout)
+            && is_crowded(all, limits.session_output_bytes_max())
+            && self.caller.is_one_of_many()
+        {
             return Err(DropReason::SlowReader);
         }
         Ok(())
@@ -661,6 +681,11 @@ impl Peer {
             self.owes_since.get_or_insert(now);
         }
     }
+}
+
+/// Whether so much waits for all connections of a session that nothing is served any more.
+const fn is_crowded(waiting: usize, limit: usize) -> bool {
+    waiting >= limit.saturating_mul(2)
 }
 
 /// Whether a request is about a named region as a whole.

@@ -127,8 +127,8 @@ impl Session {
 pub(crate) struct Traffic {
     /// Slots that writes are being received into.
     incoming: AtomicU32,
-    /// Bytes of replies that wait. The pages among them keep their slots until they are sent, even
-    /// if they are written anew meanwhile.
+    /// Bytes that are held for replies that wait. The pages among them keep their slots until they are
+    /// sent, even if they are written anew meanwhile.
     outgoing: AtomicUsize,
 }
 

@@ -28,10 +28,7 @@ const BRANCH_LEAVES: usize = 512;
 /// What counts the holders of a part of a table.
 const COUNTS_BYTES: usize = 16;
 
-/// What a region costs the server for each page that is stored, pages themselves apart.
-const _: () = assert!(size_of::<Option<Portion>>() <= 32);
-
-/// A page as the server keeps it.
+/// A page as the server keeps it. It is packed in its leaf.
 #[derive(Debug)]
 pub(crate) struct Portion {
     pub(crate) place: Place,
@@ -39,6 +36,9 @@ pub(crate) struct Portion {
     pub(crate) dirty: u8,
     /// How often it was asked for lately; halved each time the hand passes.
     pub(crate) heat: u8,
+    /// The eighths of the page that are not there: they are as the region's source has them, and zeros
+    /// in the place. Only in regions with a page size below 4 KiB.
+    pub(crate) absent: u8,
     /// The region's generation when it was last written.
     pub(crate) generation: u16,
     /// 0: never written, made from the region's source.
@@ -109,7 +109,7 @@ impl Table {
         self.forgot = number;
     }
 
-    /// Looks at a page, if it is stored. Only its place and its heat may be changed here.
+    /// Looks at a page, if it is stored. Only its place, heat and dirt may be changed here.
     pub(crate) fn with<T>(
         &self,
         page: PageIndex,
@@ -200,7 +200,7 @@ impl Table {
         &mut self,
         tiers: &Tiers,
         page: PageIndex,
-        portion: Portion,
+        portion: &Portion,
     ) -> Option<Place> {
         let (at, region) = (split(page).2, self.region);
         self.changes += 1;
@@ -336,8 +336,9 @@ impl Table {
 impl Portion {
     /// What the journal says of it.
     pub(crate) fn record(&self, region: RegionId, page: PageIndex) -> PageRecord {
-        let Self { generation, dirty, version, checksum, .. } = *self;
-        PageRecord { region, page, version, checksum, spot: self.place.spot(), generation, dirty }
+        let Self { generation, dirty, absent, version, checksum, .. } = *self;
+        let spot = self.place.spot();
+        PageRecord { region, page, version, checksum, spot, generation, dirty, absent }
     }
 }
 
@@ -404,7 +405,7 @@ mod tests {
         assert!(tiers.arena.take(1, &mut slots));
         let place = Place::Dram(slots.pop().unwrap());
         let (version, checksum) = (Version::new(version), Checksum::new(version));
-        Portion { place, dirty: 0, heat: 0, generation: 0, version, checksum }
+        Portion { place, dirty: 0, heat: 0, absent: 0, generation: 0, version, checksum }
     }
 
     fn range(start: u64, count: u64) -> PageRange {
@@ -416,7 +417,7 @@ mod tests {
     }
 
     fn put(table: &mut Table, tiers: &Tiers, page: u64, version: u64) {
-        if let Some(place) = table.put(tiers, PageIndex::new(page), portion(tiers, version)) {
+        if let Some(place) = table.put(tiers, PageIndex::new(page), &portion(tiers, version)) {
             let mut slots = Vec::new();
             tiers.give_up(place, &mut slots);
             tiers.arena.release(slots);
@@ -519,10 +520,10 @@ mod tests {
         let tree = (1 << 10) * (size_of::<Branch>() + size_of::<Option<Arc<Branch>>>());
         assert!(bytes(&table) <= tree + 10_000 * 150, "{}", bytes(&table));
         clear(&mut table, &tiers);
-        // All pages of a part: 32 bytes each, and some for each 2 MiB.
+        // All pages of a part: 26 bytes each, and some for each 2 MiB.
         (0..20_000).for_each(|page| put(&mut table, &tiers, page, 1));
         let leaves = 40 * size_of::<Mutex<Leaf>>();
-        assert!(bytes(&table) <= 40 * 512 * 32 + leaves + 8192, "{}", bytes(&table));
+        assert!(bytes(&table) <= 40 * 512 * 26 + leaves + 8192, "{}", bytes(&table));
         clear(&mut table, &tiers);
         assert_eq!((table.stored().get(), tiers.arena.taken()), (0, 0));
     }

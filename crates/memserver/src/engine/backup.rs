@@ -441,8 +441,9 @@ impl Engine {
         for (entry, slot) in run.iter().zip(slots) {
             let BackedUp { page, version, checksum, .. } = *entry;
             let place = Place::Dram(slot);
-            let portion = Portion { place, dirty: 0, heat: 0, generation, version, checksum };
-            let former = session.region.table.put(&self.tiers, page, portion);
+            let portion =
+                Portion { place, dirty: 0, heat: 0, absent: 0, generation, version, checksum };
+            let former = session.region.table.put(&self.tiers, page, &portion);
             assert!(former.is_none(), "a table names a page once");
         }
         self.pages.fetch_add(run.len() as u64, Ordering::Relaxed);
@@ -613,7 +614,7 @@ impl Told {
 fn tell_leaf(region: &Region, from: PageIndex, told: &mut Vec<Told>) -> Option<PageIndex> {
     let (first, leaf) = region.table.leaf_from(from)?;
     for (at, portion) in table::lock(leaf).portions.iter() {
-        let Portion { version, checksum, .. } = *portion;
+        let Portion { version, checksum, .. } = portion;
         let page = PageIndex::new(first.get() + at as u64);
         told.push(Told { page, version, checksum });
     }

@@ -157,6 +157,13 @@ pub(crate) struct Caller {
     pub(crate) listens: bool,
 }
 
+impl Caller {
+    /// Whether its session is a named region's, which clients share that know nothing of each other.
+    pub(crate) fn is_one_of_many(&self) -> bool {
+        self.session.as_ref().is_some_and(|(_, session)| lock(session).is_resident)
+    }
+}
+
 impl Engine {
     /// A server's state, with what a former process has left of it.
     pub(crate) fn new(config: ServerConfig) -> Result<Self, ServerError> {

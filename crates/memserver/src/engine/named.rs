@@ -438,8 +438,9 @@ impl Engine {
         let version = Version::new(0);
         let checksum = Region::neutral(page, version, self.arena.bytes(&slot));
         let (generation, place) = (region.generation, Place::Dram(slot));
-        let portion = Portion { place, dirty: 0, heat: 1, generation, version, checksum };
-        let former = region.table.put(&self.tiers, page, portion);
+        let portion =
+            Portion { place, dirty: 0, heat: 1, absent: 0, generation, version, checksum };
+        let former = region.table.put(&self.tiers, page, &portion);
         assert!(former.is_none(), "only an absent page is made from the source");
         self.note_preference(region);
         self.pages.fetch_add(1, Ordering::Relaxed);

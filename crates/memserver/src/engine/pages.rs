@@ -37,6 +37,10 @@ const FRUITLESS_PAUSE: Duration = Duration::from_micros(500);
 /// says nothing for a second for lost, and others wait for the same worker.
 const ROOM_TIME_MAX: Duration = Duration::from_millis(100);
 
+/// Pages that are read from the region's file for one write, which touches large portions in part: 16 of
+/// 2 MiB. A write that needs more is refused as busy once so many are there; repeated, it finds them.
+const MADE_PER_WRITE_MAX: u32 = 8192;
+
 /// How a page that is to be written stands to what is stored.
 enum Standing {
     New,
@@ -291,7 +295,7 @@ impl Engine {
         header: &Header,
         written: &(impl Iterator<Item = PageEntry> + Clone),
     ) -> Result<(), Refusal> {
-        let mut supply = Supply::default();
+        let (mut supply, mut made) = (Supply::default(), 0);
         let result = loop {
             let mut session = match self.enter(caller, header) {
                 Ok(session) => session,
@@ -302,6 +306,11 @@ impl Engine {
                 Err(Stop::Refused(refusal)) => break Err(refusal),
                 Err(Stop::Needs(need)) => {
                     drop(session);
+                    made += need.slots();
+                    if made > MADE_PER_WRITE_MAX {
+                        // What was made stays: the client comes again, and finds less to be made.
+                        break Err(RefusalCode::Busy.into());
+                    }
                     if let Err(refusal) = self.supply(caller.may_wait, vec![need], &mut supply) {
                         break Err(refusal);
                     }
@@ -501,11 +510,12 @@ impl Engine {
             dirty: self.dirty(region, entry.page, &slot),
             place: Place::Dram(slot),
             heat: WRITTEN_HEAT,
+            absent: 0,
             generation: region.generation,
             version: entry.version,
             checksum: region.bind(entry.checksum),
         };
-        if let Some(former) = region.table.put(&self.tiers, entry.page, portion) {
+        if let Some(former) = region.table.put(&self.tiers, entry.page, &portion) {
             self.tiers.give_up(former, unused);
         }
         let range = PageRange { start: entry.page, count: PageCount::new(1) };

@@ -63,8 +63,9 @@ fn filled(engine: &Engine, pages: u64) -> (super::Caller, Header) {
         let version = Version::new(1);
         let checksum = Region::neutral(page, version, engine.arena.bytes(&slot));
         let place = Place::Dram(slot);
-        let portion = Portion { place, dirty: 0, heat: 0, generation: 0, version, checksum };
-        assert!(session.region.table.put(&engine.tiers, page, portion).is_none());
+        let portion =
+            Portion { place, dirty: 0, heat: 0, absent: 0, generation: 0, version, checksum };
+        assert!(session.region.table.put(&engine.tiers, page, &portion).is_none());
     }
     drop(session);
     (caller, header)

@@ -77,7 +77,10 @@ pub(super) enum Purpose {
 #[derive(Debug, Default)]
 pub(super) struct Supply {
     pub(super) purpose: Purpose,
+    /// Empty ones.
     spare: Vec<Slot>,
+    /// Tokens that nobody needs any more. Others may hold the same slots.
+    unused: Vec<Slot>,
     fetched: Vec<(Place, Slot)>,
     made: Vec<Made>,
 }
@@ -111,7 +114,8 @@ impl From<RefusalCode> for Stop {
 }
 
 impl Need {
-    fn slots(&self) -> u32 {
+    /// Slots that it takes.
+    pub(super) fn slots(&self) -> u32 {
         match self {
             Self::Slots => SPARE_SLOTS,
             Self::Page(_) => 1,
@@ -145,9 +149,9 @@ impl Supply {
         self.spare.push(slot);
     }
 
-    /// Where slots that go free are collected.
+    /// Where tokens are collected that are not needed any more.
     pub(super) const fn unused(&mut self) -> &mut Vec<Slot> {
-        &mut self.spare
+        &mut self.unused
     }
 }
 
@@ -286,7 +290,8 @@ impl Engine {
 
     /// Gives back what was not used.
     pub(super) fn end_supply(&self, supply: Supply) {
-        let Supply { mut spare, fetched, made, purpose: _ } = supply;
+        let Supply { mut spare, unused, fetched, made, purpose: _ } = supply;
+        spare.extend(unused);
         for (place, slot) in fetched {
             self.tiers.give_up(place, &mut spare);
             spare.push(slot);

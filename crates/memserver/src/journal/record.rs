@@ -75,6 +75,8 @@ pub(crate) struct PageRecord {
     pub(crate) spot: Spot,
     pub(crate) generation: u16,
     pub(crate) dirty: u8,
+    /// The eighths that are not there.
+    pub(crate) absent: u8,
 }
 
 /// One thing that happened.
@@ -205,7 +207,9 @@ impl<'a> Record<'a> {
             Self::Copy { to, from } => tell(4, 0, &[to.get(), from.get()]),
             Self::Put(page) => {
                 let (kind, spot) = page.spot.number();
-                let tags = u64::from(page.generation) | u64::from(page.dirty) << 16;
+                let tags = u64::from(page.generation)
+                    | u64::from(page.dirty) << 16
+                    | u64::from(page.absent) << 24;
                 let PageRecord { region, page, version, checksum, .. } = page;
                 let page = [region.get(), page.get(), version.get(), checksum.get(), spot, tags];
                 tell(5, kind, &page)
@@ -272,7 +276,9 @@ impl<'a> Record<'a> {
                 let tags = fields.next()?;
                 let generation = (tags & 0xffff) as u16;
                 let dirty = (tags >> 16 & 0xff) as u8;
-                let page = PageRecord { region, page, version, checksum, spot, generation, dirty };
+                let absent = (tags >> 24 & 0xff) as u8;
+                let page =
+                    PageRecord { region, page, version, checksum, spot, generation, dirty, absent };
                 Self::Put(page)
             }
             6 => {
@@ -454,6 +460,7 @@ mod tests {
                 spot,
                 generation: 0xffee,
                 dirty: 0x81,
+                absent: 0x42,
             })
         };
         let all = [

@@ -121,6 +121,7 @@ impl Past {
                     place,
                     dirty: page.dirty,
                     heat: 0,
+                    absent: page.absent,
                     generation: page.generation,
                     version: page.version,
                     checksum: page.checksum,
@@ -129,7 +130,7 @@ impl Past {
                 if page.page.get() >= session.about.record.pages {
                     return None;
                 }
-                let _ = session.table.put(tiers, page.page, portion);
+                let _ = session.table.put(tiers, page.page, &portion);
             }
             Record::Move { region, page, spot } => {
                 let place = tiers.place(spot)?;
@@ -239,7 +240,16 @@ mod tests {
         };
         let page = PageIndex::new(1 << 50);
         let (version, checksum, spot) = (Version::new(1), Checksum::new(1), Spot::Dram(1));
-        let put = PageRecord { region, page, version, checksum, spot, generation: 0, dirty: 0 };
+        let put = PageRecord {
+            region,
+            page,
+            version,
+            checksum,
+            spot,
+            generation: 0,
+            dirty: 0,
+            absent: 0,
+        };
         for records in [
             &[session(1 << 51), Record::Put(put)][..],
             &[session(100), Record::Put(put)],

@@ -129,6 +129,64 @@ fn requests_beyond_a_sessions_share_are_served_once_its_replies_have_gone() {
     assert_eq!(client.receive().1, vec![3; 256 * 4096]);
 }
 
+/// The clients of a named region know nothing of each other.
+#[test]
+fn a_client_of_a_named_region_that_takes_no_replies_keeps_no_other_waiting() {
+    let server = TestServer::start(2048, |config| {
+        config.limits.output_timeout = Duration::from_secs(60);
+        config.limits.crowded_output_timeout = Duration::from_secs(60);
+    });
+    let source = farmem_wire::Source::Fill(3);
+    Raw::greeted(&server).create("shared", 256 * 4096, 4096, source).unwrap();
+    let mut idle = Raw::joined(&server, "shared");
+    let before = server.stat().reads;
+    let message = read_message(&idle, 0..256);
+    for _ in 0..8 {
+        idle.stream.write_all(&message).unwrap();
+    }
+    server.wait_until(|stat| stat.reads >= before + 3);
+    // Were it to wait for the other one it would be for a minute, and the test gives up before.
+    let mut other = Raw::joined(&server, "shared");
+    for _ in 0..20 {
+        let message = read_message(&other, 0..256);
+        other.stream.write_all(&message).unwrap();
+        other.stream.write_all(&message).unwrap();
+        for _ in 0..2 {
+            assert_eq!(other.receive().1, vec![3; 256 * 4096]);
+        }
+    }
+    assert_eq!(server.stat().slow_readers, 0);
+    for _ in 0..8 {
+        assert_eq!(idle.receive().1, vec![3; 256 * 4096]);
+    }
+}
+
+#[test]
+fn clients_of_a_named_region_that_use_up_its_share_are_dropped_sooner() {
+    let server = TestServer::start(2048, |config| {
+        config.limits.output_bytes_max = 64 << 10;
+        config.limits.inflight_bytes = ByteCount::new(1 << 20);
+        config.limits.output_timeout = Duration::from_secs(60);
+        config.limits.crowded_output_timeout = Duration::from_millis(200);
+    });
+    let source = farmem_wire::Source::Fill(3);
+    Raw::greeted(&server).create("shared", 256 * 4096, 4096, source).unwrap();
+    // What one of them has asked for is more than twice what may wait for all.
+    let mut idle = Raw::joined(&server, "shared");
+    let message = read_message(&idle, 0..256);
+    for _ in 0..8 {
+        idle.stream.write_all(&message).unwrap();
+    }
+    let mut other = Raw::joined(&server, "shared");
+    for _ in 0..8 {
+        let message = read_message(&other, 0..256);
+        other.stream.write_all(&message).unwrap();
+        assert_eq!(other.receive().1, vec![3; 256 * 4096]);
+    }
+    server.wait_until(|stat| stat.slow_readers == 1);
+    drop(idle);
+}
+
 #[test]
 fn a_reply_that_is_taken_a_byte_at_a_time_is_late_as_a_whole() {
     let server = TestServer::start(1024, |config| {

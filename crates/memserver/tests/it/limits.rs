@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use farmem_region::PageIndex;
-use farmem_wire::{Action, AttachMode, HEADER_BYTES, Header, PageEntry, RefusalCode, seal};
+use farmem_wire::{Action, AttachMode, HEADER_BYTES, Header, PageEntry, RefusalCode, Source, seal};
 
 use crate::raw::{Raw, TestServer};
 
@@ -112,4 +112,34 @@ fn requests_that_wait_behind_many_replies_are_all_answered() {
         assert_eq!((reply.request, reply.refusal), (number + 1000, None));
         assert!(page.len() == 4096 && page.iter().all(|byte| u64::from(*byte) == number % 8));
     }
+}
+
+/// 16 portions of 2 MiB are read in for one write, which touches each in part.
+#[test]
+fn cap_6_a_write_that_touches_many_large_portions_has_them_read_in_parts() {
+    const UNIT: u64 = 512;
+    const UNITS: u64 = 36;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    std::fs::write(&path, vec![7; (UNITS * UNIT * 4096) as usize]).unwrap();
+    let server = TestServer::start(20 << 10, |config| {
+        config.directories = vec![directory.path().to_owned()];
+    });
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    Raw::greeted(&server).create("r", UNITS * UNIT * 4096, 2 << 20, source).unwrap();
+    let mut region = Raw::opened(&server, "r").unwrap();
+    let touch = |units: std::ops::Range<u64>| -> Vec<_> {
+        units.map(|unit| (unit * UNIT + unit, 1, unit as u8)).collect()
+    };
+    region.write(&touch(0..16)).unwrap();
+    assert_eq!(server.stat().pages, 16 * UNIT);
+    // One more than that: the first 16 of them are there now, and stay.
+    assert_eq!(region.write(&touch(16..33)), Err(RefusalCode::Busy));
+    assert_eq!(server.stat().pages, 32 * UNIT);
+    assert_eq!(region.read(&[(16 * UNIT + 16, 0)]).unwrap(), [7], "nothing was written");
+    region.write(&touch(16..33)).unwrap();
+    assert_eq!(server.stat().pages, 33 * UNIT);
+    let written: Vec<_> = (0..33).map(|unit| (unit * UNIT + unit, 1)).collect();
+    assert_eq!(region.read(&written).unwrap(), (0..33).collect::<Vec<u8>>());
+    assert_eq!(region.read(&[(UNIT, 0), (33 * UNIT - 1, 0), (33 * UNIT, 0)]).unwrap(), [7; 3]);
 }

@@ -155,23 +155,25 @@ fn in_directory(directory: &tempfile::TempDir) -> impl FnOnce(&mut ServerConfig)
 fn cap_5_a_tebibyte_is_created_and_copied_at_once_and_costs_nothing_before_it_is_used() {
     let server = start(256);
     let mut client = Raw::greeted(&server);
-    let mut took = Duration::MAX;
+    // How fast that is is for `cargo xtask bench server` to say; here it is what it takes.
+    let before = server.stat();
     for at in 0..5 {
-        let began = Instant::now();
         client.create(&format!("big {at}"), 1 << 40, 4096, ZEROS).unwrap();
-        took = took.min(began.elapsed());
     }
-    assert!(took < Duration::from_millis(5), "{took:?}");
+    let made = server.stat();
+    assert_eq!((made.table_bytes, made.slots), (before.table_bytes, 0), "nothing is there yet");
     let mut big = Raw::opened(&server, "big 0").unwrap();
     assert_eq!(big.read(&[(0, 0), ((1 << 28) - 1, 0)]).unwrap(), [0, 0]);
     big.write(&[(7, 1, 7), ((1 << 28) - 1, 1, 8)]).unwrap();
-    let mut took = Duration::MAX;
+    let before = server.stat();
     for at in 0..5 {
-        let began = Instant::now();
         big.copy(Action::Clone, &format!("copy {at}"), false).unwrap();
-        took = took.min(began.elapsed());
     }
-    assert!(took < Duration::from_millis(10), "{took:?}");
+    let copied = server.stat();
+    assert_eq!(copied.table_bytes, before.table_bytes, "all of it is shared");
+    // Each of them was one message, beside those of a look at the server.
+    let look = server.stat().requests - copied.requests;
+    assert_eq!(copied.requests - before.requests, 5 + look);
     assert_eq!(server.stat().slots, 3, "two pages, and one that all absent pages look like");
     for at in 0..5 {
         for name in ["big", "copy"] {
@@ -418,6 +420,12 @@ fn cap_20_copy_on_access_makes_what_is_read_the_copys_own() {
         assert_eq!(copy.read(&[(0, 1)]).unwrap(), [1]);
         assert_eq!(server.stat().slots, before + 1, "once");
     }
+    // Several in one message.
+    original.copy(Action::Clone, "both", true).unwrap();
+    let mut copy = Raw::opened(&server, "both").unwrap();
+    assert_eq!(copy.read(&[(0, 1), (1, 1)]).unwrap(), [1, 2]);
+    assert_eq!(server.stat().slots, before + 3);
+    assert_eq!(original.read(&[(0, 1), (1, 1)]).unwrap(), [1, 2]);
 }
 
 #[test]
@@ -696,7 +704,7 @@ fn cap_5_tables_of_large_portions_take_less_memory() {
         // The branch is the same for all.
         (stat.table_bytes - 4096) / 4096
     });
-    assert!(bytes[2] == 32, "{bytes:?} bytes a page of 4 KiB");
+    assert!(bytes[..3].iter().all(|bytes| *bytes <= 27), "{bytes:?} bytes a page of 4 KiB");
     assert!(bytes[3] <= 16 && bytes[4] <= 9, "{bytes:?} bytes a page of 4 KiB");
 }
 

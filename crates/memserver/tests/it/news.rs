@@ -23,7 +23,7 @@ struct News {
 
 impl Raw {
     /// Another client of a region, which changes nothing.
-    fn joined(server: &TestServer, name: &str) -> Self {
+    pub(crate) fn joined(server: &TestServer, name: &str) -> Self {
         let mut client = Self::greeted(server);
         let open = Open { take_over: false, name };
         let (reply, _) = client.call(Header::request(Action::Open, 0), |out| open.encode(out));
