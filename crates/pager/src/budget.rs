@@ -28,6 +28,9 @@ const POOLED_MAX: usize = 512;
 const POOLED_MIN: usize = 64;
 /// How long that memory is believed to be there, until eviction has to find it out anew.
 const UNMOVABLE_MICROS: u64 = 100_000;
+/// What is adopted is counted at most this often to see how much is not: small memories of which nothing
+/// moves have their rounds one after the other.
+const COUNT_MICROS: u64 = 2_000;
 
 /// Measured and estimated use against the limit. In pages.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ pub(crate) struct Budget {
     /// What is not adopted if that leaves less than [`Budget::adopted_least`], or zero.
     unadopted: usize,
     unadopted_until: Nanos,
+    next_count: Nanos,
 }
 
 impl Budget {
@@ -66,6 +70,7 @@ impl Budget {
             seen: 0,
             unadopted: 0,
             unadopted_until: Nanos::new(0),
+            next_count: Nanos::new(0),
         }
     }
 
@@ -83,13 +88,29 @@ impl Budget {
         self.seen += pages;
     }
 
-    /// The hand has passed over all adopted ranges. `frames` have memory.
-    pub(crate) fn round_ended(&mut self, now: Nanos, frames: usize) {
+    /// What is not adopted of what is used, if so many pages of adopted ranges and frames are there.
+    fn unadopted_beside(&self, here: usize) -> usize {
+        let unadopted = self.estimate.saturating_sub(here);
+        if unadopted + self.adopted_least() > self.limit { unadopted } else { 0 }
+    }
+
+    /// The hand has passed over all adopted ranges; `frames` have memory. Whether what it saw leaves so much
+    /// unexplained that [`Budget::unadopted`] matters, and was not counted just now. What was brought in
+    /// behind the hand it has not seen: to be sure, count, and tell [`Budget::counted`].
+    pub(crate) fn round_ended(&mut self, now: Nanos, frames: usize) -> bool {
         let seen = std::mem::take(&mut self.seen);
-        let unadopted = self.estimate.saturating_sub(seen + frames);
-        let matters = unadopted + self.adopted_least() > self.limit;
-        self.unadopted = if matters { unadopted } else { 0 };
+        let seems = self.unadopted_beside(seen + frames);
+        if seems == 0 {
+            self.unadopted = 0;
+        }
+        seems > 0 && now >= self.next_count
+    }
+
+    /// So many pages of adopted ranges and frames are there.
+    pub(crate) fn counted(&mut self, now: Nanos, here: usize) {
+        self.unadopted = self.unadopted_beside(here);
         self.unadopted_until = now.plus_micros(UNMOVABLE_MICROS);
+        self.next_count = now.plus_micros(COUNT_MICROS);
     }
 
     /// What adopted memory and frames may have in any case.
@@ -152,6 +173,11 @@ impl Budget {
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {
         self.estimate >= self.borne()
+    }
+
+    /// Whether use is above the limit.
+    pub(crate) const fn is_exceeded(&self) -> bool {
+        self.estimate > self.limit
     }
 
     /// Pages were allocated by the pager's doing.
@@ -230,20 +256,39 @@ mod tests {
     fn what_is_not_adopted_leaves_half_of_the_limit_to_what_is() {
         let mut budget = of(4096, 4096);
         budget.saw(412);
-        budget.round_ended(Nanos::new(0), 100);
+        assert!(budget.round_ended(Nanos::new(0), 100));
+        budget.counted(Nanos::new(0), 512);
         assert_eq!((budget.target(), budget.is_full()), (3584 + 2048, false));
         budget.measure(Nanos::new(200_000_000), Residents { anonymous: 4096, shared: 0 });
         assert!(budget.target() < 4096, "it is forgotten unless it is found again");
     }
 
+    /// Everything waits to be stored while the hand goes round, and is back when it has: that the hand has
+    /// seen nothing means nothing.
+    #[test]
+    fn what_came_back_behind_the_hand_is_not_taken_for_what_was_never_adopted() {
+        let mut budget = of(4096, 4096);
+        assert!(budget.round_ended(Nanos::new(0), 100));
+        budget.counted(Nanos::new(0), 4000);
+        assert!(budget.target() < 4096, "{}", budget.target());
+        assert!(!budget.round_ended(Nanos::new(1_999_999), 100), "it was counted just now");
+        assert!(budget.round_ended(Nanos::new(2_000_000), 100));
+        budget.saw(3900);
+        assert!(
+            !budget.round_ended(Nanos::new(9_000_000), 100),
+            "and where it has seen enough nobody need count"
+        );
+    }
+
     #[test]
     fn a_large_limit_is_not_exceeded_by_more_than_the_least() {
         let mut budget = of(1 << 20, 1 << 20);
-        budget.round_ended(Nanos::new(0), 0);
+        assert!(budget.round_ended(Nanos::new(0), 0));
+        budget.counted(Nanos::new(0), 0);
         assert_eq!(budget.target(), (1 << 20) + ADOPTED_LEAST_MAX);
         let mut budget = of(1 << 20, 1 << 20);
         budget.saw(1 << 19);
-        budget.round_ended(Nanos::new(0), 0);
+        assert!(!budget.round_ended(Nanos::new(0), 0));
         assert!(budget.target() < 1 << 20);
     }
 }

@@ -217,6 +217,11 @@ impl<S: PageStore> Pager<S> {
         engine.flush_step(&mut Io { memory, store, clock: &clock }, flush)
     }
 
+    /// Whether the program uses more than it may, as far as that is known.
+    pub const fn exceeds_limit(&self) -> bool {
+        self.engine.exceeds_limit()
+    }
+
     /// One round: everything that is there to be read, then a bounded amount of upkeep.
     ///
     /// # Errors

@@ -104,7 +104,9 @@ impl Engine {
             return Ok(false);
         }
         let stores = self.stores.len() + self.looks.errands();
-        let waiting = self.frames.busy_frames() >= BUSY_FRAMES_MAX || stores >= STORES_MAX;
+        // What a child has too has just been copied, and stays there twice until it is stored.
+        let busy_max = if self.sharing.is_pending() { WINDOW_FRAMES } else { BUSY_FRAMES_MAX };
+        let waiting = self.frames.busy_frames() >= busy_max || stores >= STORES_MAX;
         if waiting || !self.has_slots(io)? {
             return Ok(false);
         }
@@ -169,7 +171,11 @@ impl Engine {
         let mut has_turned = false;
         for _ in 0..RANGES_PER_STEP {
             let Some(range) = self.adopted.next_from(self.hand) else {
-                self.budget.round_ended((io.clock)(), self.frames.with_memory());
+                let now = (io.clock)();
+                if self.budget.round_ended(now, self.frames.with_memory()) {
+                    let here = self.count_pages(io);
+                    self.budget.counted(now, here);
+                }
                 if std::mem::replace(&mut has_turned, true) {
                     break;
                 }
@@ -452,6 +458,9 @@ impl Engine {
         }
         self.stuck = false;
         let near = self.budget.estimate() + self.budget.victim_target() >= self.budget.target();
+        if near && self.keeps_copies() && self.retire_oldest(io, true).is_some() {
+            return Ok(true);
+        }
         if near && self.frames.victim_frames() < self.budget.victim_target() {
             return Ok(matches!(self.evict_step(io)?, Evicted::Pages(_)));
         }
@@ -459,6 +468,12 @@ impl Engine {
             return Ok(self.retire_oldest(io, false).is_some());
         }
         Ok(false)
+    }
+
+    /// Whether the victim buffer holds copies of pages that a forked child has too: the tree has them
+    /// twice, and they are worth less than what they would take the place of.
+    const fn keeps_copies(&self) -> bool {
+        self.sharing.is_pending() && self.frames.victim_frames() > 0
     }
 
     /// Gives memory back: pooled frames that are too many, then the oldest victims, then new ones.
@@ -469,7 +484,8 @@ impl Engine {
         {
             return Ok(true);
         }
-        let enough = self.frames.victim_frames() * 2 > self.budget.victim_target();
+        let enough =
+            self.keeps_copies() || self.frames.victim_frames() * 2 > self.budget.victim_target();
         if enough && self.retire_oldest(io, true).is_some() {
             return Ok(true);
         }
@@ -486,6 +502,11 @@ impl Engine {
             return Ok(true);
         }
         Ok(self.retire_oldest(io, true).is_some())
+    }
+
+    /// Whether the program uses more than its limit.
+    pub(crate) const fn exceeds_limit(&self) -> bool {
+        self.budget.is_exceeded()
     }
 
     fn measure(&mut self, io: &mut Io<'_>) {

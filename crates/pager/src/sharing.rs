@@ -15,8 +15,8 @@ use crate::engine::{Engine, Io};
 use crate::frames::WINDOW_FRAMES;
 
 /// Windows that are made movable ahead of their eviction at most. Their copies are above the limit
-/// for that long: 4 MiB.
-const WINDOWS_MAX: usize = 4;
+/// for that long: 2 MiB.
+const WINDOWS_MAX: usize = 2;
 const WINDOW_BYTES: usize = WINDOW_FRAMES * PAGE_SIZE;
 
 /// What is known of sharing.

@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), no_main)]
 #![expect(unsafe_code, reason = "the pager's start-up and heap are its own, see runtime")]
 
+mod pause;
 mod run;
 #[expect(dead_code, reason = "the probe in examples/ uses the rest")]
 mod runtime;

@@ -27,6 +27,7 @@ use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::MemfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::pause::{LOOK_MICROS, Pause};
 use crate::runtime::{self, Arguments};
 use crate::warden;
 
@@ -80,6 +81,7 @@ enum End {
 #[expect(clippy::needless_pass_by_value, reason = "the start-up code hands it over")]
 pub(crate) fn run(arguments: Arguments) -> ! {
     runtime::on_panic(tell_panic);
+    let pause = Pause::begin(&arguments);
     let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS)
         .unwrap_or_else(|_| std::process::exit(125));
     // A pager whose program lives for a moment may never count anything: that is no lost count.
@@ -101,7 +103,7 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     };
     let program = program_handle(&arguments);
     let end = match Service::start(&arguments, link, met, &stats) {
-        Ok(service) => service.serve(&arguments, &program),
+        Ok(service) => service.serve(&arguments, &program, pause),
         Err((link, _)) if has_ended(arguments.program_pidfd) => {
             let _ = link.send(&PagerMessage::Bye, &[]);
             End::ProgramEnded
@@ -275,14 +277,18 @@ impl<'a> Service<'a> {
         Ok((pager, waiter))
     }
 
-    fn serve(mut self, arguments: &Arguments, program: &ProcessHandle) -> End {
+    fn serve(mut self, arguments: &Arguments, program: &ProcessHandle, mut pause: Pause) -> End {
         let mut ready = Ready::ALL;
         let end = loop {
-            let wait = match self.pager.turn(ready) {
+            let mut wait = match self.pager.turn(ready) {
                 Ok(wait) => wait,
                 Err(fatal) => break self.stop(&fatal),
             };
             let now = wait.now;
+            if pause.is_on() {
+                pause.step(self.pager.exceeds_limit());
+                wait.deadline = wait.deadline.min(now.plus_micros(LOOK_MICROS));
+            }
             if now >= self.next_publish {
                 self.next_publish = now.plus_micros(PUBLISH_MICROS);
                 self.publish();

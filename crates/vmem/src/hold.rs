@@ -5,12 +5,15 @@
 //! many as there are processors, leave no moment between, and whoever waits for a page waits as long
 //! as they go on. A thread that is held has made its change, and makes the next one when it is let
 //! go. It notices nothing of that: calls that change mappings are not interrupted, but end first.
+//!
+//! And a program that fills memory at full speed has passed its limit before its pager can do anything
+//! about it: threads that run are held until it can.
 
 use std::collections::HashSet;
 
 use rustix::process::Pid;
 
-use crate::madvise_watch::changing_threads;
+use crate::madvise_watch::{changing_threads, running_threads};
 
 /// What PTRACE_INTERRUPT stops a thread with, in the upper half of its status.
 const EVENT_STOP: i32 = 128;
@@ -41,7 +44,17 @@ impl Hold {
     /// Tells the threads to stop that are inside calls that change mappings. Each does when its call
     /// ends, for which its announcement must be read.
     pub fn take_changing(&mut self) {
-        for thread in changing_threads(self.process) {
+        self.take(changing_threads(self.process));
+    }
+
+    /// Tells the threads to stop that run at this moment, or wait for a processor: who sleeps touches no
+    /// memory. Each does within microseconds, or when its call ends.
+    pub fn take_running(&mut self) {
+        self.take(running_threads(self.process));
+    }
+
+    fn take(&mut self, threads: Vec<i32>) {
+        for thread in threads {
             let known = self.threads.iter().any(|held| held.thread == thread);
             if known || self.refused.contains(&thread) {
                 continue;
@@ -99,4 +112,53 @@ fn trace(request: libc::c_uint, thread: i32, number: i32) -> bool {
     let number = std::ptr::without_provenance_mut::<libc::c_void>(number.unsigned_abs() as usize);
     // SAFETY: these requests take no pointers: they begin, end and stop the tracing of a thread.
     unsafe { libc::ptrace(request, thread, nowhere, number) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn comes_true(mut holds: impl FnMut() -> bool) -> bool {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    fn state(process: Pid) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid())).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    #[test]
+    fn who_runs_is_held_and_who_sleeps_is_not() {
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let mut asleep = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let (runs, sleeps) = (Pid::from_child(&busy), Pid::from_child(&asleep));
+        assert!(comes_true(|| state(sleeps) == Some('S')));
+        let (mut held, mut spared) = (Hold::new(runs), Hold::new(sleeps));
+        spared.take_running();
+        assert!(spared.threads.is_empty());
+        // It may not have come to its program yet, and sleeps in the kernel now and then.
+        held.take_running();
+        let is_held = comes_true(|| {
+            held.take_running();
+            state(runs) == Some('t')
+        });
+        // Whoever may not trace here holds nobody.
+        assert!(is_held || !held.refused.is_empty());
+        assert!(comes_true(|| held.let_go()));
+        assert!(comes_true(|| state(runs) == Some('R')));
+        for child in [&mut busy, &mut asleep] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
 }

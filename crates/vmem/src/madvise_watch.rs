@@ -120,16 +120,27 @@ fn changes(call: i64) -> bool {
 
 /// The threads of a process that wait inside a call that changes mappings.
 pub(crate) fn changing_threads(process: Pid) -> Vec<i32> {
+    threads_that(process, |process, thread| system_call(process, thread).is_some_and(changes))
+}
+
+/// The threads of a process that run, or wait for nothing but a processor.
+pub(crate) fn running_threads(process: Pid) -> Vec<i32> {
+    threads_that(process, |process, thread| {
+        let stat = read(&format!("/proc/{process}/task/{thread}/stat"));
+        // The name is in parentheses and may hold anything.
+        stat.is_some_and(|stat| {
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+        })
+    })
+}
+
+fn threads_that(process: Pid, is_one: impl Fn(usize, usize) -> bool) -> Vec<i32> {
     let process = process.as_raw_nonzero().get().unsigned_abs() as usize;
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{process}/task")) else {
         return Vec::new();
     };
     let threads = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
-    let is_changing = |&thread: &i32| {
-        let thread = thread.unsigned_abs() as usize;
-        system_call(process, thread).is_some_and(changes)
-    };
-    threads.filter(is_changing).collect()
+    threads.filter(|thread: &i32| is_one(process, thread.unsigned_abs() as usize)).collect()
 }
 
 /// How long a thread has run; `None` if it has ended.

@@ -4,7 +4,8 @@
 //! The cost is that of `fork` itself in a program whose resident memory is what it would be natively,
 //! with eight times as much out beside it. For the save a redis-server is filled to four times its
 //! limit, told to save, and overwritten meanwhile, every key of it. Then the dump is loaded into a
-//! fresh server and must hold what was there at the fork: not one value of the later ones.
+//! fresh server and must hold what was there at the fork: not one value of the later ones. And
+//! processes that fill memory faster than pagers start must not have more together than their limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use clap::Args;
 
 use super::cases::Redis;
 use crate::build;
-use crate::stage::{Program, Running, Stage, Variant};
+use crate::stage::{Add, Program, Running, Stage, Variant};
 
 #[derive(Args)]
 pub(crate) struct ForkOptions {
@@ -30,12 +31,15 @@ pub(crate) struct ForkOptions {
     /// A folder on a disk for dumps.
     #[arg(long, default_value = "/var/tmp")]
     scratch: PathBuf,
-    /// Only the cost of forking.
+    /// Not the save.
     #[arg(long)]
     no_redis: bool,
-    /// Only the save.
-    #[arg(long, conflicts_with = "no_redis")]
+    /// Not the cost of forking.
+    #[arg(long)]
     no_cost: bool,
+    /// Not the peaks of processes that fill memory.
+    #[arg(long)]
+    no_fill: bool,
     /// Only these ways to save: what is compared belongs to one call, but one way with much data may take
     /// all the time that a machine can be had for oneself.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Variant::Native, Variant::Unix, Variant::Zram])]
@@ -58,6 +62,11 @@ pub(crate) fn fork(options: &ForkOptions) -> anyhow::Result<()> {
     let mut missed = 0;
     if !options.no_cost {
         missed += cost(&stage, options.fork_limit_mebibytes)?;
+    }
+    if !options.no_fill {
+        for (processes, mebibytes, limit_mebibytes) in FILLERS {
+            missed += fill(&stage, processes, mebibytes, limit_mebibytes)?;
+        }
     }
     if !options.no_redis {
         missed += save(&stage, options.redis_limit_mebibytes << 20, &options.ways)?;
@@ -95,6 +104,32 @@ fn cost(stage: &Stage, limit_mebibytes: u64) -> anyhow::Result<usize> {
         if paged <= bar { "met" } else { "missed" }
     );
     Ok(usize::from(paged > bar))
+}
+
+/// Processes that fill memory at once, the MiB of each, and the limit of all in MiB.
+const FILLERS: [(usize, u64, u64); 2] = [(3, 96, 128), (1, 256, 64)];
+
+#[expect(clippy::print_stdout, reason = "the figures are the result")]
+fn fill(stage: &Stage, processes: usize, mebibytes: u64, limit: u64) -> anyhow::Result<usize> {
+    let line = format!("{} --mebibytes={mebibytes} & pids=\"$pids $!\"\n", stage.built("fills"));
+    let script = line.repeat(processes) + "for pid in $pids; do wait $pid || exit 3; done\n";
+    let program = Program::new("fills", ["sh".to_owned(), "-c".to_owned(), script]);
+    let mut peaks = Vec::new();
+    for _ in 0..ROUNDS {
+        let running = stage.start(Variant::Unix, limit << 20, &program)?;
+        let peak = running.watch_sum(Add::Quickly);
+        running.finish()?;
+        peaks.push(peak.end() >> 20);
+    }
+    peaks.sort_unstable();
+    let most = limit + limit / 50;
+    let met = peaks[ROUNDS / 2] <= most;
+    println!(
+        "{processes} processes that fill {mebibytes} MiB each at once, {limit} MiB here: peaks {peaks:?} \
+         MiB; the median at most {most}, 2 % above: {}",
+        if met { "met" } else { "missed" }
+    );
+    Ok(usize::from(!met))
 }
 
 /// How a save went.
@@ -145,7 +180,7 @@ fn save_once(stage: &Stage, variant: Variant, limit_bytes: u64) -> anyhow::Resul
     fs::create_dir(&folder)?;
     let (running, port) = start(stage, &redis, variant, limit_bytes, &folder)?;
     redis.content(stage, &port, &["--seed=1", "fill"])?;
-    let peak = running.watch_sum();
+    let peak = running.watch_sum(Add::Proportionally);
     let started = Instant::now();
     ensure!(ask(&port, &["bgsave"])?.contains("started"), "redis does not save");
     let (saved, written) = thread::scope(|scope| {

@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::build::Built;
 use group::{Group, command_inside};
 use kernel_swap::{SwapPlace, SwitchedOn};
-pub(crate) use peaks::Peak;
+pub(crate) use peaks::{Add, Peak};
 use peaks::{SumWatch, Watch};
 
 /// How a program is run.
@@ -312,8 +312,8 @@ impl Running<'_> {
     }
 
     /// Begins to add up the memory of the program and its children.
-    pub(crate) fn watch_sum(&self) -> SumWatch {
-        SumWatch::start(Arc::clone(&self.counting))
+    pub(crate) fn watch_sum(&self, add: Add) -> SumWatch {
+        SumWatch::start(Arc::clone(&self.counting), add)
     }
 
     /// Whether it still runs; what it said is in the error if not.

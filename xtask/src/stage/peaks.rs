@@ -104,28 +104,50 @@ impl Drop for Watch {
     }
 }
 
-/// A thread that adds up the anonymous memory of all processes of a group, each page that several of
-/// them share divided among them.
+/// A thread that adds up the anonymous memory of all processes of a group.
 pub(crate) struct SumWatch {
     over: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
-/// Between two sums: each walks over all page tables.
-const SUM_INTERVAL: Duration = Duration::from_millis(200);
+/// How the memory of a process is added.
+#[derive(Clone, Copy)]
+pub(crate) enum Add {
+    /// Each page that several processes share divided among them: walks over all page tables.
+    Proportionally,
+    /// Each page for each process that has it: costs little, so that short peaks are seen.
+    Quickly,
+}
+
+impl Add {
+    /// Between two sums.
+    const fn interval(self) -> Duration {
+        match self {
+            Self::Proportionally => Duration::from_millis(200),
+            Self::Quickly => Duration::from_micros(300),
+        }
+    }
+
+    fn bytes_of(self, process: i32) -> u64 {
+        match self {
+            Self::Proportionally => proportional(process),
+            Self::Quickly => of_statm(process),
+        }
+    }
+}
 
 impl SumWatch {
     /// Starts to add up what is not farmem's own. A pager has no memory but its program's.
-    pub(super) fn start(group: Arc<Group>) -> Self {
+    pub(super) fn start(group: Arc<Group>, add: Add) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);
         let thread = thread::spawn(move || {
             let mut peak = 0;
             while !ends.load(Ordering::Relaxed) {
                 let processes = group.processes();
-                let sum = processes.iter().map(|process| proportional(*process)).sum();
+                let sum = processes.iter().map(|process| add.bytes_of(*process)).sum();
                 peak = peak.max(sum);
-                thread::sleep(SUM_INTERVAL);
+                thread::sleep(add.interval());
             }
             peak
         });
@@ -139,12 +161,22 @@ impl SumWatch {
     }
 }
 
-fn proportional(process: i32) -> u64 {
+/// A file of a process that is none of farmem's own; otherwise, and if it has ended, nothing.
+fn file_of_program(process: i32, file: &str) -> String {
     let read = |file: &str| fs::read_to_string(format!("/proc/{process}/{file}"));
-    if read("comm").is_ok_and(|name| name.starts_with("farmem")) {
-        return 0;
-    }
-    let rollup = read("smaps_rollup").unwrap_or_default();
+    let is_own = read("comm").is_ok_and(|name| name.starts_with("farmem"));
+    if is_own { String::new() } else { read(file).unwrap_or_default() }
+}
+
+fn of_statm(process: i32) -> u64 {
+    let statm = file_of_program(process, "statm");
+    let mut pages = statm.split_whitespace().skip(1).map_while(|number| number.parse::<u64>().ok());
+    let resident = pages.next().unwrap_or(0);
+    resident.saturating_sub(pages.next().unwrap_or(0)) << 12
+}
+
+fn proportional(process: i32) -> u64 {
+    let rollup = file_of_program(process, "smaps_rollup");
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss_Anon:"));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or(0) * 1024
