@@ -6,8 +6,8 @@ use farmem_region::{
     FrameId, Frames, Nanos, Outcome, PageIndex, PageRange, RegionId, StoreError, Ticket, Version,
 };
 use farmem_wire::{
-    Action, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX, PageEntry,
-    RangeEntry, SLOTS_ASSIGNED_MAX, Slots, page_checksum, seal,
+    Action, AskMap, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX,
+    PageEntry, RangeEntry, SLOTS_ASSIGNED_MAX, Slots, page_checksum, seal,
 };
 
 use crate::config::SessionInfo;
@@ -325,6 +325,13 @@ impl Messages {
         let wanted = u32::try_from(SLOTS_ASSIGNED_MAX).expect("a small number");
         let message = self.add(session, Action::Slots, None);
         Slots { wanted }.encode(&mut message.head);
+        message.finish();
+    }
+
+    /// Asks where pages lie that were stored before this session was: from one on, as many as a reply tells.
+    pub(crate) fn add_map(&mut self, session: &SessionInfo, from: PageIndex) {
+        let message = self.add(session, Action::Map, None);
+        AskMap { from, since: 0, leases: false, news: false }.encode(&mut message.head);
         message.finish();
     }
 

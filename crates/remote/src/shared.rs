@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use farmem_region::{
-    Checksum, Errand, FrameId, Frames, Lent, Loan, PageIndex, PageRange, RegionId,
+    Checksum, Errand, FrameId, Frames, Lent, Loan, PageCount, PageIndex, PageRange, RegionId,
 };
 use farmem_transport::{ArenaFile, recycle, recycle_mut};
-use farmem_wire::{NO_SLOT, PAGE_ENTRY_BYTES, PageEntry, page_checksum};
+use farmem_wire::{NO_SLOT, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX, PageEntry, page_checksum};
 
 use crate::messages::{MESSAGE_PAGES, Message, MessageIndex, Wanted};
 
@@ -37,6 +37,7 @@ pub(crate) struct SharedArena {
     /// Readings under way elsewhere.
     away: usize,
     places: Places,
+    inherited: Inherited,
     /// Slots to write into, those that lie side by side one after the other.
     fresh: VecDeque<u32>,
     /// Whether the kernel once did not read or write: then the connection is used.
@@ -61,6 +62,7 @@ impl SharedArena {
             carried: Arc::default(),
             away: 0,
             places: Places::default(),
+            inherited: Inherited::default(),
             fresh: VecDeque::new(),
             is_broken: false,
             head: Vec::new(),
@@ -72,6 +74,28 @@ impl SharedArena {
     /// The server has told where a page is.
     pub(crate) fn learn(&mut self, entry: &PageEntry) {
         self.places.set(entry.page, Place { slot: entry.slot, checksum: entry.checksum });
+    }
+
+    /// The region begins with so many pages of another one, which were stored there.
+    pub(crate) fn inherit(&mut self, pages: PageCount) {
+        self.inherited.pages = pages.get();
+    }
+
+    /// From which page on the server is to be asked where pages lie, after it had to be asked for the
+    /// first one that is wanted; `None` if that would tell nothing new.
+    pub(crate) fn next_unknown(&mut self, wanted: &[Wanted]) -> Option<PageIndex> {
+        let page = wanted.first()?.page;
+        if page.get() >= self.inherited.pages || self.places.get(page).is_some() {
+            return None;
+        }
+        self.inherited.ask(page)
+    }
+
+    /// The server has told where an inherited page was when it was asked: what is known is newer.
+    pub(crate) fn learn_inherited(&mut self, entry: &PageEntry) {
+        if self.places.get(entry.page).is_none() {
+            self.learn(entry);
+        }
     }
 
     /// The pages are no more.
@@ -278,6 +302,30 @@ impl SharedArena {
         message.become_commit(&head);
         self.head = head;
         true
+    }
+}
+
+/// Pages that the region began with. Their places are asked for when they are needed, for as many as a
+/// reply tells: whoever forks and ends soon asks for none.
+#[derive(Debug, Default)]
+struct Inherited {
+    pages: u64,
+    /// A bit for each stretch of pages that has been asked for.
+    asked: Vec<u64>,
+}
+
+impl Inherited {
+    /// Where the stretch of the page begins, if it has not been asked for.
+    fn ask(&mut self, page: PageIndex) -> Option<PageIndex> {
+        let stretch = page.get() / PAGES_PER_MESSAGE_MAX as u64;
+        let word = usize::try_from(stretch / 64).ok()?;
+        if word >= self.asked.len() {
+            self.asked.resize(word + 1, 0);
+        }
+        let bit = 1 << (stretch % 64);
+        let is_new = self.asked[word] & bit == 0;
+        self.asked[word] |= bit;
+        is_new.then(|| PageIndex::new(stretch * PAGES_PER_MESSAGE_MAX as u64))
     }
 }
 

@@ -180,8 +180,11 @@ impl RemoteStore {
             base: None,
             lease: MapLease::NoName,
         };
-        if store.arena.is_some() {
+        if let Some(arena) = &mut store.arena {
             store.messages.add_slots(&store.session);
+            if store.config.copy_of.is_some() {
+                arena.inherit(store.session.pages);
+            }
         }
         (store, session)
     }
@@ -341,7 +344,7 @@ impl RemoteStore {
             (Some(code), _) => self.handle_refusal(code, message, &header, now)?,
             (None, Action::Read) => self.check_pages(message, &header, frames),
             (None, Action::Malloc) => self.handle_growth(message, &header),
-            (None, Action::Write | Action::Commit | Action::Slots) => {
+            (None, Action::Write | Action::Commit | Action::Slots | Action::Map) => {
                 self.learn_places(message, &header);
                 Handled::Ended(Ok(()))
             }
@@ -432,6 +435,7 @@ impl RemoteStore {
                 self.messages.get(message).entries().for_each(|entry| arena.learn(&entry));
                 arena.add_fresh(Slots::decode_assigned(link.body(header)));
             }
+            Action::Map => link.entries(header).for_each(|entry| arena.learn_inherited(&entry)),
             _ => {
                 let assigned = Slots::decode_assigned(link.body(header));
                 arena.set_fresh(assigned.filter(|slot| !self.messages.uses_slot(*slot)));
@@ -480,6 +484,10 @@ impl RemoteStore {
             if !message.wanted.is_empty() {
                 message.seal_read();
                 at += 1;
+                let unknown = arena.next_unknown(&message.wanted);
+                if let Some(from) = unknown.filter(|_| self.messages.room() > 0) {
+                    self.messages.add_map(&self.session, from);
+                }
                 continue;
             }
             self.messages.unsent.remove(at);

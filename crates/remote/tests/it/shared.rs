@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use farmem_region::{FrameId, PageCount, PageIndex, PageRange, Request, StoreError};
-use farmem_remote::{RemoteConfig, admin};
+use farmem_remote::{RemoteConfig, SessionKey, admin};
 
 use crate::client::{Client, config};
 use crate::server::{Over, TestServer};
@@ -53,6 +53,39 @@ fn who_does_not_share_is_served_beside_who_does() {
         }
     }
     assert_eq!(server.stat().reads, 19);
+}
+
+/// The copy has never stored anything, and is told where its original has. What the original has stored
+/// since, what the copy stores itself, and what has left memory are told apart.
+#[test]
+fn cap_21_a_copy_finds_what_its_original_stored_without_the_server() {
+    let server = start(64);
+    let mut original = Client::connect(config(&server.endpoint, 16), 1000).unwrap();
+    original.grow(4096).unwrap();
+    original.stamp(50, 1000, 1);
+    original.store(50, 1000, 1).unwrap();
+    let of = original.session();
+    let (session, token, epoch, incarnation) = (of.session, of.token, of.epoch, of.incarnation);
+    let copy_of = Some(SessionKey { session, token, epoch, incarnation });
+    let config = RemoteConfig { copy_of, ..config(&server.endpoint, 16) };
+    let mut copy = Client::connect(config, 1000).unwrap();
+    assert_eq!(copy.session().pages, PageCount::new(4096));
+    original.stamp(50, 1000, 2);
+    original.store(50, 1000, 2).unwrap();
+    copy.stamp(300, 20, 3);
+    copy.store(300, 20, 3).unwrap();
+    copy.frames.0.fill([0; 4096]);
+    for at in 0..1000 {
+        let page = 50 + at * 7 % 1000;
+        let version = if (300..320).contains(&page) { 3 } else { 1 };
+        copy.fetch(page, 1, version).unwrap();
+        copy.check(page, 1, version);
+    }
+    // One for each stretch that a reply tells of, and what was asked for before that reply came.
+    let reads = server.stat().reads;
+    assert!(reads <= 50, "the server was asked for {reads} of 1000 pages");
+    original.fetch(50, 1000, 2).unwrap();
+    original.check(50, 1000, 2);
 }
 
 #[test]
