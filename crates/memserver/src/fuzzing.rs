@@ -16,8 +16,8 @@ use farmem_region::{
 use farmem_transport::{Connection, Moved};
 use farmem_wire::{
     Action, AskMap, Attach, AttachMode, BackupPlace, Copy, Create, Delete, HEADER_BYTES, Header,
-    Hello, List, Malloc, Open, PAGE_SIZES, PageEntry, Payload, RangeEntry, Setup, Slots, Source,
-    crc32c, page_checksum, seal, verify_body,
+    Hello, List, Malloc, Open, PAGE_SIZES, PageEntry, PartEntry, Payload, RangeEntry, Setup, Slots,
+    Source, crc32c, page_checksum, part_checksum, seal, verify_body,
 };
 
 use crate::ServerConfig;
@@ -379,6 +379,7 @@ impl Seat {
                 | Action::Invalidate
                 | Action::Flush
         );
+        let is_parts = matches!(action, Action::ReadParts | Action::WriteParts | Action::FreeParts);
         let mut payload = Vec::new();
         for _ in 0..header.entries {
             let (page, number, fill) = (script.byte()?, script.byte()?, script.byte()?);
@@ -389,12 +390,20 @@ impl Seat {
                 continue;
             }
             let (version, content) = (Version::new(number.into()), [fill; PAGE_SIZE]);
+            if is_parts {
+                let (first, count) = (u16::from(fill & 7) * 512, 512 << (fill >> 6 & 1));
+                let content = &content[..usize::from(count)];
+                let checksum = part_checksum(header.region, page, version, first, content);
+                PartEntry { page, version, checksum, first, bytes: count }.encode(&mut bytes);
+                payload.extend_from_slice(content);
+                continue;
+            }
             let checksum = page_checksum(header.region, page, version, &content);
             let checksum = Checksum::new(checksum.get() ^ u64::from(fill == 255));
             PageEntry { page, version, checksum, slot: fill.into() }.encode(&mut bytes);
             payload.extend_from_slice(&content);
         }
-        if header.payload_kind() == Payload::Pages {
+        if header.payload_kind() != Payload::Body {
             bytes.extend_from_slice(&payload);
         } else if kind == 1 {
             let count = script.byte()?;
@@ -433,6 +442,7 @@ impl Seat {
             if header.refusal.is_none() {
                 match header.action {
                     Action::Read => check_pages(&header, entries, payload),
+                    Action::ReadParts => check_parts(&header, entries, payload),
                     Action::Setup | Action::Attach | Action::Open => self.session = header,
                     _ => {}
                 }
@@ -450,6 +460,17 @@ fn check_pages(header: &Header, entries: &[u8], payload: &[u8]) {
         let expected = page_checksum(header.region, entry.page, entry.version, page);
         assert_eq!(entry.checksum, expected, "page {}", entry.page);
     }
+}
+
+fn check_parts(header: &Header, entries: &[u8], mut parts: &[u8]) {
+    for entry in PartEntry::decode_all(entries) {
+        let (part, rest) = parts.split_at(entry.bytes.into());
+        let (page, version) = (entry.page, entry.version);
+        let expected = part_checksum(header.region, page, version, entry.first, part);
+        assert_eq!(entry.checksum, expected, "a part of page {page}");
+        parts = rest;
+    }
+    assert!(parts.is_empty());
 }
 
 /// The body of an action, from two numbers.

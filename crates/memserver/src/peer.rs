@@ -24,8 +24,9 @@ use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
     Action, AskMap, Attach, BODY_BYTES_MAX, BackupPlace, Copy, Create, DecodeError, Delete,
-    HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello, List, Malloc, Open, PageEntry, Prefer,
-    ProtocolVersion, RangeEntry, RefusalCode, Resize, Setup, Slots, StatCount, seal, verify_body,
+    HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello, List, Malloc, Open, PARTS_BYTES_MAX,
+    PARTS_PER_MESSAGE_MAX, PageEntry, PartEntry, Prefer, ProtocolVersion, RangeEntry, RefusalCode,
+    Resize, Setup, Slots, StatCount, seal, verify_body,
 };
 
 use crate::counters::{DropReason, count};
@@ -510,7 +511,7 @@ impl Peer {
         entries: Range<usize>,
         body: Range<usize>,
     ) -> Result<u32, Refusal> {
-        let (entries, body) = (&self.input[entries], &self.input[body]);
+        let rest @ (entries, body) = (&self.input[entries], &self.input[body]);
         let (output, caller, unused) = (&mut self.output, &mut self.caller, &mut self.unused);
         let granted = header.granted();
         if takes_long(header.action) && !caller.may_wait {
@@ -532,6 +533,7 @@ impl Peer {
             Action::Read => {
                 return read(engine, caller, output, header, entries, self.received_at);
             }
+            action if is_about_parts(action) => serve_parts(engine, caller, output, header, rest)?,
             Action::Free => {
                 engine.free(caller, header, RangeEntry::decode_all(entries), unused)?;
                 push(output, granted, |_| ());
@@ -705,6 +707,11 @@ const fn is_about_a_whole(action: Action) -> bool {
     )
 }
 
+/// Whether a request is about parts of pages.
+const fn is_about_parts(action: Action) -> bool {
+    matches!(action, Action::ReadParts | Action::WriteParts | Action::FreeParts)
+}
+
 /// Whether a request may keep its thread for tens of milliseconds.
 const fn takes_long(action: Action) -> bool {
     matches!(
@@ -761,6 +768,53 @@ fn read(
         output.push_pages(slots);
     }
     result.map(|()| nanos)
+}
+
+/// Serves a request about parts of pages.
+fn serve_parts(
+    engine: &Engine,
+    caller: &Caller,
+    output: &mut Output,
+    header: &Header,
+    (entries, body): (&[u8], &[u8]),
+) -> Result<(), Refusal> {
+    match header.action {
+        Action::ReadParts => return read_parts(engine, caller, output, header, entries),
+        Action::WriteParts => engine.write_parts(caller, header, &parts_of(entries), body)?,
+        _ => engine.free_parts(caller, header, &parts_of(entries))?,
+    }
+    push(output, header.granted(), |_| ());
+    Ok(())
+}
+
+/// Serves a read of parts: they are copied, as they are small.
+fn read_parts(
+    engine: &Engine,
+    caller: &Caller,
+    output: &mut Output,
+    header: &Header,
+    entries: &[u8],
+) -> Result<(), Refusal> {
+    let wanted = parts_of(entries);
+    let bytes: usize = wanted.iter().map(|part| usize::from(part.bytes)).sum();
+    if bytes > PARTS_BYTES_MAX || wanted.len() > PARTS_PER_MESSAGE_MAX {
+        return Err(RefusalCode::Malformed.into());
+    }
+    let (mut entries, mut parts) = (Vec::new(), Vec::with_capacity(bytes));
+    engine.read_parts(caller, header, &wanted, |part, content| {
+        part.encode(&mut entries);
+        parts.extend_from_slice(content);
+    })?;
+    let count = u32::try_from(wanted.len()).expect("at most PARTS_PER_MESSAGE_MAX");
+    push(output, Header { entries: count, ..header.granted() }, |bytes| {
+        bytes.extend_from_slice(&entries);
+        bytes.extend_from_slice(&parts);
+    });
+    Ok(())
+}
+
+fn parts_of(entries: &[u8]) -> Vec<PartEntry> {
+    PartEntry::decode_all(entries).collect()
 }
 
 /// Nanoseconds; saturates after four seconds.

@@ -170,7 +170,7 @@ impl Action {
     /// Whether version 1 answers the action with anything but "unsupported".
     #[must_use]
     pub const fn is_served(self) -> bool {
-        matches!(self.number(), 1..=21 | 33..=38 | 43..=45)
+        matches!(self.number(), 1..=24 | 33..=38 | 43..=45)
     }
 }
 

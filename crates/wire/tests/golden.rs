@@ -8,8 +8,8 @@ use farmem_region::{
 use farmem_wire::{
     Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FullBody, GrantedSetup,
     HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open,
-    PageEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, ServerStat, Setup,
-    Slots, Source, Tier, page_checksum, seal,
+    PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize,
+    ServerStat, Setup, Slots, Source, Tier, page_checksum, part_checksum, seal,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -69,6 +69,8 @@ fn entry_bytes() {
     let (page, version) = (PageIndex::new(0x0102), Version::new(0x0304));
     PageEntry { page, version, checksum: Checksum::new(0x0506), slot: 0x0708 }.encode(&mut out);
     RangeEntry(PageRange { start: page, count: PageCount::new(0x090a) }).encode(&mut out);
+    let checksum = Checksum::new(0x0506);
+    PartEntry { page, version, checksum, first: 0x0a00, bytes: 0x0400 }.encode(&mut out);
     let expected = concat!(
         "0201000000000000",
         "0403000000000000",
@@ -79,8 +81,40 @@ fn entry_bytes() {
         "0a09000000000000",
         "0000000000000000",
         "0000000000000000",
+        "0201000000000000",
+        "0403000000000000",
+        "0605000000000000",
+        "000a",
+        "0004",
+        "00000000",
     );
     assert_eq!(hex(&out), expected);
+}
+
+/// As many parts, and bytes of them, as there may be: the header is taken; with one more it is not.
+#[test]
+fn lengths_of_parts() {
+    let of = |action, reply, entries, payload| {
+        let header = Header { reply, entries, payload, ..Header::request(action, 1) };
+        Header::decode(&header.encode()).map(|header| header.covered_bytes())
+    };
+    for (action, reply) in [(Action::WriteParts, false), (Action::ReadParts, true)] {
+        assert_eq!(of(action, reply, 8, 4096), Ok(8 * 32 + 4096));
+        assert!(of(action, reply, 9, 4096).is_err() && of(action, reply, 8, 4097).is_err());
+    }
+    // What carries no parts is as any other.
+    assert_eq!(of(Action::ReadParts, false, 8, 0), Ok(8 * 32));
+    assert!(of(Action::WriteParts, true, 0, 1025).is_err());
+}
+
+#[test]
+fn part_checksum_value() {
+    let content: [u8; 512] = std::array::from_fn(|at| at as u8);
+    let (region, page, version) = (RegionId::new(1), PageIndex::new(2), Version::new(3));
+    let of = |first, content: &[u8]| part_checksum(region, page, version, first, content).get();
+    assert_eq!(of(512, &content), 0x6236_ac22_634e_6c35);
+    assert_ne!(of(1024, &content), of(512, &content));
+    assert_ne!(of(512, &content[..511]), of(512, &content));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use farmem_region::{
 };
 use farmem_wire::{
     Action, Attach, CountOf, DecodeError, HEADER_BYTES, Header, Hello, Malloc,
-    PAGES_PER_MESSAGE_MAX, PageEntry, RangeEntry, RefusalCode, ServerStat, Setup, StatCount, seal,
-    verify_body,
+    PAGES_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX, PageEntry, Payload, RangeEntry, RefusalCode,
+    ServerStat, Setup, StatCount, seal, verify_body,
 };
 use proptest::prelude::*;
 
@@ -30,8 +30,10 @@ prop_compose! {
             server_nanos: nanos,
             ..Header::request(Action::from_number(action), request)
         };
-        if header.payload_kind() == farmem_wire::Payload::Pages {
-            header.payload = entries * PAGE_SIZE as u32;
+        match header.payload_kind() {
+            Payload::Pages => header.payload = entries * PAGE_SIZE as u32,
+            Payload::Parts => header.entries %= PARTS_PER_MESSAGE_MAX as u32 + 1,
+            Payload::Body => {}
         }
         header
     }

@@ -398,3 +398,39 @@ fn cap_74_regions_are_copied_within_a_server_to_another_one_and_to_a_file_and_ba
         assert_eq!(names, expected);
     }
 }
+
+/// What a copy that is made at once does not have, a range of the file of its own, one that is copied has.
+#[test]
+fn cap_22_parent_and_child_are_different_parts_of_one_file_and_both_are_written_back() {
+    const MIB: usize = 1 << 20;
+    let data = tempfile::tempdir().unwrap();
+    let directory = data.path().canonicalize().unwrap();
+    let file = directory.join("file");
+    let mut model: Vec<u8> = (0..2 * MIB).map(|at| (at / 4096) as u8).collect();
+    std::fs::write(&file, &model).unwrap();
+    let file = file.to_str().unwrap();
+    let server = Server::start(&["--memory", "16M", "--allow-dir", directory.to_str().unwrap()]);
+    let create = |name, offset| {
+        let place = ["--file", file, "--size", "1M", "--offset", offset];
+        server.done(&[&["create", name][..], &place].concat());
+    };
+    create("parent", "0");
+    create("child", "1M");
+    server.write(&["parent", "--offset", "64K"], &[1; 5000]);
+    server.done(&["copy", "parent", "child"]);
+    model[64 << 10..(64 << 10) + 5000].fill(1);
+    model.copy_within(..MIB, MIB);
+    server.write(&["parent", "--offset", "4K"], &[2; 300]);
+    server.write(&["child", "--offset", "4K"], &[3; 200]);
+    model[4096..4396].fill(2);
+    model[MIB + 4096..MIB + 4296].fill(3);
+    for name in ["parent", "child"] {
+        server.done(&["flush", name]);
+        server.done(&["delete", name]);
+    }
+    assert!(std::fs::read(file).unwrap() == model);
+    create("parent", "0");
+    create("child", "1M");
+    assert!(server.done(&["read", "parent"]) == model[..MIB]);
+    assert!(server.done(&["read", "child"]) == model[MIB..]);
+}

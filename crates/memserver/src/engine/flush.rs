@@ -10,6 +10,7 @@ use farmem_wire::{Header, Progress, RangeEntry, RefusalCode};
 
 use super::named::{Work, fill_copy};
 use super::pages::SPARE_SLOTS;
+use super::parts::runs;
 use super::supply::{Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::backing::BackingFile;
@@ -215,11 +216,10 @@ impl Engine {
 
     /// Writes those eighths of a page that are dirty.
     fn write_eighths(&self, file: &BackingFile, start: u64, page: &Dirty) -> std::io::Result<()> {
-        const EIGHTH: usize = PAGE_SIZE / 8;
         let content = self.arena.bytes(&page.slot);
-        for at in (0..8).filter(|at| page.eighths & 1 << at != 0) {
-            let bytes = &content[at * EIGHTH..(at + 1) * EIGHTH];
-            file.write(start + (at * EIGHTH) as u64, &mut [IoSlice::new(bytes)])?;
+        for bytes in runs(page.eighths) {
+            let at = start + bytes.start as u64;
+            file.write(at, &mut [IoSlice::new(&content[bytes])])?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod flush;
 mod map;
 mod named;
 mod pages;
+mod parts;
 mod revive;
 mod shape;
 #[cfg(test)]

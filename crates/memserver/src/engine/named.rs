@@ -363,11 +363,15 @@ impl Engine {
         let end = piece.end;
         for page in piece.map(PageIndex::new) {
             let is_there = region.table.with(page, |portion| {
-                how == Bring::Initialise || matches!(portion.place, Place::Dram(_))
+                let is_near = matches!(portion.place, Place::Dram(_));
+                (portion.absent == 0, how == Bring::Initialise || is_near)
             });
             match is_there {
-                Some(true) => continue,
-                Some(false) => self.promote(region, page, supply)?,
+                Some((true, true)) => continue,
+                Some((true, false)) => self.promote(region, page, supply)?,
+                Some((false, _)) => {
+                    self.make_from_file(region, page.get()..page.get() + 1, supply)?;
+                }
                 None if !makes_pages(&region.source, how) => continue,
                 None => match &region.source {
                     Source::Nothing => continue,
@@ -419,7 +423,7 @@ impl Engine {
     ) -> Result<(), Stop> {
         // All of them are one slot, until one is written: that is stored elsewhere anyway.
         let slot = self.fill_page(region, byte, supply)?;
-        self.put_made(region, page, slot);
+        self.put_made(region, page, slot, 0);
         Ok(())
     }
 
@@ -433,13 +437,12 @@ impl Engine {
         self.tell("file_failed", message);
     }
 
-    /// Puts a page that was made from the source into the table.
-    pub(super) fn put_made(&self, region: &mut Region, page: PageIndex, slot: Slot) {
+    /// Puts a page that was made from the source into the table; what is absent of it is zeros.
+    pub(super) fn put_made(&self, region: &mut Region, page: PageIndex, slot: Slot, absent: u8) {
         let version = Version::new(0);
         let checksum = Region::neutral(page, version, self.arena.bytes(&slot));
         let (generation, place) = (region.generation, Place::Dram(slot));
-        let portion =
-            Portion { place, dirty: 0, heat: 1, absent: 0, generation, version, checksum };
+        let portion = Portion { place, dirty: 0, heat: 1, absent, generation, version, checksum };
         let former = region.table.put(&self.tiers, page, &portion);
         assert!(former.is_none(), "only an absent page is made from the source");
         self.note_preference(region);

@@ -126,6 +126,26 @@ impl Engine {
         if !region.contains(wanted.page) {
             return Err(Refusal::page(RefusalCode::OutOfBounds, wanted).into());
         }
+        if region.table.with(wanted.page, |portion| portion.absent != 0) == Some(true) {
+            let page = wanted.page.get();
+            self.make_from_file(region, page..page + 1, supply)?;
+        }
+        match self.find_stored(region, wanted, supply)? {
+            Some(found) => Ok(found),
+            None if wanted.version != Version::new(0) => {
+                Err(Refusal::page(RefusalCode::NoPage, wanted).into())
+            }
+            None => self.make(region, wanted, supply),
+        }
+    }
+
+    /// A page as it is stored, if it is: what of it is absent is zeros.
+    pub(super) fn find_stored(
+        &self,
+        region: &mut Region,
+        wanted: PageEntry,
+        supply: &mut Supply,
+    ) -> Result<Option<Found>, Stop> {
         let looked = region.table.with(wanted.page, |portion| {
             let entry = self.entry(region, wanted.page, portion);
             let is_wanted = [Version::new(0), portion.version].contains(&wanted.version);
@@ -143,15 +163,12 @@ impl Engine {
                 let stored = PageEntry { checksum: wanted.checksum, slot: wanted.slot, ..entry };
                 Err(Refusal::page(RefusalCode::WrongVersionOfPage, stored).into())
             }
-            Some((entry, true, Some(slot))) if !region.copies_on_access => Ok((entry, slot)),
+            Some((entry, true, Some(slot))) if !region.copies_on_access => Ok(Some((entry, slot))),
             Some((_, true, slot)) => {
                 self.arena.release(slot);
-                self.fetch(region, wanted.page, supply)
+                self.fetch(region, wanted.page, supply).map(Some)
             }
-            None if wanted.version != Version::new(0) => {
-                Err(Refusal::page(RefusalCode::NoPage, wanted).into())
-            }
-            None => self.make(region, wanted, supply),
+            None => Ok(None),
         }
     }
 
@@ -539,7 +556,8 @@ impl Engine {
         };
         let former = region.table.with(page, |portion| match &portion.place {
             Place::Dram(old) => {
-                portion.dirty | changed(self.arena.bytes(old), self.arena.bytes(slot))
+                let differs = changed(self.arena.bytes(old), self.arena.bytes(slot));
+                portion.dirty | portion.absent | differs
             }
             Place::Compressed(_) | Place::File(_) => u8::MAX,
         });
@@ -733,7 +751,7 @@ impl Engine {
     /// What a client is told of a page.
     pub(super) fn entry(&self, region: &Region, page: PageIndex, portion: &Portion) -> PageEntry {
         let slot = match &portion.place {
-            Place::Dram(slot) if self.config.share_arena => slot.number(),
+            Place::Dram(slot) if self.config.share_arena && portion.absent == 0 => slot.number(),
             Place::Dram(_) | Place::Compressed(_) | Place::File(_) => self.no_slot(),
         };
         let checksum = region.bind(portion.checksum);

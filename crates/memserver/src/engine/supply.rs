@@ -11,6 +11,7 @@
 //! What was supplied may not fit any more when the step is taken again: a page may have moved, or
 //! been made by somebody else. Then it is given back at the end.
 
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use farmem_region::{Checksum, PAGE_SIZE, PageIndex, RegionId, Version};
@@ -18,6 +19,7 @@ use farmem_vmem::Slot;
 use farmem_wire::{PageEntry, RefusalCode};
 
 use super::pages::SPARE_SLOTS;
+use super::parts::{WHOLE, runs};
 use super::{Engine, Refusal};
 use crate::backing::BackingFile;
 use crate::neighbour::Claim;
@@ -58,8 +60,24 @@ pub(super) struct FromSource {
     file: Arc<BackingFile>,
     region: RegionId,
     pages: Vec<u64>,
+    /// What is wanted of them.
+    eighths: u8,
     /// As the region's: what was read before pages were removed may be out of date.
     removals: u64,
+}
+
+impl FromSource {
+    /// Parts of one page.
+    pub(super) fn parts(
+        file: &Arc<BackingFile>,
+        region: &Region,
+        page: PageIndex,
+        eighths: u8,
+    ) -> Self {
+        let (file, pages) = (Arc::clone(file), vec![page.get()]);
+        let (region, removals) = (region.id, region.removals);
+        Self { file, region, pages, eighths, removals }
+    }
 }
 
 /// What slots are for.
@@ -85,14 +103,16 @@ pub(super) struct Supply {
     made: Vec<Made>,
 }
 
-/// A page as the region's file has it.
+/// A page as the region's file has it, or parts of it and zeros.
 #[derive(Debug)]
-struct Made {
-    page: u64,
+pub(super) struct Made {
+    pub(super) page: u64,
+    /// What there is of it.
+    pub(super) eighths: u8,
     removals: u64,
-    slot: Slot,
+    pub(super) slot: Slot,
     /// Held until the page is stored, or done without.
-    claim: Option<Arc<Claim>>,
+    _claim: Option<Arc<Claim>>,
 }
 
 impl From<Need> for Stop {
@@ -134,6 +154,27 @@ impl Supply {
     /// An empty slot.
     pub(super) fn slot(&mut self) -> Result<Slot, Stop> {
         self.spare.pop().ok_or(Stop::Needs(Need::Slots))
+    }
+
+    /// What was made of a page, if it has all that is missing.
+    pub(super) fn take_made(
+        &mut self,
+        page: PageIndex,
+        removals: u64,
+        missing: u8,
+    ) -> Option<Made> {
+        let is_it = |made: &Made| {
+            made.page == page.get()
+                && made.removals == removals
+                && made.eighths & missing == missing
+        };
+        let at = self.made.iter().position(is_it)?;
+        Some(self.made.swap_remove(at))
+    }
+
+    /// It is taken later.
+    pub(super) fn put_back(&mut self, made: Made) {
+        self.made.push(made);
     }
 
     /// Gives up pages that were made.
@@ -197,18 +238,18 @@ impl Engine {
         let Some(source) = from_source(region, pages) else {
             return Ok(());
         };
-        let made = |page: &u64, supply: &Supply| {
-            let is_it = |made: &Made| made.page == *page && made.removals == source.removals;
-            supply.made.iter().position(is_it)
+        let is_made = |page: &u64| {
+            let is_it = |made: &Made| {
+                (made.page, made.removals, made.eighths) == (*page, source.removals, WHOLE)
+            };
+            supply.made.iter().any(is_it)
         };
-        if source.pages.iter().any(|page| made(page, supply).is_none()) {
+        if !source.pages.iter().all(is_made) {
             return Err(Need::Source(source).into());
         }
         for page in &source.pages {
-            if let Some(at) = made(page, supply) {
-                let Made { slot, claim, .. } = supply.made.swap_remove(at);
-                self.put_made(region, PageIndex::new(*page), slot);
-                drop(claim);
+            if let Some(made) = supply.take_made(PageIndex::new(*page), source.removals, WHOLE) {
+                self.add_made(region, made, supply)?;
             }
         }
         Ok(())
@@ -308,7 +349,7 @@ impl Engine {
     }
 
     fn read_source(&self, source: FromSource, supply: &mut Supply) -> Result<(), Refusal> {
-        let FromSource { file, region, pages, removals } = source;
+        let FromSource { file, region, pages, eighths, removals } = source;
         let mut claim = None;
         if let Some(neighbour) = file.neighbour() {
             supply.do_without(|made| pages.contains(&made.page));
@@ -321,20 +362,51 @@ impl Engine {
             }
         }
         let mut slots = supply.spare.split_off(supply.spare.len() - pages.len());
+        let read = match eighths {
+            WHOLE => self.read_whole(&file, &pages, &mut slots),
+            _ => self.read_eighths(&file, pages[0], eighths, &mut slots[0]),
+        };
+        if let Err(error) = read {
+            self.file_failed("read", &file, &error);
+            supply.spare.append(&mut slots);
+            return Err(file.refusal().into());
+        }
+        for (page, slot) in pages.into_iter().zip(slots) {
+            supply.made.push(Made { page, eighths, removals, slot, _claim: claim.clone() });
+        }
+        Ok(())
+    }
+
+    fn read_whole(
+        &self,
+        file: &BackingFile,
+        pages: &[u64],
+        slots: &mut [Slot],
+    ) -> std::io::Result<()> {
         let mut at = 0;
         for run in pages.chunk_by(|page, next| *next == page + 1) {
             let mut slices = Vec::new();
             self.arena.gather_mut(&mut slots[at..at + run.len()], &mut slices);
-            if let Err(error) = file.read(run[0] * PAGE_SIZE as u64, &mut slices) {
-                self.file_failed("read", &file, &error);
-                supply.spare.append(&mut slots);
-                return Err(file.refusal().into());
-            }
+            file.read(run[0] * PAGE_SIZE as u64, &mut slices)?;
             at += run.len();
         }
-        let made = pages.into_iter().zip(slots);
-        let made = made.map(|(page, slot)| Made { page, removals, slot, claim: claim.clone() });
-        supply.made.extend(made);
+        Ok(())
+    }
+
+    /// Reads parts of a page; the rest becomes zeros.
+    fn read_eighths(
+        &self,
+        file: &BackingFile,
+        page: u64,
+        eighths: u8,
+        slot: &mut Slot,
+    ) -> std::io::Result<()> {
+        let content = self.arena.bytes_mut(slot);
+        content.fill(0);
+        for bytes in runs(eighths) {
+            let start = page * PAGE_SIZE as u64 + bytes.start as u64;
+            file.read(start, &mut [IoSliceMut::new(&mut content[bytes])])?;
+        }
         Ok(())
     }
 
@@ -376,20 +448,23 @@ impl Engine {
         if found == checksum { Ok(()) } else { Err(LoadError::Damaged) }
     }
 
-    fn page_lost(&self, page: PageIndex, error: &LoadError) -> Refusal {
+    pub(super) fn page_lost(&self, page: PageIndex, error: &LoadError) -> Refusal {
         crate::counters::count(&self.counters.tier_failures, 1);
         self.tell("page_lost", format_args!("lost a page in a slower tier: {error}"));
         Refusal::page(RefusalCode::TierFailed, PageEntry { page, ..PageEntry::default() })
     }
 }
 
-/// The absent ones of these pages, if there are any and the region is made from a file.
+/// Those of these pages that are absent, as a whole or in part, if there are any and the region is made
+/// from a file.
 fn from_source(region: &Region, pages: std::ops::Range<u64>) -> Option<FromSource> {
     let Source::File(file) = &region.source else {
         return None;
     };
-    let is_absent = |page: &u64| region.table.with(PageIndex::new(*page), |_| ()).is_none();
+    let is_whole = |portion: &mut Portion| portion.absent == 0;
+    let is_absent = |page: &u64| region.table.with(PageIndex::new(*page), is_whole) != Some(true);
     let pages: Vec<u64> = pages.filter(is_absent).collect();
     let (file, region, removals) = (Arc::clone(file), region.id, region.removals);
-    (!pages.is_empty()).then_some(FromSource { file, region, pages, removals })
+    let eighths = WHOLE;
+    (!pages.is_empty()).then_some(FromSource { file, region, pages, eighths, removals })
 }

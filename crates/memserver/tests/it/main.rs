@@ -14,6 +14,7 @@ mod model;
 mod named;
 mod neighbours;
 mod news;
+mod parts;
 mod raw;
 mod requests;
 mod restart;

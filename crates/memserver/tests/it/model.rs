@@ -181,6 +181,9 @@ impl<'a> Model<'a> {
         // As many as there is room for in all tiers together.
         let most = if self.unit() == 512 { 5 } else { 8 };
         match self.next(100) {
+            0..20 if self.page_bytes < 4096 => self.write_parts(at),
+            20..40 if self.page_bytes < 4096 => self.check_parts(at),
+            40..43 if self.page_bytes < 4096 => self.free_part(at),
             0..45 => self.write(at, start, count.min(16)),
             45..77 => self.check(at, start, count.min(16)),
             77..80 if self.regions[at].writes_back => self.flush(at, first, whole),
@@ -280,6 +283,87 @@ impl<'a> Model<'a> {
             assert_eq!(version, known.version, "{} page {page}", region.name);
             assert!(found == *known.bytes, "{} page {page} version {version}", region.name);
         }
+    }
+
+    /// Pages of the region's size, up to 4 KiB of them in one page of 4 KiB: (page, first byte, bytes).
+    fn part(&mut self, at: usize) -> (u64, u16, u16) {
+        let units = PAGE_SIZE as u64 / u64::from(self.page_bytes);
+        let page = self.next(self.regions[at].len());
+        let first = self.next(units);
+        let count = 1 + self.next(units - first);
+        let bytes = |units: u64| units as u16 * self.page_bytes as u16;
+        (page, bytes(first), bytes(count))
+    }
+
+    fn write_parts(&mut self, at: usize) {
+        self.version += 1;
+        let version = self.version;
+        let part = self.part(at);
+        let mut parts = vec![part];
+        // Of another page, or that would be the same version twice.
+        if usize::from(part.2) <= PAGE_SIZE / 2 && part.0 > 0 {
+            parts.push((self.next(part.0), part.1, part.2));
+        }
+        let region = &mut self.regions[at];
+        let bytes = bytes(part.0, version);
+        let message: Vec<_> = parts
+            .iter()
+            .map(|(page, first, count)| {
+                let first = usize::from(*first);
+                let content = &bytes[first..first + usize::from(*count)];
+                (*page, version, first as u16, content)
+            })
+            .collect();
+        let written = patiently(|| region.client.write_parts(&message));
+        if region.is_frozen {
+            assert_eq!(written, Err(RefusalCode::Frozen));
+            return;
+        }
+        assert_eq!(written, Ok(()));
+        for (page, version, first, content) in message {
+            let known = &mut region.pages[page as usize];
+            let first = usize::from(first);
+            Arc::make_mut(&mut known.bytes)[first..first + content.len()].copy_from_slice(content);
+            known.version = version;
+        }
+    }
+
+    fn check_parts(&mut self, at: usize) {
+        let part = self.part(at);
+        let mut parts = vec![part];
+        if usize::from(part.2) <= PAGE_SIZE / 2 {
+            parts.push(((part.0 + 1) % self.regions[at].len(), part.1, part.2));
+        }
+        let region = &mut self.regions[at];
+        let found = patiently(|| region.client.read_parts(&parts)).unwrap();
+        for ((page, first, count), (version, found)) in parts.into_iter().zip(found) {
+            let known = &region.pages[page as usize];
+            let first = usize::from(first);
+            assert_eq!(version, known.version, "{} page {page}", region.name);
+            let expected = &known.bytes[first..first + usize::from(count)];
+            assert!(found == expected, "{} page {page} from byte {first}", region.name);
+        }
+    }
+
+    fn free_part(&mut self, at: usize) {
+        self.version += 1;
+        let (version, part) = (self.version, self.part(at));
+        let (page, first, count) = part;
+        let unwritten = self.unwritten(&self.regions[at], page);
+        let region = &mut self.regions[at];
+        let freed = patiently(|| region.client.free_parts(&[part], version));
+        if region.is_frozen || region.pins[page as usize] {
+            assert!(matches!(freed, Err(RefusalCode::Frozen | RefusalCode::Pinned)));
+            return;
+        }
+        assert!(matches!(freed, Ok(()) | Err(RefusalCode::AlreadyFree)), "{freed:?}");
+        // It has no version if nothing of it is stored any more, and the former one if nothing was.
+        let (found, _) = patiently(|| region.client.read_parts(&[part])).unwrap().remove(0);
+        let known = &mut region.pages[page as usize];
+        assert!([0, known.version, version].contains(&found), "{found}");
+        let range = usize::from(first)..usize::from(first) + usize::from(count);
+        Arc::make_mut(&mut known.bytes)[range.clone()].copy_from_slice(&unwritten.bytes[range]);
+        known.version = found;
     }
 
     /// What is dirty is in the file then; all else of it is as it was.
