@@ -10,8 +10,8 @@ use farmem_region::{
 use farmem_transport::Endpoint;
 use farmem_wire::{
     Action, BackupPlace, BodyError, Copy, Create, Delete, Header, List, Open,
-    PAGES_PER_MESSAGE_MAX, PageEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo,
-    Resize, Tier, page_checksum,
+    PAGES_PER_MESSAGE_MAX, PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode,
+    RegionInfo, Resize, Tier, page_checksum, part_checksum,
 };
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
@@ -127,6 +127,8 @@ pub struct NamedRegion {
     connection: Connection,
     session: Header,
     pages: PageCount,
+    /// See [`NamedRegion::unit`].
+    unit: Option<u64>,
     /// See [`NamedRegion::keep_map`].
     map: Option<KeptMap>,
 }
@@ -147,7 +149,7 @@ impl NamedRegion {
             let (connection, session, pages) = attach(server, name, take_over, timeout)?;
             let (server, name) = (server.clone(), name.to_owned());
             let is_writer = take_over;
-            Ok(Self { server, name, is_writer, connection, session, pages, map: None })
+            Ok(Self { server, name, is_writer, connection, session, pages, unit: None, map: None })
         };
         open().map_err(|error: ExchangeError| error.into_store_error(server))
     }
@@ -403,6 +405,97 @@ impl NamedRegion {
     }
 
     fn read_bytes(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, ExchangeError> {
+        let unit = self.unit()?;
+        let mut content = Vec::with_capacity((bytes.end - bytes.start) as usize);
+        for piece in pieces(bytes, unit) {
+            match piece {
+                Piece::Pages(bytes) => content.extend(self.read_whole(bytes)?),
+                Piece::Part(bytes) => {
+                    let (_, part, start) = self.read_part(&bytes, unit)?;
+                    let skip = (bytes.start - start) as usize;
+                    let count = (bytes.end - bytes.start) as usize;
+                    content.extend_from_slice(&part[skip..skip + count]);
+                }
+            }
+        }
+        Ok(content)
+    }
+
+    /// Bytes of a part of which the region's pages are smaller than 4 KiB, and its version; also
+    /// where they begin.
+    fn read_part(
+        &mut self,
+        bytes: &Range<u64>,
+        unit: u64,
+    ) -> Result<(Version, Vec<u8>, u64), ExchangeError> {
+        let (start, end) = (bytes.start / unit * unit, bytes.end.next_multiple_of(unit));
+        let count = (end - start) as usize;
+        let (page, first) = (start / PAGE_SIZE as u64, (start % PAGE_SIZE as u64) as u16);
+        self.refresh()?;
+        let fill = self.map.as_ref().filter(|_| page < self.pages.get());
+        if let Some(fill) = fill.and_then(|map| map.fill_of(page, page + 1)) {
+            return Ok((Version::new(0), vec![fill; count], start));
+        }
+        // A page of 4 KiB at most.
+        let (page, bytes) = (PageIndex::new(page), count as u16);
+        let wanted = PartEntry { page, first, bytes, ..PartEntry::default() };
+        let header = Header { entries: 1, ..self.request(Action::ReadParts) };
+        let reply = self.ask_with(header, |out| wanted.encode(out))?;
+        let exchange = &self.connection.exchange;
+        let entry = PartEntry::decode_all(exchange.bytes(reply.entries)).next();
+        let (content, found) = (exchange.bytes(reply.body), entry.unwrap_or_default());
+        let (version, checksum) = (found.version, found.checksum);
+        if found != (PartEntry { version, checksum, ..wanted })
+            || content.len() != count
+            || part_checksum(header.region, page, version, first, content) != checksum
+        {
+            let what = format!("a part of page {page} is not what its checksum says");
+            return Err(ExchangeError::BadReply(what));
+        }
+        Ok((version, content.to_vec(), start))
+    }
+
+    /// Writes less than a page of 4 KiB. False if there is nothing that the rest of it could be.
+    fn write_part(&mut self, at: u64, bytes: &[u8], unit: u64) -> Result<bool, ExchangeError> {
+        let range = at..at + bytes.len() as u64;
+        let (former, mut content, start) = match self.read_part(&range, unit) {
+            Err(ExchangeError::Refused(RefusalCode::NoPage, _)) => return Ok(false),
+            other => other?,
+        };
+        let skip = (at - start) as usize;
+        content[skip..skip + bytes.len()].copy_from_slice(bytes);
+        let (page, first) = (start / PAGE_SIZE as u64, (start % PAGE_SIZE as u64) as u16);
+        let (index, version) = (PageIndex::new(page), Version::new(former.get() + 1));
+        let header = Header { entries: 1, ..self.request(Action::WriteParts) };
+        let checksum = part_checksum(header.region, index, version, first, &content);
+        let bytes = content.len() as u16;
+        let entry = PartEntry { page: index, version, checksum, first, bytes };
+        self.ask_with(header, |out| {
+            entry.encode(out);
+            out.extend_from_slice(&content);
+        })?;
+        self.note_own(page, 1, Some(version));
+        Ok(true)
+    }
+
+    /// Bytes of the smallest part that can be read and written by itself: 4 KiB, or the region's page
+    /// size if that is smaller and the server knows of it.
+    fn unit(&mut self) -> Result<u64, ExchangeError> {
+        if let Some(unit) = self.unit {
+            return Ok(unit);
+        }
+        let page = PAGE_SIZE as u64;
+        let unit = if self.connection.knows_parts {
+            let reply = self.ask(Action::Show, |_| ())?;
+            page.min(self.connection.info(reply)?.page_bytes.into()).max(1)
+        } else {
+            page
+        };
+        self.unit = Some(unit);
+        Ok(unit)
+    }
+
+    fn read_whole(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, ExchangeError> {
         let (first, last) = pages_of(&bytes);
         let mut content = Vec::with_capacity((last - first) as usize * PAGE_SIZE);
         for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
@@ -425,6 +518,25 @@ impl NamedRegion {
     /// # Errors
     /// As [`NamedRegion::read`].
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let unit = self.unit().map_err(|error| self.error(error))?;
+        for piece in pieces(at..at + bytes.len() as u64, unit) {
+            let (Piece::Pages(range) | Piece::Part(range)) = &piece;
+            let bytes = &bytes[(range.start - at) as usize..(range.end - at) as usize];
+            let is_written = match piece {
+                Piece::Pages(_) => false,
+                Piece::Part(_) => {
+                    let written = self.write_part(range.start, bytes, unit);
+                    written.map_err(|error| self.error(error))?
+                }
+            };
+            if !is_written {
+                self.write_whole(range.start, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_whole(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let written = at..at + bytes.len() as u64;
         let (first, last) = pages_of(&written);
         for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
@@ -558,13 +670,17 @@ struct Connection {
     next: u64,
     /// When the last request was sent.
     sent: Duration,
+    /// Whether the server knows of parts of pages.
+    knows_parts: bool,
 }
 
 impl Connection {
     fn open(server: &Endpoint, timeout: Duration) -> Result<Self, ExchangeError> {
-        let (mut exchange, ..) = Exchange::open(server, false, Instant::now() + timeout)?;
+        let (mut exchange, _, hello) = Exchange::open(server, false, Instant::now() + timeout)?;
         exchange.accept_pages();
-        Ok(Self { exchange, timeout, next: 1, sent: Duration::ZERO })
+        let parts = [Action::ReadParts, Action::WriteParts];
+        let knows_parts = parts.iter().all(|action| hello.actions >> action.number() & 1 == 1);
+        Ok(Self { exchange, timeout, next: 1, sent: Duration::ZERO, knows_parts })
     }
 
     fn ask(
@@ -612,6 +728,42 @@ impl Connection {
 
 fn bad_body(error: &BodyError) -> ExchangeError {
     ExchangeError::BadReply(error.to_string())
+}
+
+/// Bytes that are read or written with one kind of request.
+enum Piece {
+    /// In pages of 4 KiB, all of each if the region's pages are smaller.
+    Pages(Range<u64>),
+    /// Less than one of 4 KiB.
+    Part(Range<u64>),
+}
+
+/// Divides bytes, in a region whose smallest part has so many.
+fn pieces(bytes: Range<u64>, unit: u64) -> impl Iterator<Item = Piece> {
+    const PAGE: u64 = PAGE_SIZE as u64;
+    let mut at = bytes.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        if start >= bytes.end {
+            return None;
+        }
+        let whole = bytes.end / PAGE * PAGE;
+        // What would be all of a page in such parts is read as one.
+        let page_end = (start / PAGE + 1) * PAGE;
+        let end = bytes.end.min(page_end);
+        let is_all =
+            start / unit * unit == page_end - PAGE && end.next_multiple_of(unit) == page_end;
+        if unit >= PAGE {
+            at = bytes.end;
+            Some(Piece::Pages(start..bytes.end))
+        } else if start.is_multiple_of(PAGE) && whole > start {
+            at = whole;
+            Some(Piece::Pages(start..whole))
+        } else {
+            at = end;
+            Some(if is_all { Piece::Pages(start..end) } else { Piece::Part(start..end) })
+        }
+    })
 }
 
 /// The pages that bytes lie in.

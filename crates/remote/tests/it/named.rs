@@ -88,3 +88,53 @@ fn cap_62_readers_go_on_when_another_writer_takes_over() {
         assert!(readers.iter_mut().all(|reader| reader.read(0..1).is_err()));
     }
 }
+
+/// Bytes anywhere in a region of small pages, against a plain vector and the file.
+#[test]
+fn cap_1_cap_72_small_pages_are_read_and_written_by_themselves() {
+    for (over, unit) in [(BOTH[0], 512), (BOTH[1], 1024)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap().join("file");
+        let mut model: Vec<u8> = (0..64 << 10_u32).map(|at| (at / 512) as u8).collect();
+        std::fs::write(&path, &model).unwrap();
+        let server = TestServer::start(over, 256, |config| {
+            config.directories = vec![path.parent().unwrap().to_owned()];
+        });
+        let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+        let size = ByteCount::new(model.len() as u64);
+        let create = Create { name: "r", size, page_bytes: unit, source, prefers: None };
+        named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+        let mut region = NamedRegion::open(&server.endpoint, "r", true, TIMEOUT).unwrap();
+        region.keep_map().unwrap();
+        assert_eq!(region.read(700..701).unwrap(), [1]);
+        let (stored, before) = (region.show().unwrap().stored.get(), server.stat().bytes_out);
+        assert_eq!(stored, 1);
+        assert_eq!(region.read(701..702).unwrap(), [1]);
+        let look = server.stat().bytes_out;
+        let told = look - before;
+        assert!(told < 4096, "{told} bytes for one, and for a look at the server");
+        let mut seed = 42_u64;
+        let mut next = |limit: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize % limit
+        };
+        for step in 0..400 {
+            let start = next(model.len());
+            let end = model.len().min(start + 1 + [next(600), next(10_000)][step % 2]);
+            if next(2) == 0 {
+                let bytes: Vec<u8> = (start..end).map(|at| (at + step) as u8).collect();
+                region.write(start as u64, &bytes).unwrap();
+                model[start..end].copy_from_slice(&bytes);
+            }
+            let found = region.read(start as u64..end as u64).unwrap();
+            assert!(found == model[start..end], "{start} to {end}");
+            if step % 100 == 99 {
+                let pages = PageCount::new(model.len() as u64 / PAGE);
+                let all = PageRange { start: PageIndex::new(0), count: pages };
+                region.over(RangeAction::Flush, all).unwrap();
+                assert!(std::fs::read(&path).unwrap() == model);
+            }
+        }
+        assert!(region.read(0..model.len() as u64).unwrap() == model);
+    }
+}
