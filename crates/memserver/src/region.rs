@@ -193,6 +193,11 @@ impl Region {
         (u64::from(self.page_bytes) / PAGE_SIZE as u64).max(1)
     }
 
+    /// Whether pages of 4 KiB may be there in part only.
+    pub(crate) const fn has_parts(&self) -> bool {
+        (self.page_bytes as usize) < PAGE_SIZE
+    }
+
     /// The pages that are initialised together with one.
     pub(crate) fn unit_of(&self, page: PageIndex) -> std::ops::Range<u64> {
         let unit = self.unit_pages();

@@ -126,7 +126,9 @@ impl Engine {
         if !region.contains(wanted.page) {
             return Err(Refusal::page(RefusalCode::OutOfBounds, wanted).into());
         }
-        if region.table.with(wanted.page, |portion| portion.absent != 0) == Some(true) {
+        let is_partial = |portion: &mut Portion| portion.absent != 0;
+        // Where no page can be, each lookup is worth saving.
+        if region.has_parts() && region.table.with(wanted.page, is_partial) == Some(true) {
             let page = wanted.page.get();
             self.make_from_file(region, page..page + 1, supply)?;
         }
