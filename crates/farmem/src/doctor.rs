@@ -208,6 +208,7 @@ fn artefacts() -> Row {
 fn informative(probe: &Probe) -> Vec<Row> {
     let mut rows = vec![
         unprivileged(probe),
+        real_time(),
         mappings(),
         limit("locked memory (RLIMIT_MEMLOCK)", Resource::Memlock, 0, |bytes| {
             Size(bytes).to_string()
@@ -233,6 +234,20 @@ fn unprivileged(probe: &Probe) -> Row {
         Status::Warn,
         "the permissions above are enough and to be preferred to sysctl \
          vm.unprivileged_userfaultfd=1",
+    )
+}
+
+fn real_time() -> Row {
+    // Tried in a thread that ends with it.
+    let granted = std::thread::spawn(farmem_vmem::be_real_time).join().unwrap_or(false);
+    let found = if granted { "granted" } else { "not granted" };
+    Row::new("real-time priority", found, "CAP_SYS_NICE, or RLIMIT_RTPRIO of 1").or(
+        granted,
+        Status::Warn,
+        "give this user a line `USER - rtprio 1` in /etc/security/limits.conf (a service \
+         LimitRTPRIO=1, a container --ulimit rtprio=1), or the capability CAP_SYS_NICE: without it \
+         the pager and the thread that waits for it wake each other on two processors, and a \
+         fault takes three times as long",
     )
 }
 

@@ -387,10 +387,14 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The words before a command to run it as `user`, who may page.
+/// The words before a command to run it as `user`, who may page, and as fast as root.
 fn become_user(user: &str) -> Vec<String> {
     let identity = [format!("--reuid={user}"), format!("--regid={user}")];
-    let rest = ["--init-groups", "--inh-caps=+sys_ptrace", "--ambient-caps=+sys_ptrace"];
+    let rest = [
+        "--init-groups",
+        "--inh-caps=+sys_ptrace,+sys_nice",
+        "--ambient-caps=+sys_ptrace,+sys_nice",
+    ];
     let words = ["setpriv".to_owned()].into_iter().chain(identity);
     words.chain(rest.map(str::to_owned)).collect()
 }
