@@ -130,7 +130,10 @@ fn tell(run: &Run) {
 /// For the page: all runs in sum, and each.
 pub(super) fn page(runs: &[Run]) -> String {
     let sum = |of: fn(&Run) -> u64| runs.iter().map(of).sum::<u64>();
-    let minutes = runs.iter().map(|run| run.seconds).sum::<f64>() / 60.0;
+    let minutes_of = |runs: &[Run]| runs.iter().map(|run| run.seconds).sum::<f64>() / 60.0;
+    let minutes = minutes_of(runs);
+    let since = runs.iter().rposition(|run| !run.is_right()).map_or(0, |last| last + 1);
+    let (right, right_minutes) = (runs.len() - since, minutes_of(&runs[since..]));
     let wrong = runs.iter().filter(|run| !run.is_right()).count();
     let mut page = format!(
         "\n## Oracle\n\n`cargo xtask verify --oracle MINUTES`: {THREADS} threads stamp {MEBIBYTES} MiB and \
@@ -139,7 +142,8 @@ pub(super) fn page(runs: &[Run]) -> String {
          pages, under a timer that\ninterrupts a thousand times a second; the limit is {SHARE} % of the \
          native peak. Each run has a seed of\nits own, and ends with the first wrong byte.\n\n\
          **{} runs, {minutes:.0} minutes: {} with a wrong byte or another failure.** {} operations, {} \
-         children\nforked, {} faults, {} pages evicted, {} fetched.\n\n\
+         children\nforked, {} faults, {} pages evicted, {} fetched.\n\
+         The last {right} runs, {right_minutes:.0} minutes, were right.\n\n\
          | seed | result | seconds | operations | children | faults | pages evicted | fetched | limit MiB | measured |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         runs.len(),
