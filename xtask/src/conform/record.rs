@@ -222,8 +222,9 @@ This page is made by `cargo xtask conform` from docs/conformance.json; numbers a
 that were made.
 
 Each case, a command that runs many tests, is run natively first. The local limit is the share
-named below of the most anonymous memory that one of its processes had then, and at least 16 MiB:
-where two shares come to the same limit, one run stands for both.
+named below of the most anonymous memory that its processes had together then, and at least 16 MiB:
+where two shares come to the same limit, one run stands for both. What was measured up to commit 21a9015
+had a share of what one of the processes had, which is less.
 A result *counts* only if pages were evicted while its case ran. A test that had not ended when the
 time was over, which is the same natively and under farmem, has *timed out*. Where a test ends
 otherwise, both are run once more; what ends this way or that natively is *unsteady* and says

@@ -116,8 +116,9 @@ pub(crate) struct Native {
     verdicts: Verdicts,
     /// It was killed, as its time was over.
     pub(crate) late: bool,
-    /// The most that one of its processes had at a time.
-    pub(crate) peak_bytes: u64,
+    /// The most anonymous memory that its processes had together, or one of them, as far as seen: one
+    /// limit holds for all of them.
+    pub(crate) together_bytes: u64,
     pub(crate) seconds: f64,
 }
 
@@ -126,7 +127,11 @@ impl Native {
         let shown = case.run(stage, Variant::Native, u64::MAX)?;
         let native = Self {
             late: shown.outcome.late,
-            peak_bytes: shown.outcome.peak.anonymous_bytes,
+            together_bytes: shown
+                .outcome
+                .peak
+                .together_bytes
+                .max(shown.outcome.peak.anonymous_bytes),
             seconds: shown.outcome.wall_seconds,
             verdicts: shown.verdicts,
         };
@@ -135,7 +140,7 @@ impl Native {
             case.name,
             native.verdicts.len(),
             native.seconds,
-            native.peak_bytes >> 20,
+            native.together_bytes >> 20,
             if native.late { ", TIMED OUT" } else { "" },
         );
         ensure!(!native.verdicts.is_empty(), "{} has no results at all", case.name);
@@ -144,7 +149,7 @@ impl Native {
 
     /// The limit that is `share` percent of what the case takes natively.
     pub(crate) fn limit_bytes(&self, share: u64) -> u64 {
-        (self.peak_bytes * share / 100).max(LIMIT_MIN_BYTES)
+        (self.together_bytes * share / 100).max(LIMIT_MIN_BYTES)
     }
 }
 

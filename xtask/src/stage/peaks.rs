@@ -13,6 +13,8 @@ use super::group::Group;
 
 /// Between two looks: long enough to cost less than a thousandth of a processor.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// So many looks make one at all processes together, which walks over all page tables.
+const LOOKS_APART: u32 = 5;
 
 /// The most memory that was seen in one watched process.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -21,6 +23,9 @@ pub(crate) struct Peak {
     pub(crate) resident_bytes: u64,
     /// RssAnon, as seen every 20 ms.
     pub(crate) anonymous_bytes: u64,
+    /// Anonymous memory of all processes together, watched or not, a page that several have divided
+    /// among them: as seen every 100 ms.
+    pub(crate) together_bytes: u64,
 }
 
 /// A thread that looks.
@@ -35,6 +40,7 @@ struct Shared {
     late: AtomicBool,
     resident_bytes: AtomicU64,
     anonymous_bytes: AtomicU64,
+    together_bytes: AtomicU64,
 }
 
 impl Watch {
@@ -48,8 +54,15 @@ impl Watch {
         let shared = Arc::new(Shared::default());
         let looks = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            while !looks.over.load(Ordering::Relaxed) {
-                looks.look(&group, watched);
+            for look in 0u32.. {
+                if looks.over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let processes = group.processes();
+                looks.look(&processes, watched);
+                if look % LOOKS_APART == 0 {
+                    looks.look_at_all(&processes);
+                }
                 if Instant::now() > deadline {
                     looks.late.store(true, Ordering::Relaxed);
                     group.kill();
@@ -72,13 +85,14 @@ impl Watch {
         Peak {
             resident_bytes: self.shared.resident_bytes.load(Ordering::Relaxed),
             anonymous_bytes: self.shared.anonymous_bytes.load(Ordering::Relaxed),
+            together_bytes: self.shared.together_bytes.load(Ordering::Relaxed),
         }
     }
 }
 
 impl Shared {
-    fn look(&self, group: &Group, watched: Option<&str>) {
-        for process in group.processes() {
+    fn look(&self, processes: &[i32], watched: Option<&str>) {
+        for process in processes {
             // A process that just ended has no status any more.
             let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
             let field = |name: &str| {
@@ -92,6 +106,11 @@ impl Shared {
             self.resident_bytes.fetch_max(bytes("VmHWM:"), Ordering::Relaxed);
             self.anonymous_bytes.fetch_max(bytes("RssAnon:"), Ordering::Relaxed);
         }
+    }
+
+    fn look_at_all(&self, processes: &[i32]) {
+        let together = processes.iter().map(|process| proportional(*process)).sum();
+        self.together_bytes.fetch_max(together, Ordering::Relaxed);
     }
 }
 
