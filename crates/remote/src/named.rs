@@ -401,12 +401,16 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`]; also if a page is not what its checksum says.
     pub fn read(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        if bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        addressable(bytes.end).map_err(|error| self.error(error))?;
         self.look(|region| region.read_bytes(bytes.clone()))
     }
 
     fn read_bytes(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, ExchangeError> {
         let unit = self.unit()?;
-        let mut content = Vec::with_capacity((bytes.end - bytes.start) as usize);
+        let mut content = Vec::new();
         for piece in pieces(bytes, unit) {
             match piece {
                 Piece::Pages(bytes) => content.extend(self.read_whole(bytes)?),
@@ -497,7 +501,7 @@ impl NamedRegion {
 
     fn read_whole(&mut self, bytes: Range<u64>) -> Result<Vec<u8>, ExchangeError> {
         let (first, last) = pages_of(&bytes);
-        let mut content = Vec::with_capacity((last - first) as usize * PAGE_SIZE);
+        let mut content = Vec::new();
         for start in (first..last).step_by(PAGES_PER_MESSAGE_MAX) {
             let end = last.min(start + PAGES_PER_MESSAGE_MAX as u64);
             self.refresh()?;
@@ -516,10 +520,16 @@ impl NamedRegion {
     /// Writes bytes. Pages that are written in part are read before.
     ///
     /// # Errors
-    /// As [`NamedRegion::read`].
+    /// As [`NamedRegion::read`]. Nothing is written of what would end past the region; after
+    /// another error, what came before it stays written.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let end = at.saturating_add(bytes.len() as u64);
+        // Nobody else changes the size of what this client writes.
+        if end > self.size().get() {
+            return Err(self.error(ExchangeError::Refused(RefusalCode::OutOfBounds, None)));
+        }
         let unit = self.unit().map_err(|error| self.error(error))?;
-        for piece in pieces(at..at + bytes.len() as u64, unit) {
+        for piece in pieces(at..end, unit) {
             let (Piece::Pages(range) | Piece::Part(range)) = &piece;
             let bytes = &bytes[(range.start - at) as usize..(range.end - at) as usize];
             let is_written = match piece {
@@ -728,6 +738,14 @@ impl Connection {
 
 fn bad_body(error: &BodyError) -> ExchangeError {
     ExchangeError::BadReply(error.to_string())
+}
+
+/// Refuses bytes that lie in no page that has a number.
+const fn addressable(end: u64) -> Result<(), ExchangeError> {
+    if end > u64::MAX - PAGE_SIZE as u64 {
+        return Err(ExchangeError::Refused(RefusalCode::OutOfBounds, None));
+    }
+    Ok(())
 }
 
 /// Bytes that are read or written with one kind of request.

@@ -138,3 +138,29 @@ fn cap_1_cap_72_small_pages_are_read_and_written_by_themselves() {
         assert!(region.read(0..model.len() as u64).unwrap() == model);
     }
 }
+
+#[test]
+fn bytes_past_the_region_are_refused_wherever_they_are() {
+    let server = TestServer::start(BOTH[0], 256, |_| ());
+    let source = Source::Fill(0);
+    for (name, page_bytes) in [("small", 512), ("usual", 4096)] {
+        let size = ByteCount::new(64 << 10);
+        let create = Create { name, size, page_bytes, source, prefers: None };
+        named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+        let mut region = NamedRegion::open(&server.endpoint, name, true, TIMEOUT).unwrap();
+        let end = size.get();
+        for start in [0, end - 1, end, end + 513, 1 << 60, u64::MAX - 4096, u64::MAX - 1] {
+            let read = region.read(start..start.max(end) + 1).unwrap_err();
+            assert!(read.to_string().contains("outside of the region"), "{start}: {read}");
+            let bytes = vec![1; end.saturating_sub(start) as usize + 1];
+            let written = region.write(start, &bytes).unwrap_err();
+            assert!(written.to_string().contains("outside of the region"), "{start}: {written}");
+        }
+        assert!(region.read(0..u64::MAX).is_err());
+        #[expect(clippy::reversed_empty_ranges, reason = "it is what a caller may give")]
+        let none = region.read(9..3).unwrap();
+        assert_eq!((none, region.read(end..end).unwrap()), (Vec::new(), Vec::new()));
+        region.write(end, &[]).unwrap();
+        assert_eq!(region.read(0..2).unwrap(), [0, 0], "nothing was written");
+    }
+}
