@@ -136,9 +136,12 @@ impl Lifeline {
 
 /// Changes how a thread, or the calling one, is scheduled; what it starts does not inherit it.
 fn set_policy(thread: Option<Pid>, policy: libc::c_int, priority: libc::c_int) -> bool {
+    set_flagged_policy(thread, policy | libc::SCHED_RESET_ON_FORK, priority)
+}
+
+fn set_flagged_policy(thread: Option<Pid>, policy: libc::c_int, priority: libc::c_int) -> bool {
     let parameter = libc::sched_param { sched_priority: priority };
     let thread = thread.map_or(0, |thread| thread.as_raw_nonzero().get());
-    let policy = policy | libc::SCHED_RESET_ON_FORK;
     // SAFETY: sched_setscheduler(2) reads the parameter and changes the scheduling of one thread.
     unsafe { libc::sched_setscheduler(thread, policy, &raw const parameter) == 0 }
 }
@@ -148,7 +151,17 @@ fn set_policy(thread: Option<Pid>, policy: libc::c_int, priority: libc::c_int) -
 pub fn be_real_time() -> bool {
     let granted = set_policy(None, libc::SCHED_FIFO, 1);
     if !granted {
-        crate::slices::ask_for_short_ones();
+        crate::slices::ask_for_short_ones(true);
+    }
+    granted
+}
+
+/// As [`be_real_time`], but what the thread starts inherits it. So programs that ask how their parent is
+/// scheduled (`sched_getscheduler(2)`) see a policy that they know, without `SCHED_RESET_ON_FORK`.
+pub fn be_real_time_with_heirs() -> bool {
+    let granted = set_flagged_policy(None, libc::SCHED_FIFO, 1);
+    if !granted {
+        crate::slices::ask_for_short_ones(false);
     }
     granted
 }

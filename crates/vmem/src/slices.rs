@@ -21,10 +21,11 @@ const SHORTEST_NANOS: u64 = 100_000;
 const RESET_ON_FORK: u64 = 1;
 
 /// Asks for the shortest turns (Linux 6.12; an older kernel takes no notice): of all threads of its
-/// priority the calling one is then the first to run when it wakes up. Anybody may.
-pub(crate) fn ask_for_short_ones() {
+/// priority the calling one is then the first to run when it wakes up. Anybody may. `alone`: threads and
+/// processes that it starts do not inherit it.
+pub(crate) fn ask_for_short_ones(alone: bool) {
     let Some(mut own) = of_thread(0) else { return };
-    own.flags |= RESET_ON_FORK;
+    own.flags |= if alone { RESET_ON_FORK } else { 0 };
     own.runtime = SHORTEST_NANOS;
     // SAFETY: sched_setattr(2) reads the structure, whose size it finds in it, and changes how the
     // calling thread is scheduled.
@@ -52,7 +53,7 @@ mod tests {
             // A kernel that knows of no turns of one's own.
             return;
         }
-        ask_for_short_ones();
+        ask_for_short_ones(true);
         let after = of_thread(0).unwrap();
         assert_eq!((after.policy, after.nice), (before.policy, before.nice));
         assert_eq!(after.runtime, SHORTEST_NANOS);

@@ -155,8 +155,8 @@ impl Supervisor {
     /// then.
     pub(crate) fn run(mut self, signals: &SignalQueue) -> anyhow::Result<Outcome> {
         // Processes fill memory while a look at them waits for the processor. Where the system does not
-        // let it, it waits.
-        let _ = farmem_vmem::be_real_time();
+        // let it, it waits. It starts no process any more, only threads that end sessions.
+        let _ = farmem_vmem::be_real_time_with_heirs();
         let ending = loop {
             for source in self.wait(signals)? {
                 self.handle(source, signals)?;

@@ -1,5 +1,6 @@
 //! One dangerous thing each, done by a program whose memory is mostly out.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -311,4 +312,20 @@ fn u30_a_debugger_reads_nothing_wrong_and_the_program_goes_on() {
     assert!(found.iter().all(|word| stamps.iter().any(|stamp| stamp == word)), "{read}");
     assert!(found.contains(&stamps[1].as_str()), "the locked page: {read}");
     assert!(found.len() + refused == 128, "{} read, {refused} refused", found.len());
+}
+
+/// A program may ask how its parent is scheduled: `SCHED_RESET_ON_FORK` is a flag, and to programs that
+/// do not expect it another policy (CPython's `test_posix`).
+#[test]
+fn a_program_knows_how_its_parent_is_scheduled() {
+    let Some(rig) = Rig::new() else { return };
+    if !rustix::process::geteuid().is_root() {
+        skipped::<()>("the supervisor has real-time priority for root only");
+        return;
+    }
+    let script = "until chrt -p $PPID | grep -q FIFO; do :; done; chrt -p $PPID";
+    let mut running = rig.start(&["--local", LIMIT], Path::new("sh"), &["-c", script]);
+    let outcome = running.end(Duration::from_secs(60));
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(outcome.stdout.contains("policy: SCHED_FIFO\n"), "{outcome:?}");
 }
