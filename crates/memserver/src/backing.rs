@@ -3,10 +3,11 @@
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use farmem_transport::{read_at, write_at};
 use farmem_wire::RefusalCode;
@@ -25,12 +26,20 @@ pub(crate) struct BackingFile {
     /// Copies of the region. They hold what the file held when they were made: before a page of
     /// the file changes, those that have not read it yet must.
     copies: Mutex<Vec<Weak<Mutex<Session>>>>,
+    /// Held by whoever writes back, from looking at what is dirty until that counts as clean: else one of
+    /// two could write what was there before over what the other one has written. Also by whoever
+    /// gives a part of the file up.
+    turn: Mutex<()>,
 }
 
 /// Where its bytes are.
 #[derive(Debug)]
 enum Content {
-    Local(OwnedFd),
+    Local {
+        file: OwnedFd,
+        /// Device and number of the file, whatever its name.
+        identity: (u64, u64),
+    },
     /// In a region of another server.
     Distant(Box<Neighbour>),
     /// Nowhere: it could not be opened again after a restart.
@@ -60,8 +69,9 @@ impl BackingFile {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file = rustix::fs::openat2(&directory, &rest, flags, Mode::empty(), resolve)?;
-        let content = Content::Local(file);
-        let opened = Self { content, path: path.to_owned(), offset, copies: Mutex::default() };
+        let stat = rustix::fs::fstat(&file)?;
+        let content = Content::Local { file, identity: (stat.st_dev, stat.st_ino) };
+        let opened = Self::over(content, path.to_owned(), offset);
         opened.check(bytes)?;
         Ok(opened)
     }
@@ -75,7 +85,11 @@ impl BackingFile {
     ) -> Self {
         let path = format!("server:{address}/{region}").into();
         let content = Content::Distant(Box::new(Neighbour::new(neighbours, address, region)));
-        Self { content, path, offset, copies: Mutex::default() }
+        Self::over(content, path, offset)
+    }
+
+    fn over(content: Content, path: PathBuf, offset: u64) -> Self {
+        Self { content, path, offset, copies: Mutex::default(), turn: Mutex::default() }
     }
 
     /// Whether it is a region of another server.
@@ -87,7 +101,7 @@ impl BackingFile {
     pub(crate) const fn neighbour(&self) -> Option<&Neighbour> {
         match &self.content {
             Content::Distant(neighbour) => Some(neighbour),
-            Content::Local(_) | Content::Missing => None,
+            Content::Local { .. } | Content::Missing => None,
         }
     }
 
@@ -95,13 +109,13 @@ impl BackingFile {
     pub(crate) const fn refusal(&self) -> RefusalCode {
         match self.content {
             Content::Distant(_) => RefusalCode::SourceAway,
-            Content::Local(_) | Content::Missing => RefusalCode::FileFailed,
+            Content::Local { .. } | Content::Missing => RefusalCode::FileFailed,
         }
     }
 
     /// A file that cannot be opened any more: whatever is asked of it fails.
     pub(crate) fn missing(path: &str, offset: u64) -> Self {
-        Self { content: Content::Missing, path: path.into(), offset, copies: Mutex::default() }
+        Self::over(Content::Missing, path.into(), offset)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -112,6 +126,37 @@ impl BackingFile {
         self.offset
     }
 
+    /// Bytes of the file that a region of such a size is.
+    pub(crate) const fn range(&self, bytes: u64) -> Range<u64> {
+        self.offset..self.offset.saturating_add(bytes)
+    }
+
+    /// Whether both are parts of one file on this machine, by whatever names.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        match (&self.content, &other.content) {
+            (Content::Local { identity: one, .. }, Content::Local { identity: two, .. }) => {
+                one == two
+            }
+            (Content::Missing, Content::Missing | Content::Local { .. })
+            | (Content::Local { .. }, Content::Missing) => self.path == other.path,
+            (Content::Distant(_), _) | (_, Content::Distant(_)) => false,
+        }
+    }
+
+    /// As [`BackingFile::take_turn`], after the one who does.
+    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets one write back at a time; `None` while another one does.
+    pub(crate) fn take_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Fails if a region of so many bytes would not fit in.
     ///
     /// # Errors
@@ -119,7 +164,7 @@ impl BackingFile {
     pub(crate) fn check(&self, bytes: u64) -> io::Result<()> {
         let end = self.offset.checked_add(bytes).ok_or(io::ErrorKind::InvalidInput)?;
         match &self.content {
-            Content::Local(file) => check_end(file, end),
+            Content::Local { file, .. } => check_end(file, end),
             Content::Distant(neighbour) => {
                 if neighbour.with(Use::Read, |region| region.size())? < end {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -150,7 +195,7 @@ impl BackingFile {
     pub(crate) fn read(&self, at: u64, slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         let start = self.offset + at;
         match &self.content {
-            Content::Local(file) => read_at(file, slices, start),
+            Content::Local { file, .. } => read_at(file, slices, start),
             Content::Distant(neighbour) => {
                 let total: usize = slices.iter().map(|slice| slice.len()).sum();
                 let wanted = start..start + total as u64;
@@ -178,7 +223,7 @@ impl BackingFile {
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let start = self.offset + at;
         match &self.content {
-            Content::Local(file) => {
+            Content::Local { file, .. } => {
                 check_end(file, start + total as u64)?;
                 write_at(file, slices, start)
             }
@@ -197,7 +242,7 @@ impl BackingFile {
     /// If the disk fails, or if the file has been removed: then nobody would find it.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let file = match &self.content {
-            Content::Local(file) => file,
+            Content::Local { file, .. } => file,
             Content::Distant(neighbour) => {
                 return neighbour.with(Use::Write, |region| region.flush());
             }

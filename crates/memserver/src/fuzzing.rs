@@ -15,9 +15,9 @@ use farmem_region::{
 };
 use farmem_transport::{Connection, Moved};
 use farmem_wire::{
-    Action, AskMap, Attach, AttachMode, BackupPlace, Copy, Create, Delete, HEADER_BYTES, Header,
-    Hello, List, Malloc, Open, PAGE_SIZES, PageEntry, PartEntry, Payload, RangeEntry, Setup, Slots,
-    Source, crc32c, page_checksum, part_checksum, seal, verify_body,
+    Action, AskMap, Attach, AttachMode, BackupPlace, Copy, Create, Delete, FileRange, HEADER_BYTES,
+    Header, Hello, List, Malloc, Open, PAGE_SIZES, PageEntry, PartEntry, Payload, RangeEntry,
+    Setup, Slots, Source, crc32c, page_checksum, part_checksum, seal, verify_body,
 };
 
 use crate::ServerConfig;
@@ -510,7 +510,11 @@ fn encode_body(action: Action, a: u8, b: u8, out: &mut Vec<u8>) {
             Create { name, size, page_bytes, source, prefers: None }.encode(out);
         }
         Action::Open => Open { take_over: flag, name }.encode(out),
-        Action::Clone | Action::Snapshot => Copy { on_access: flag, name }.encode(out),
+        Action::Clone | Action::Snapshot => {
+            let path = if b & 4 != 0 { "/dev/null" } else { "" };
+            let range = (b & 2 != 0).then_some(FileRange { path, offset: small });
+            Copy { on_access: flag, name, range }.encode(out);
+        }
         Action::List => List { after: RegionId::new(small) }.encode(out),
         Action::Map => {
             AskMap { from: PageIndex::new(small), since: b.into(), leases: !flag, news: flag }

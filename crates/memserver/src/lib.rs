@@ -34,6 +34,7 @@ mod metrics;
 mod neighbour;
 mod news;
 mod output;
+mod page_set;
 mod patience;
 mod peer;
 mod prefer;

@@ -671,6 +671,7 @@ impl Peer {
             Detail::None | Detail::Waits => {}
             Detail::Page(entry) => entry.encode(bytes),
             Detail::Full(body) => body.encode(bytes),
+            Detail::Taken(taken) => engine.taken_body(&taken).encode(bytes),
         });
     }
 

@@ -13,6 +13,7 @@ use farmem_wire::{Binding, MapChange, page_checksum};
 use crate::backing::BackingFile;
 use crate::config::ServerConfig;
 use crate::news::News;
+use crate::page_set::PageSet;
 use crate::prefer::Preferences;
 use crate::session::ConnectionId;
 use crate::table::Table;
@@ -29,14 +30,13 @@ pub(crate) enum Source {
     File(Arc<BackingFile>),
 }
 
-impl Source {
-    /// The file, or the region of another server; empty if there is none.
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Self::File(file) => file.path().display().to_string(),
-            Self::Nothing | Self::Fill(_) => String::new(),
-        }
-    }
+/// The range of a file that a clone was given, as long as it does not hold all that the clone does.
+#[derive(Debug)]
+pub(crate) struct OwnRange {
+    pub(crate) file: Arc<BackingFile>,
+    /// Pages that are in the file as they were when they were written there last; since then they were
+    /// changed only where they are dirty, and none of them was forgotten.
+    pub(crate) held: PageSet,
 }
 
 /// A region.
@@ -56,11 +56,18 @@ pub(crate) struct Region {
     pub(crate) is_frozen: bool,
     /// Whether a page that is read becomes the region's own, as one that is written does.
     pub(crate) copies_on_access: bool,
-    /// Whether what is written goes to the file of `source`. Never so in a copy.
+    /// Whether what is written goes to a file: that of `source`, or of `own`. In a copy only if it was
+    /// given a range of its own.
     pub(crate) writes_back: bool,
+    /// The range that was given to it as a clone, until that holds all pages. Until then what is absent is
+    /// made from `source`, as in other copies, and what `Portion::dirty` says of a leaf that is shared with
+    /// the original is about the original's file.
+    pub(crate) own: Option<OwnRange>,
+    /// Whether it was given such a range, filled or not: no other region is given a part of it.
+    pub(crate) has_own_range: bool,
     /// Counts the copies that were made of it: what was written since has a greater one.
     pub(crate) generation: u16,
-    pub(crate) pins: Pins,
+    pub(crate) pins: PageSet,
     pub(crate) prefers: Preferences,
     /// Shared with each copy that was made of it by name, and still is.
     progeny: Arc<()>,
@@ -90,8 +97,10 @@ impl Region {
             is_frozen: false,
             copies_on_access: false,
             writes_back: false,
+            own: None,
+            has_own_range: false,
             generation: 0,
-            pins: Pins::default(),
+            pins: PageSet::default(),
             prefers: Preferences::default(),
             progeny: Arc::default(),
             parent: None,
@@ -126,6 +135,53 @@ impl Region {
         // What is written from now on, in either of them, is newer than what they share.
         original.generation = original.generation.saturating_add(1);
         self.generation = original.generation;
+    }
+
+    /// The file that it is written back to, or, if it is not, that it is made from.
+    pub(crate) fn file(&self) -> Option<&Arc<BackingFile>> {
+        match (&self.own, &self.source) {
+            (Some(own), _) => Some(&own.file),
+            (None, Source::File(file)) => Some(file),
+            (None, Source::Nothing | Source::Fill(_)) => None,
+        }
+    }
+
+    /// The file that it is written back to.
+    pub(crate) fn written_file(&self) -> Option<&Arc<BackingFile>> {
+        self.file().filter(|_| self.writes_back)
+    }
+
+    /// Whether what is absent of it is made from a file.
+    pub(crate) fn is_made_from(&self, file: &BackingFile) -> bool {
+        matches!(&self.source, Source::File(source) if std::ptr::eq(Arc::as_ptr(source), file))
+    }
+
+    /// Whether it is a copy that what its file holds must be kept for, before that changes.
+    pub(crate) fn depends_on_original(&self) -> bool {
+        !self.writes_back || self.own.is_some()
+    }
+
+    /// Pages were forgotten: they are as the source has them, and not as they are in a range of its own.
+    pub(crate) fn note_forgotten(&mut self, range: PageRange) {
+        // What was read from the file before may be out of date.
+        self.removals += 1;
+        if let Some(own) = &mut self.own {
+            own.held.remove(range);
+        }
+    }
+
+    /// Once its own range holds all pages, they are made from there. Returns whether that is so now.
+    pub(crate) fn complete_own(&mut self) -> bool {
+        let pages = self.pages;
+        match self.own.take_if(|own| own.held.pages() == pages) {
+            Some(own) => {
+                self.source = Source::File(own.file);
+                // What was read for it from the original's file may be out of date from now on.
+                self.removals += 1;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Remembers for who wants to be told that pages have changed just now.
@@ -235,99 +291,4 @@ impl Region {
 /// Pages of the largest block: as many as an address's offset reaches.
 pub(crate) const fn block_pages(config: &ServerConfig) -> u64 {
     config.widths.block_bytes() / PAGE_SIZE as u64
-}
-
-/// Ranges of pages that stay in dram: apart, in order, with room between them.
-#[derive(Debug, Default)]
-pub(crate) struct Pins {
-    ranges: Vec<(u64, u64)>,
-}
-
-impl Pins {
-    pub(crate) fn contains(&self, page: PageIndex) -> bool {
-        let after = self.ranges.partition_point(|(start, _)| *start <= page.get());
-        after > 0 && page.get() < self.ranges[after - 1].1
-    }
-
-    /// Whether any page of a range is pinned.
-    pub(crate) fn overlaps(&self, range: PageRange) -> bool {
-        let end = range.start.get().saturating_add(range.count.get());
-        self.ranges.iter().any(|(first, last)| *first < end && range.start.get() < *last)
-    }
-
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = PageRange> {
-        self.ranges.iter().map(|(start, end)| PageRange {
-            start: PageIndex::new(*start),
-            count: PageCount::new(end - start),
-        })
-    }
-
-    pub(crate) fn pages(&self) -> PageCount {
-        PageCount::new(self.ranges.iter().map(|(start, end)| end - start).sum())
-    }
-
-    pub(crate) fn pin(&mut self, range: PageRange) {
-        let (mut start, mut end) = bounds(range);
-        if start == end {
-            return;
-        }
-        self.ranges.retain(|(first, last)| {
-            let touches = *first <= end && start <= *last;
-            if touches {
-                (start, end) = (start.min(*first), end.max(*last));
-            }
-            !touches
-        });
-        let at = self.ranges.partition_point(|(first, _)| *first < start);
-        self.ranges.insert(at, (start, end));
-    }
-
-    pub(crate) fn unpin(&mut self, range: PageRange) {
-        let (start, end) = bounds(range);
-        let parts = |(first, last): (u64, u64)| {
-            let (before, after) = ((first, last.min(start)), (first.max(end), last));
-            [before, after].into_iter().filter(|(first, last)| first < last)
-        };
-        self.ranges = std::mem::take(&mut self.ranges).into_iter().flat_map(parts).collect();
-    }
-}
-
-fn bounds(range: PageRange) -> (u64, u64) {
-    (range.start.get(), range.start.get().saturating_add(range.count.get()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cap_11_pins_agree_with_one_flag_for_each_page() {
-        let mut seed = 42_u64;
-        let mut next = |limit: u64| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) % limit
-        };
-        for _ in 0..200 {
-            let (mut pins, mut model) = (Pins::default(), [false; 100]);
-            for _ in 0..30 {
-                let (start, count) = (next(100), next(30));
-                let count = count.min(100 - start);
-                let range =
-                    PageRange { start: PageIndex::new(start), count: PageCount::new(count) };
-                let is_pinned = next(2) == 0;
-                if is_pinned {
-                    pins.pin(range);
-                } else {
-                    pins.unpin(range);
-                }
-                model[start as usize..(start + count) as usize].fill(is_pinned);
-                let found: Vec<_> =
-                    (0..100).map(|page| pins.contains(PageIndex::new(page))).collect();
-                assert_eq!(found, model);
-                let pinned = model.iter().filter(|pinned| **pinned).count();
-                assert_eq!(pins.pages().get(), pinned as u64);
-                assert!(pins.ranges.is_sorted() && pins.ranges.len() <= pinned);
-            }
-        }
-    }
 }

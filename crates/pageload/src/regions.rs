@@ -47,7 +47,7 @@ pub(crate) fn regions(options: &RegionOptions) -> anyhow::Result<()> {
         create_ms.push(began.elapsed().as_secs_f64() * 1e3);
         client.open("original")?;
         let began = Instant::now();
-        let copy = Copy { on_access: false, name: "copy" };
+        let copy = Copy { on_access: false, name: "copy", range: None };
         client.call(Action::Clone, |out| copy.encode(out)).context("clone")?;
         clone_ms.push(began.elapsed().as_secs_f64() * 1e3);
         let delete = Delete { keeps_copies: true };

@@ -10,7 +10,7 @@ use farmem_transport::{Connection, Endpoint, Moved, Socket};
 use farmem_wire::{
     Action, Attach, BODY_BYTES_MAX, DecodeError, FullBody, HEAD_BYTES_MAX, HEADER_BYTES, Header,
     Hello, HelloReply, MapChange, MapReply, PAGE_ENTRY_BYTES, PAYLOAD_BYTES_MAX, Payload,
-    ProtocolVersion, RefusalCode, seal, verify_body,
+    ProtocolVersion, RefusalCode, TakenBody, seal, verify_body,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -25,6 +25,8 @@ pub(crate) enum ExchangeError {
     BadReply(String),
     /// The server refused.
     Refused(RefusalCode, Option<FullBody>),
+    /// Another region has a range of a file, or a part of it.
+    Taken(TakenBody),
     /// No reply in time.
     TimedOut,
 }
@@ -47,6 +49,12 @@ impl std::fmt::Display for ExchangeError {
             Self::Io(error) => error.fmt(f),
             Self::BadReply(what) => write!(f, "it does not speak as a memory server: {what}"),
             Self::Refused(code, _) => f.write_str(code.text()),
+            Self::Taken(TakenBody { asked, taken, holder }) => write!(
+                f,
+                "bytes {} to {} of the file are not to be had: region {holder} has {} to {}; choose an \
+                 offset so that the range ends before or begins after that",
+                asked.start, asked.end, taken.start, taken.end
+            ),
             Self::TimedOut => f.write_str("it did not answer in time"),
         }
     }
@@ -251,6 +259,11 @@ impl Exchange {
         verify_body(&header, covered)?;
         match header.refusal {
             None => Ok(Ok(Reply { header, entries: HEADER_BYTES..start, body })),
+            Some(RefusalCode::RangeTaken) => {
+                let taken = TakenBody::decode(&self.input[body])
+                    .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
+                Err(ExchangeError::Taken(taken))
+            }
             Some(code) => {
                 let full = FullBody::decode(&self.input[body]).ok();
                 Err(ExchangeError::Refused(code, full.filter(|_| code == RefusalCode::Full)))

@@ -9,7 +9,7 @@ use farmem_region::{
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Action, BackupPlace, BodyError, Copy, Create, Delete, Header, List, Open,
+    Action, BackupPlace, BodyError, Copy, Create, Delete, FileRange, Header, List, Open,
     PAGES_PER_MESSAGE_MAX, PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode,
     RegionInfo, Resize, Tier, page_checksum, part_checksum,
 };
@@ -284,9 +284,32 @@ impl NamedRegion {
         is_frozen: bool,
         on_access: bool,
     ) -> Result<RegionInfo, StoreError> {
-        let copy = Copy { on_access, name };
+        let action = if is_frozen { Action::Snapshot } else { Action::Clone };
+        self.copy_as(action, &Copy { on_access, name, range: None })
+    }
+
+    /// Makes a writable virtual copy of a region that is made from a file, with a range of a file of its
+    /// own, to which it is written back. Nothing is written there before its first flush, which then writes
+    /// all that the copy holds.
+    ///
+    /// # Errors
+    /// As [`create`]. The range must lie in a file that a region could be made from, and no other
+    /// region may have a part of it.
+    pub fn copy_with_range(
+        &mut self,
+        name: &str,
+        on_access: bool,
+        range: FileRange<'_>,
+    ) -> Result<RegionInfo, StoreError> {
+        if !self.connection.knows_ranges {
+            let code = RefusalCode::Unsupported;
+            return Err(self.error(ExchangeError::Refused(code, None)));
+        }
+        self.copy_as(Action::Clone, &Copy { on_access, name, range: Some(range) })
+    }
+
+    fn copy_as(&mut self, action: Action, copy: &Copy<'_>) -> Result<RegionInfo, StoreError> {
         self.look(|region| {
-            let action = if is_frozen { Action::Snapshot } else { Action::Clone };
             let reply = region.connection.ask(region.request(action), |out| copy.encode(out))?;
             region.connection.info(reply)
         })
@@ -682,6 +705,8 @@ struct Connection {
     sent: Duration,
     /// Whether the server knows of parts of pages.
     knows_parts: bool,
+    /// Whether clones may have ranges of files.
+    knows_ranges: bool,
 }
 
 impl Connection {
@@ -690,7 +715,9 @@ impl Connection {
         exchange.accept_pages();
         let parts = [Action::ReadParts, Action::WriteParts];
         let knows_parts = parts.iter().all(|action| hello.actions >> action.number() & 1 == 1);
-        Ok(Self { exchange, timeout, next: 1, sent: Duration::ZERO, knows_parts })
+        let knows_ranges = hello.clones_have_ranges;
+        let sent = Duration::ZERO;
+        Ok(Self { exchange, timeout, next: 1, sent, knows_parts, knows_ranges })
     }
 
     fn ask(

@@ -57,6 +57,8 @@ pub struct HelloReply {
     /// Whether the server's memory outlives its process: when that has ended, another one may go on
     /// in the same incarnation, and is worth waiting for.
     pub lasts: bool,
+    /// Whether a clone may have a range of a file of its own.
+    pub clones_have_ranges: bool,
     /// How long a session without a connection lives.
     pub session_timeout_ms: u32,
     /// Names this connection, for a later attach to replace it.
@@ -154,7 +156,9 @@ impl HelloReply {
     /// Appends the body's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.version.to_le_bytes());
-        let flags = u16::from(self.arena_shared) | u16::from(self.lasts) << 1;
+        let flags = u16::from(self.arena_shared)
+            | u16::from(self.lasts) << 1
+            | u16::from(self.clones_have_ranges) << 2;
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&self.session_timeout_ms.to_le_bytes());
         out.extend_from_slice(&self.connection.to_le_bytes());
@@ -173,6 +177,7 @@ impl HelloReply {
             version,
             arena_shared: flags & 1 != 0,
             lasts: flags & 2 != 0,
+            clones_have_ranges: flags & 4 != 0,
             session_timeout_ms: fields.u32(),
             connection: fields.u64(),
             actions: fields.u64(),

@@ -8,7 +8,7 @@ use crate::{
     AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES,
     Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open, PageEntry,
     PartEntry, Payload, Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX,
-    ServerStat, Setup, Slots, StatCount, crc32c, verify_body,
+    ServerStat, Setup, Slots, StatCount, TakenBody, crc32c, verify_body,
 };
 
 /// Takes bytes for a message. The checksums are made right first: guarded by them, hardly any
@@ -91,6 +91,7 @@ fn decode_body(body: &[u8]) {
         AskMap,
         MapReply,
         BackupPlace,
+        TakenBody,
         Slots
     );
     if let Ok(infos) = RegionInfo::decode_all(body) {

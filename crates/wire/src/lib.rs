@@ -37,8 +37,8 @@ pub use header::{
 };
 pub use map::{Absent, AskMap, MAP_LEASE, MapChange, MapReply, NEWS_MAX};
 pub use named::{
-    ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, List, Open, PAGE_SIZES, PATH_BYTES_MAX,
-    Prefer, Progress, RegionInfo, Resize, Source, Tier,
+    ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, FileRange, List, Open, PAGE_SIZES,
+    PATH_BYTES_MAX, Prefer, Progress, RegionInfo, Resize, Source, TakenBody, Tier,
 };
 pub use refusal::{Advice, RefusalCode};
 pub use stat::{CountOf, STAT_COUNTS_MAX, ServerStat, StatCount};

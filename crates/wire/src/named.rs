@@ -1,6 +1,8 @@
 //! Bodies of the actions on named regions: create, open, list, show, clone, snapshot, and the
 //! operations on ranges.
 
+use std::ops::Range;
+
 use farmem_region::{ByteCount, PageCount, PageIndex, RegionId};
 
 use crate::body::{BodyError, Fields, NAME_BYTES_MAX};
@@ -258,29 +260,42 @@ pub struct Copy<'a> {
     pub on_access: bool,
     /// The copy's name.
     pub name: &'a str,
+    /// Where the copy is written back to. `None`: nowhere. Only a server whose reply to hello says so
+    /// knows of it, and only in clones.
+    pub range: Option<FileRange<'a>>,
 }
 
-/// Both bodies are one flag and a name.
-fn encode_flagged(flag: bool, name: &str, out: &mut Vec<u8>) {
+/// Where a region's range of a file begins; it is as long as the region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRange<'a> {
+    /// The file, as the server names it; empty: that of the original.
+    pub path: &'a str,
+    /// Its first byte; a multiple of the page size.
+    pub offset: u64,
+}
+
+/// Bodies that begin with flags and a name.
+fn encode_flagged(flags: u16, name: &str, out: &mut Vec<u8>) {
     let name = cut(name, NAME_BYTES_MAX);
-    out.extend_from_slice(&u16::from(flag).to_le_bytes());
+    out.extend_from_slice(&flags.to_le_bytes());
     // Was cut at 255 bytes.
     out.extend_from_slice(&(name.len() as u16).to_le_bytes());
     out.extend_from_slice(name.as_bytes());
 }
 
-fn decode_flagged(body: &[u8]) -> Result<(bool, &str), BodyError> {
+/// Flags and name, and what comes after them.
+fn decode_flagged(body: &[u8]) -> Result<(u16, &str, &[u8]), BodyError> {
     let mut fields = Fields::of(body, 4)?;
-    let flag = fields.u16() & 1 != 0;
+    let flags = fields.u16();
     let length = usize::from(fields.u16());
     let [name] = texts(&body[4..], [length], [NAME_BYTES_MAX])?;
-    Ok((flag, name))
+    Ok((flags, name, &body[4 + length..]))
 }
 
 impl<'a> Open<'a> {
     /// Appends the body's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        encode_flagged(self.take_over, self.name, out);
+        encode_flagged(u16::from(self.take_over), self.name, out);
     }
 
     /// Reads a body.
@@ -288,22 +303,83 @@ impl<'a> Open<'a> {
     /// # Errors
     /// [`BodyError`] if it is cut short or the name is none.
     pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
-        decode_flagged(body).map(|(take_over, name)| Self { take_over, name })
+        decode_flagged(body).map(|(flags, name, _)| Self { take_over: flags & 1 != 0, name })
     }
 }
 
 impl<'a> Copy<'a> {
+    const ON_ACCESS: u16 = 1;
+    const HAS_RANGE: u16 = 2;
+
     /// Appends the body's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        encode_flagged(self.on_access, self.name, out);
+        let on_access = if self.on_access { Self::ON_ACCESS } else { 0 };
+        let Some(FileRange { path, offset }) = self.range else {
+            return encode_flagged(on_access, self.name, out);
+        };
+        encode_flagged(on_access | Self::HAS_RANGE, self.name, out);
+        let path = cut(path, PATH_BYTES_MAX);
+        out.extend_from_slice(&offset.to_le_bytes());
+        // Was cut far below 64 KiB.
+        out.extend_from_slice(&(path.len() as u16).to_le_bytes());
+        out.extend_from_slice(path.as_bytes());
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`BodyError`] if it is cut short or a text is none.
+    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        const FIXED: usize = 10;
+        let (flags, name, rest) = decode_flagged(body)?;
+        let range = if flags & Self::HAS_RANGE == 0 {
+            None
+        } else {
+            let mut fields = Fields::of(rest, FIXED)?;
+            let (offset, length) = (fields.u64(), usize::from(fields.u16()));
+            let [path] = texts(&rest[FIXED..], [length], [PATH_BYTES_MAX])?;
+            Some(FileRange { path, offset })
+        };
+        Ok(Self { on_access: flags & Self::ON_ACCESS != 0, name, range })
+    }
+}
+
+/// Why a range of a file is not to be had: another region has it, or a part of it. Bytes of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakenBody {
+    /// The range that was asked for.
+    pub asked: Range<u64>,
+    /// The other region's.
+    pub taken: Range<u64>,
+    /// The other region.
+    pub holder: String,
+}
+
+impl TakenBody {
+    const FIXED: usize = 4 * 8 + 2;
+
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let holder = cut(&self.holder, NAME_BYTES_MAX);
+        for number in [self.asked.start, self.asked.end, self.taken.start, self.taken.end] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        // Was cut at 255 bytes.
+        out.extend_from_slice(&(holder.len() as u16).to_le_bytes());
+        out.extend_from_slice(holder.as_bytes());
     }
 
     /// Reads a body.
     ///
     /// # Errors
     /// [`BodyError`] if it is cut short or the name is none.
-    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
-        decode_flagged(body).map(|(on_access, name)| Self { on_access, name })
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        let mut fields = Fields::of(body, Self::FIXED)?;
+        let asked = fields.u64()..fields.u64();
+        let taken = fields.u64()..fields.u64();
+        let length = usize::from(fields.u16());
+        let [holder] = texts(&body[Self::FIXED..], [length], [NAME_BYTES_MAX])?;
+        Ok(Self { asked, taken, holder: holder.to_owned() })
     }
 }
 
@@ -363,6 +439,9 @@ pub struct RegionInfo {
     pub is_server: bool,
     /// Whether what is dirty is written back there.
     pub writes_back: bool,
+    /// Whether it is a clone whose own range of the file does not hold yet what it inherited: all of that
+    /// counts as dirty until the next flush.
+    pub is_unfilled: bool,
     /// Pages that are initialised.
     pub stored: PageCount,
     /// Pages that differ from the backing file.
@@ -391,6 +470,7 @@ impl RegionInfo {
     const FILE: u16 = 2;
     const SERVER: u16 = 4;
     const WRITES_BACK: u16 = 8;
+    const UNFILLED: u16 = 16;
 
     /// Bytes that [`RegionInfo::encode`] appends.
     #[must_use]
@@ -424,6 +504,7 @@ impl RegionInfo {
             (self.is_file, Self::FILE),
             (self.is_server, Self::SERVER),
             (self.writes_back, Self::WRITES_BACK),
+            (self.is_unfilled, Self::UNFILLED),
         ];
         let flags: u16 = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
         out.extend_from_slice(&self.page_bytes.to_le_bytes());
@@ -458,6 +539,7 @@ impl RegionInfo {
             is_file: flags & Self::FILE != 0,
             is_server: flags & Self::SERVER != 0,
             writes_back: flags & Self::WRITES_BACK != 0,
+            is_unfilled: flags & Self::UNFILLED != 0,
             stored,
             dirty,
             changed,
@@ -600,8 +682,23 @@ mod tests {
         place.encode(&mut place_bytes);
         assert_eq!(BackupPlace::decode(&place_bytes), Ok(place));
         assert!(BackupPlace::decode(&place_bytes[..place_bytes.len() - 1]).is_err());
-        let copy = Copy { on_access: true, name };
+        let copy = Copy { on_access: true, name, range: None };
         assert_eq!(Copy::decode(&bytes), Ok(copy));
+        for path in ["", "/d/f"] {
+            let copy = Copy { range: Some(FileRange { path, offset: 1 << 40 }), ..copy };
+            let mut bytes = Vec::new();
+            copy.encode(&mut bytes);
+            assert_eq!(Copy::decode(&bytes), Ok(copy));
+            for length in 0..bytes.len() {
+                assert!(Copy::decode(&bytes[..length]).is_err());
+            }
+        }
+        let (asked, taken) = (4096..8192, 0..u64::MAX);
+        let taken = TakenBody { asked, taken, holder: name.to_owned() };
+        let mut bytes = Vec::new();
+        taken.encode(&mut bytes);
+        assert_eq!(TakenBody::decode(&bytes), Ok(taken));
+        assert!(TakenBody::decode(&bytes[..bytes.len() - 1]).is_err());
         assert_eq!(Delete::decode(&[]), Ok(Delete { keeps_copies: false }));
         for tier in Tier::ALL.map(Some).into_iter().chain([None]) {
             let mut bytes = Vec::new();
@@ -628,6 +725,7 @@ mod tests {
             is_file: at == 2,
             is_server: at == 0,
             writes_back: at == 2,
+            is_unfilled: at == 1,
             stored: PageCount::new(6),
             dirty: PageCount::new(1),
             changed: PageCount::new(4),

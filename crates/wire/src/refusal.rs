@@ -139,6 +139,10 @@ refusals! {
     SourceAway = 31, Retry, "the memory server that the region is made from does not give what it holds";
     /// A tier that is preferred is not there.
     NoTier = 32, GiveUp, "the server was started without such a tier";
+    /// A range of a file overlaps one that another region has. The body says which.
+    RangeTaken = 33, GiveUp, "another region has a part of that range of the file: choose another offset";
+    /// The own range of a clone does not hold yet what the clone inherited.
+    Unfilled = 34, GiveUp, "the region's own range of its file does not hold yet what it inherited: flush it first";
 }
 
 #[cfg(test)]

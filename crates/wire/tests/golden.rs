@@ -6,10 +6,10 @@ use farmem_region::{
     PageRange, RegionId, SessionId, Version,
 };
 use farmem_wire::{
-    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FullBody, GrantedSetup,
-    HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open,
-    PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize,
-    ServerStat, Setup, Slots, Source, Tier, page_checksum, part_checksum, seal,
+    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FileRange, FullBody,
+    GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange,
+    MapReply, Open, PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo,
+    Resize, ServerStat, Setup, Slots, Source, TakenBody, Tier, page_checksum, part_checksum, seal,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -141,6 +141,7 @@ fn body_bytes() {
         version: 1,
         arena_shared: true,
         lasts: false,
+        clones_have_ranges: true,
         session_timeout_ms: 10_000,
         connection: 7,
         actions: 0x1ffe,
@@ -148,7 +149,7 @@ fn body_bytes() {
     };
     check(
         &|out| reply.encode(out),
-        "01000100102700000700000000000000fe1f0000000000000900000000000000",
+        "01000500102700000700000000000000fe1f0000000000000900000000000000",
     );
     let setup = Setup {
         amount: ByteCount::new(4096),
@@ -227,7 +228,19 @@ fn named_region_body_bytes() {
     check(&|out| Delete { keeps_copies: true }.encode(out), "0100");
     check(&|out| Prefer { tier: Some(Tier::File) }.encode(out), "0300");
     check(&|out| Open { take_over: true, name: "ab" }.encode(out), "010002006162");
-    check(&|out| Copy { on_access: true, name: "ab" }.encode(out), "010002006162");
+    let copy = Copy { on_access: true, name: "ab", range: None };
+    check(&|out| copy.encode(out), "010002006162");
+    let range = Some(FileRange { path: "/c", offset: 4096 });
+    let copy = Copy { on_access: true, name: "ab", range };
+    check(&|out| copy.encode(out), "030002006162001000000000000002002f63");
+    let range = Some(FileRange { path: "", offset: 4096 });
+    let copy = Copy { on_access: false, name: "ab", range };
+    check(&|out| copy.encode(out), "02000200616200100000000000000000");
+    let taken = TakenBody { asked: 4096..8192, taken: 0..4097, holder: "ab".to_owned() };
+    check(
+        &|out| taken.encode(out),
+        "001000000000000000200000000000000000000000000000011000000000000002006162",
+    );
     check(&|out| List { after: RegionId::new(3) }.encode(out), "0300000000000000");
     let info = RegionInfo {
         region: RegionId::new(1),
@@ -237,6 +250,7 @@ fn named_region_body_bytes() {
         is_file: true,
         is_server: true,
         writes_back: true,
+        is_unfilled: true,
         stored: PageCount::new(3),
         dirty: PageCount::new(4),
         changed: PageCount::new(5),
@@ -253,7 +267,7 @@ fn named_region_body_bytes() {
         concat!(
             "010000000000000002000000000000000300000000000000040000000000000005000000000000000600000000000000",
             "0700000000000000080000000000000009000000000000000a000000000000000b000000000000000c00000000000000",
-            "001000000f000200020061622f63",
+            "001000001f000200020061622f63",
         ),
     );
     let progress = Progress { changed: PageCount::new(1), next: Some((2, PageIndex::new(3))) };

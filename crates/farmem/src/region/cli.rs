@@ -161,6 +161,14 @@ pub(crate) struct CloneOptions {
     /// Let the copy have its own of what is read too, not only of what is written
     #[arg(long)]
     pub(crate) on_access: bool,
+    /// Where its own range of the file begins, to which it is written back; what it holds goes there with
+    /// its first flush
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) file_offset: Option<Size>,
+    /// The file in which that range is, in a directory that the server allows [default: that of the
+    /// region]
+    #[arg(long, value_name = "FILE", requires = "file_offset")]
+    pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) server: ServerOption,
 }

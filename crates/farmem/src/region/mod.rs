@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange};
 use farmem_remote::named::{self, NamedRegion, RangeAction};
 use farmem_transport::{Endpoint, ServerAddress};
-use farmem_wire::{Create, RegionInfo, Source, Tier};
+use farmem_wire::{Create, FileRange, RegionInfo, Source, Tier};
 use serde_json::{Value, json};
 
 use self::cli::{
@@ -46,9 +46,7 @@ pub(crate) fn run(command: &RegionCommand) -> anyhow::Result<ExitCode> {
         RegionCommand::Delete(DeleteOptions { name, keep_copies, server }) => {
             open(name, server, true)?.delete(*keep_copies)?;
         }
-        RegionCommand::Clone(CloneOptions { name, copy, on_access, server }) => {
-            open(name, server, false)?.copy(copy, false, *on_access)?;
-        }
+        RegionCommand::Clone(options) => clone(options)?,
         RegionCommand::Snapshot(SnapshotOptions { name, copy, server }) => {
             open(name, server, false)?.copy(copy, true, false)?;
         }
@@ -147,6 +145,32 @@ fn made_of(options: &CreateOptions) -> anyhow::Result<MadeOf> {
         }
         None => Ok(MadeOf::File(absolute(file)?)),
     }
+}
+
+fn clone(options: &CloneOptions) -> anyhow::Result<()> {
+    let CloneOptions { name, copy, on_access, file_offset, file, server } = options;
+    let mut region = open(name, server, false)?;
+    let Some(Size(offset)) = *file_offset else {
+        region.copy(copy, false, *on_access)?;
+        return Ok(());
+    };
+    let RegionInfo { is_file, is_server, page_bytes, .. } = region.show()?;
+    if !is_file && !is_server {
+        bail!("region {name} is made from no file: a clone of it has no range of one");
+    }
+    if !offset.is_multiple_of(page_bytes.into()) {
+        let page = Size(page_bytes.into());
+        bail!("--file-offset must be a multiple of the region's page size, {page}");
+    }
+    let path = file.as_deref().map(absolute).transpose()?;
+    if path.is_none() && !is_file {
+        bail!(
+            "region {name} is made from another server's region: say in which --file the range is"
+        );
+    }
+    let path = path.as_deref().unwrap_or_default();
+    region.copy_with_range(copy, *on_access, FileRange { path, offset })?;
+    Ok(())
 }
 
 fn prefer(options: &PreferOptions) -> anyhow::Result<()> {
@@ -253,6 +277,10 @@ fn show(options: &ShowOptions) -> anyhow::Result<()> {
             if !info.source.is_empty() {
                 rows.insert(2, ["made from".to_owned(), info.source.clone()]);
             }
+            if info.is_unfilled {
+                let what = "does not hold yet what was inherited: flush it".to_owned();
+                rows.insert(3, ["its own range".to_owned(), what]);
+            }
             for (tier, pages) in Tier::ALL.into_iter().zip(info.preferred) {
                 if pages.get() > 0 {
                     rows.push([format!("prefers {}", tier.name()), size(pages)]);
@@ -272,6 +300,7 @@ fn in_json(info: &RegionInfo) -> Value {
         "page_bytes": info.page_bytes,
         "stored_bytes": info.stored.bytes().get(),
         "changed_bytes": info.changed.bytes().get(),
+        "is_unfilled": info.is_unfilled,
         "dirty_bytes": info.dirty.bytes().get(),
         "pinned_bytes": info.pinned.bytes().get(),
         "dram_bytes": info.dram.bytes().get(),

@@ -173,12 +173,24 @@ impl Server {
     fn start(flags: &[&str]) -> Self {
         let installation = Installation::new();
         let address = format!("unix:{}", installation.folder().join("s").display());
-        let mut command = installation.farmem(["serve", "--listen", &address]);
+        let child = Self::spawn(&installation, &address, flags);
+        Self { child, address, installation }
+    }
+
+    fn spawn(installation: &Installation, address: &str, flags: &[&str]) -> std::process::Child {
+        let mut command = installation.farmem(["serve", "--listen", address]);
         let mut child = command.args(flags).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains("lending"), "{line}");
-        Self { child, address, installation }
+        child
+    }
+
+    /// Kills the process and starts another one.
+    fn restart(&mut self, flags: &[&str]) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.installation, &self.address, flags);
     }
 
     fn region(&self, arguments: &[&str]) -> std::process::Output {
@@ -400,7 +412,7 @@ fn cap_74_regions_are_copied_within_a_server_to_another_one_and_to_a_file_and_ba
     }
 }
 
-/// What a copy that is made at once does not have, a range of the file of its own, one that is copied has.
+/// Two regions over one file, of which one is copied into the other.
 #[test]
 fn cap_22_parent_and_child_are_different_parts_of_one_file_and_both_are_written_back() {
     const MIB: usize = 1 << 20;
@@ -434,4 +446,57 @@ fn cap_22_parent_and_child_are_different_parts_of_one_file_and_both_are_written_
     create("child", "1M");
     assert!(server.done(&["read", "parent"]) == model[..MIB]);
     assert!(server.done(&["read", "child"]) == model[MIB..]);
+}
+
+#[test]
+fn cap_22_cap_30_a_clone_has_a_range_of_its_parents_file_and_both_outlive_the_server() {
+    const MIB: usize = 1 << 20;
+    let data = tempfile::tempdir().unwrap();
+    let directory = data.path().canonicalize().unwrap();
+    let file = directory.join("file");
+    let mut model: Vec<u8> = (0..3 * MIB).map(|at| (at / 4096) as u8).collect();
+    std::fs::write(&file, &model).unwrap();
+    let (file, store) = (file.to_str().unwrap(), directory.join("data"));
+    let allowed = ["--allow-dir", directory.to_str().unwrap()];
+    let flags = [&["--memory", "16M", "--data", store.to_str().unwrap()][..], &allowed].concat();
+    let mut server = Server::start(&flags);
+    server.done(&["create", "parent", "--file", file, "--size", "1M"]);
+    server.write(&["parent", "--offset", "64K"], &[1; 5000]);
+    let refused = server.region(&["clone", "parent", "child", "--file-offset", "1020K"]);
+    let expected = "region parent has 0 to 1048576; choose an offset";
+    assert!(text(&refused.stderr).contains(expected), "{refused:?}");
+    let refused = server.region(&["clone", "parent", "child", "--file-offset", "1025K"]);
+    assert!(text(&refused.stderr).contains("multiple"), "{refused:?}");
+    server.done(&["clone", "parent", "child", "--file-offset", "1M"]);
+    assert!(std::fs::read(file).unwrap() == model, "nothing is written by that");
+    assert_eq!(server.json("child")["is_unfilled"], true);
+    server.write(&["parent", "--offset", "4K"], &[2; 300]);
+    server.write(&["child", "--offset", "4K"], &[3; 200]);
+    server.done(&["flush", "parent"]);
+    server.restart(&flags);
+    assert_eq!(server.json("child")["is_unfilled"], true);
+    server.done(&["flush", "child"]);
+    model[64 << 10..(64 << 10) + 5000].fill(1);
+    model.copy_within(..MIB, MIB);
+    model[4096..4396].fill(2);
+    model[MIB + 4096..MIB + 4296].fill(3);
+    assert!(std::fs::read(file).unwrap() == model);
+    server.write(&["child", "--offset", "9000"], &[4; 10]);
+    server.restart(&flags);
+    assert!(server.done(&["read", "parent"]) == model[..MIB]);
+    model[MIB + 9000..MIB + 9010].fill(4);
+    assert!(server.done(&["read", "child"]) == model[MIB..2 * MIB]);
+    let shown = server.json("child");
+    assert_eq!((&shown["is_unfilled"], &shown["dirty_bytes"]), (&false.into(), &4096.into()));
+    server.done(&["flush", "child"]);
+    assert!(std::fs::read(file).unwrap() == model);
+    // A server that knows nothing of it finds both in the file.
+    drop(server);
+    let server = Server::start(&[&["--memory", "16M"][..], &allowed].concat());
+    for (name, offset) in [("parent", "0"), ("child", "1M")] {
+        let place = ["--file", file, "--size", "1M", "--offset", offset];
+        server.done(&[&["create", name][..], &place].concat());
+    }
+    assert!(server.done(&["read", "parent"]) == model[..MIB]);
+    assert!(server.done(&["read", "child"]) == model[MIB..2 * MIB]);
 }

@@ -457,6 +457,10 @@ impl Engine {
         replaces: bool,
     ) -> Result<RegionInfo, Refusal> {
         self.await_leases(name);
+        let former = self.named(name);
+        let file = former.and_then(|former| lock(&former).region.written_file().cloned());
+        // Nothing is written any more where another region may be from now on.
+        let _turn = file.as_ref().map(|file| file.wait_for_turn());
         let mut sessions = self.sessions();
         let former = sessions.names.get(name).copied();
         let former = former.and_then(|id| sessions.by_id.get(&id).cloned());
@@ -467,7 +471,12 @@ impl Engine {
             return Err(RefusalCode::Pinned.into());
         }
         if let Some(former) = &former {
-            lock(former).leases.check_end(None, Instant::now())?;
+            let mut former = lock(former);
+            former.leases.check_end(None, Instant::now())?;
+            if former.region.written_file().map(Arc::as_ptr) != file.as_ref().map(Arc::as_ptr) {
+                // It is another one than was looked at.
+                return Err(RefusalCode::Busy.into());
+            }
         }
         let info = {
             let mut session = lock(shared);
@@ -494,15 +503,17 @@ impl Engine {
 
     /// Waits until no client believes what it knows of the region that is to be replaced.
     fn await_leases(&self, name: &str) {
-        let named = || {
-            let sessions = self.sessions();
-            sessions.names.get(name).and_then(|id| sessions.by_id.get(id).cloned())
-        };
         let is_believed =
             |former: SharedSession| lock(&former).leases.check_end(None, Instant::now()).is_err();
-        while named().is_some_and(is_believed) {
+        while self.named(name).is_some_and(is_believed) {
             thread::sleep(LEASE_PAUSE);
         }
+    }
+
+    /// The session of a named region.
+    fn named(&self, name: &str) -> Option<SharedSession> {
+        let sessions = self.sessions();
+        sessions.names.get(name).and_then(|id| sessions.by_id.get(id).cloned())
     }
 
     /// Pages that are read at a time.

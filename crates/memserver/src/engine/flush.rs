@@ -8,26 +8,27 @@ use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange};
 use farmem_vmem::Slot;
 use farmem_wire::{Header, Progress, RangeEntry, RefusalCode};
 
-use super::named::{Work, fill_copy};
+use super::copies::fill_copy;
+use super::named::{Work, take_turn};
 use super::pages::SPARE_SLOTS;
 use super::parts::runs;
 use super::supply::{Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::backing::BackingFile;
-use crate::region::{Region, Source};
+use crate::region::Region;
 use crate::table::{self, LEAF_PAGES};
 use crate::tiers::Place;
 
 /// Pages that are written before the next ones are looked at.
-const BATCH: usize = SPARE_SLOTS as usize;
+pub(super) const BATCH: usize = SPARE_SLOTS as usize;
 
-/// A dirty page as it was when it was looked at.
-struct Dirty {
-    page: PageIndex,
-    eighths: u8,
-    /// Where it lay: if it still does once it is written, it is clean.
-    place: Place,
-    slot: Slot,
+/// A page that is to be written, as it was when it was looked at.
+pub(super) struct Dirty {
+    pub(super) page: PageIndex,
+    pub(super) eighths: u8,
+    /// Where it lay, if it is stored: if it still does once it is written, it is clean.
+    pub(super) place: Option<Place>,
+    pub(super) slot: Slot,
 }
 
 impl Engine {
@@ -43,12 +44,17 @@ impl Engine {
             let session = self.enter(caller, header)?;
             session.check_region(header)?;
             session.check_ranges(ranges.clone())?;
-            match &session.region.source {
-                Source::File(file) if session.region.writes_back => Arc::clone(file),
-                _ => return Err(RefusalCode::NoFile.into()),
-            }
+            Arc::clone(session.region.written_file().ok_or(RefusalCode::NoFile)?)
         };
+        let _turn = take_turn(Some(&file))?;
         let mut work = Work::of_one_request();
+        let first = (0..).zip(ranges.clone()).find(|(_, range)| range.0.count.get() > 0);
+        if let Some((at, range)) = first
+            && !self.fill_own(caller, header, &file, &mut work)?
+        {
+            let changed = PageCount::new(work.changed);
+            return Ok(Progress { changed, next: Some((at, range.0.start)) });
+        }
         for (at, range) in (0..).zip(ranges) {
             let end = range.0.start.get() + range.0.count.get();
             let mut page = range.0.start;
@@ -64,7 +70,9 @@ impl Engine {
                 page = self.flush_batch(caller, header, &file, rest, &mut work)?;
             }
         }
-        file.sync().map_err(|error| {
+        let synced = file.sync();
+        self.end_filling(caller, &file, synced.is_ok());
+        synced.map_err(|error| {
             self.file_failed("sync", &file, &error);
             file.refusal()
         })?;
@@ -88,20 +96,24 @@ impl Engine {
         if written.is_ok() {
             work.changed += dirty.len() as u64;
             work.left = work.left.saturating_sub(dirty.len() as u64);
-            let session = self.enter(caller, header);
-            if let Ok(session) = session {
-                for page in &dirty {
-                    session.region.table.with(page.page, |portion| {
-                        if portion.place.is(&page.place) {
-                            session.region.table.note_clean(&self.tiers, page.page);
-                            portion.dirty = 0;
-                        }
-                    });
-                }
+            if let Ok(session) = self.enter(caller, header) {
+                self.clean(&session.region, &dirty);
             }
         }
         self.forget(dirty);
         written.map(|()| next)
+    }
+
+    /// Pages that were written are clean, unless they have changed meanwhile.
+    pub(super) fn clean(&self, region: &Region, written: &[Dirty]) {
+        for Dirty { page, place, .. } in written {
+            region.table.with(*page, |portion| {
+                if place.as_ref().is_some_and(|place| portion.place.is(place)) {
+                    region.table.note_clean(&self.tiers, *page);
+                    portion.dirty = 0;
+                }
+            });
+        }
     }
 
     /// Takes a token for each dirty page of one leaf, but no more than a batch; returns also the
@@ -179,20 +191,20 @@ impl Engine {
                 }
                 Err(stop) => return Err(stop),
             };
-            let place = self.tiers.share(&portion.place);
+            let place = Some(self.tiers.share(&portion.place));
             dirty.push(Dirty { page, eighths: portion.dirty, place, slot });
         }
         Ok(PageIndex::new(within.end))
     }
 
     /// Writes pages to the file. Copies that have not read them yet do so before.
-    fn write_back(&self, file: &BackingFile, dirty: &[Dirty]) -> Result<(), Refusal> {
+    pub(super) fn write_back(&self, file: &BackingFile, dirty: &[Dirty]) -> Result<(), Refusal> {
         if dirty.is_empty() {
             return Ok(());
         }
         let pages: Vec<PageIndex> = dirty.iter().map(|dirty| dirty.page).collect();
         for copy in file.copies() {
-            fill_copy(self, &copy, &pages)?;
+            fill_copy(self, file, &copy, &pages)?;
         }
         let is_next = |one: &Dirty, next: &Dirty| {
             next.page.get() == one.page.get() + 1 && (one.eighths & next.eighths) == u8::MAX
@@ -224,11 +236,11 @@ impl Engine {
         Ok(())
     }
 
-    fn forget(&self, dirty: Vec<Dirty>) {
+    pub(super) fn forget(&self, dirty: Vec<Dirty>) {
         let mut slots = Vec::new();
         for Dirty { place, slot, .. } in dirty {
             slots.push(slot);
-            self.tiers.give_up(place, &mut slots);
+            place.into_iter().for_each(|place| self.tiers.give_up(place, &mut slots));
         }
         self.arena.release(slots);
     }

@@ -5,10 +5,12 @@
 //! arena, journal, and never two sessions at once but to rewrite the journal. None is held while a disk is waited for.
 
 mod backup;
+mod copies;
 mod demote;
 mod flush;
 mod map;
 mod named;
+mod own_range;
 mod pages;
 mod parts;
 mod revive;
@@ -35,6 +37,7 @@ use farmem_wire::{
 
 use crate::config::ServerConfig;
 use crate::counters::{Counters, count};
+use crate::engine::copies::Taken;
 use crate::engine::demote::Keeper;
 pub(crate) use crate::engine::named::Bring;
 use crate::engine::revive::Revived;
@@ -101,6 +104,8 @@ pub(crate) enum Detail {
     /// The page that is at fault.
     Page(PageEntry),
     Full(FullBody),
+    /// Who has the range of a file.
+    Taken(Taken),
     /// See [`Refusal::waits`].
     Waits,
 }
@@ -120,6 +125,10 @@ impl From<BodyError> for Refusal {
 impl Refusal {
     pub(crate) const fn full(body: FullBody) -> Self {
         Self { code: RefusalCode::Full, detail: Detail::Full(body) }
+    }
+
+    pub(crate) const fn taken(taken: Taken) -> Self {
+        Self { code: RefusalCode::RangeTaken, detail: Detail::Taken(taken) }
     }
 
     /// Nothing has happened: the request is to be repeated by a caller that may wait.
@@ -243,6 +252,7 @@ impl Engine {
             version,
             arena_shared: caller.shares_arena,
             lasts: self.tiers.journal().is_some(),
+            clones_have_ranges: true,
             session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
             connection: caller.connection.0,
             actions: (1..64).filter(|n| Action::from_number(*n).is_served()).map(|n| 1 << n).sum(),

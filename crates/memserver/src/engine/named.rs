@@ -1,23 +1,25 @@
-//! Named regions: made, opened, listed, copied, deleted; and what is done to ranges of them.
+//! Named regions: made, opened, listed, deleted; and what is done to ranges of them.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, SessionId, Version};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Attach, AttachMode, BODY_BYTES_MAX, Copy, Create, Delete, FullBody, GrantedSetup, Header, List,
+    Attach, AttachMode, BODY_BYTES_MAX, Create, Delete, FullBody, GrantedSetup, Header, List,
     NAME_BYTES_MAX, Open, PAGE_SIZES, Progress, RangeEntry, RefusalCode, RegionInfo,
     Source as WireSource,
 };
 
+use super::copies::Against;
 use super::pages::SPARE_SLOTS;
 use super::supply::{Stop, Supply};
-use super::{Caller, Cause, Engine, Refusal, Sessions, SharedSession, lock};
+use super::{Caller, Cause, Engine, Refusal, Sessions, lock};
 use crate::backing::BackingFile;
 use crate::journal::Record;
+use crate::page_set::PageSet;
 use crate::region::{Region, Source};
 use crate::session::Session;
 use crate::table::{LEAF_PAGES, Portion};
@@ -53,14 +55,7 @@ impl Engine {
             WireSource::Nothing => Source::Nothing,
             WireSource::Fill(byte) => Source::Fill(byte),
             WireSource::File { path, offset } => {
-                if !offset.is_multiple_of(u64::from(create.page_bytes)) {
-                    return Err(RefusalCode::Malformed.into());
-                }
-                let opened = BackingFile::open(&self.config.directories, path, offset, size);
-                Source::File(Arc::new(opened.map_err(|error| {
-                    self.tell("file_refused", format_args!("refused to open {path}: {error}"));
-                    RefusalCode::NoFile
-                })?))
+                Source::File(self.open_range(path, offset, size, create.page_bytes)?)
             }
             WireSource::Server { address, region, offset, .. } => {
                 if !offset.is_multiple_of(u64::from(create.page_bytes))
@@ -78,6 +73,9 @@ impl Engine {
             }
         };
         let mut sessions = self.sessions();
+        if let Source::File(file) = &source {
+            self.check_range(&sessions, file, file.range(size), Against::OwnRanges)?;
+        }
         let (id, mut session) =
             self.resident(&mut sessions, create.name, create.size.pages_rounded_up())?;
         session.region.writes_back = match create.source {
@@ -187,7 +185,7 @@ impl Engine {
         header: &Header,
         delete: Delete,
     ) -> Result<(), Refusal> {
-        {
+        let file = {
             let mut session = self.enter(caller, header)?;
             session.check_region(header)?;
             if !session.is_resident {
@@ -207,7 +205,10 @@ impl Engine {
                 return Err(code.into());
             }
             session.leases.check_end(Some(caller.connection), Instant::now())?;
-        }
+            session.region.written_file().cloned()
+        };
+        // Nothing is written any more where another region may be from now on.
+        let _turn = take_turn(file.as_deref())?;
         let Some((_, shared)) = &caller.session else {
             return Err(RefusalCode::NotAttached.into());
         };
@@ -217,40 +218,6 @@ impl Engine {
             return Err(RefusalCode::Busy.into());
         }
         Ok(())
-    }
-
-    /// Makes a virtual copy of the caller's region: neither time nor memory depend on its size.
-    pub(crate) fn copy_region(
-        &self,
-        caller: &Caller,
-        header: &Header,
-        copy: &Copy<'_>,
-        is_frozen: bool,
-    ) -> Result<RegionInfo, Refusal> {
-        let mut sessions = self.sessions();
-        let mut original = self.enter(caller, header)?;
-        original.check_region(header)?;
-        let pages = original.region.pages;
-        let (id, mut session) = self.resident(&mut sessions, copy.name, pages)?;
-        let from = &mut original.region;
-        session.region.begin_as_copy(from);
-        session.region.descend_from(from);
-        let (stored, source) = (from.table.stored().get(), from.source.clone());
-        session.region.is_frozen = is_frozen;
-        session.region.copies_on_access = copy.on_access && !is_frozen;
-        self.note_copy(&original, &session);
-        let (to, from) = (session.region.id, original.region.id);
-        self.tiers.note(|| Record::CopyOf { to, from });
-        let info = info(&session, None);
-        let shared = Arc::new(Mutex::new(session));
-        if let Source::File(file) = source {
-            // Before the original can be written back again.
-            file.add_copy(Arc::downgrade(&shared));
-        }
-        sessions.by_id.insert(id, shared);
-        drop(original);
-        self.pages.fetch_add(stored, Ordering::Relaxed);
-        Ok(info)
     }
 
     /// Brings ranges into dram, or a first part of them.
@@ -451,7 +418,7 @@ impl Engine {
 
     fn pin(&self, region: &mut Region, range: PageRange) -> Result<(), Refusal> {
         let before = region.pins.pages().get();
-        region.pins.pin(range);
+        region.pins.insert(range);
         self.tiers.note(|| Record::Pin { region: region.id, range });
         let added = region.pins.pages().get() - before;
         let limit = self.config.memory.get() / PAGE_SIZE as u64 * PINNED_32NDS / 32;
@@ -469,7 +436,7 @@ impl Engine {
 
     fn unpin_range(&self, region: &mut Region, range: PageRange) {
         let before = region.pins.pages().get();
-        region.pins.unpin(range);
+        region.pins.remove(range);
         self.tiers.note(|| Record::Unpin { region: region.id, range });
         let removed = before - region.pins.pages().get();
         self.pinned.fetch_sub(removed, Ordering::Relaxed);
@@ -490,6 +457,13 @@ impl Engine {
         let changed = PageCount::new(before - session.region.pins.pages().get());
         Ok(Progress { changed, next: None })
     }
+}
+
+/// The turn to write to a region's file, so that nobody else does.
+pub(super) fn take_turn(
+    file: Option<&BackingFile>,
+) -> Result<Option<MutexGuard<'_, ()>>, RefusalCode> {
+    file.map(|file| file.take_turn().ok_or(RefusalCode::Busy)).transpose()
 }
 
 /// Whether absent pages are made. What a fill holds needs no fetching: it is read at once.
@@ -528,16 +502,22 @@ fn places(region: &Region) -> Places {
     let mut places = Places::default();
     let mut from = PageIndex::new(0);
     while let Some((first, leaf)) = region.table.leaf_from(from) {
-        for portion in crate::table::lock(leaf).portions.iter().map(|(_, portion)| portion) {
+        for (at, portion) in crate::table::lock(leaf).portions.iter() {
             match &portion.place {
                 Place::Dram(_) => places.dram += 1,
                 Place::Compressed(_) => places.compressed += 1,
                 Place::File(_) => places.file += 1,
             }
-            places.dirty += u64::from(region.writes_back && portion.dirty != 0);
+            let page = PageIndex::new(first.get() + at as u64);
+            let is_held = region.own.as_ref().is_none_or(|own| own.held.contains(page));
+            places.dirty += u64::from(region.writes_back && portion.dirty != 0 && is_held);
             places.changed += u64::from(portion.generation == region.generation);
         }
         from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+    }
+    if let Some(own) = &region.own {
+        // None of the others is in the file.
+        places.dirty += region.pages.get() - own.held.pages().get();
     }
     places
 }
@@ -545,15 +525,17 @@ fn places(region: &Region) -> Places {
 pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
     let Session { name, region, .. } = session;
     let places = places.unwrap_or_default();
+    let file = region.file();
     RegionInfo {
         // A region has the number of its session.
         region: RegionId::new(session.id.get()),
         pages: region.pages,
         page_bytes: region.page_bytes(),
         is_frozen: region.is_frozen,
-        is_file: matches!(&region.source, Source::File(file) if !file.is_distant()),
-        is_server: matches!(&region.source, Source::File(file) if file.is_distant()),
+        is_file: file.is_some_and(|file| !file.is_distant()),
+        is_server: file.is_some_and(|file| file.is_distant()),
         writes_back: region.writes_back,
+        is_unfilled: region.own.is_some(),
         stored: region.table.stored(),
         dirty: PageCount::new(places.dirty),
         changed: PageCount::new(places.changed),
@@ -563,46 +545,15 @@ pub(super) fn info(session: &Session, places: Option<Places>) -> RegionInfo {
         file: PageCount::new(places.file),
         preferred: region.prefers.pages(),
         name: name.clone(),
-        source: region.source.name(),
+        // The file, or the region of another server.
+        source: file.map_or_else(String::new, |file| file.path().display().to_string()),
     }
 }
 
 /// Ends what a region holds beside its table.
 pub(super) fn end_region(engine: &Engine, region: &mut Region) {
     engine.pinned.fetch_sub(region.pins.pages().get(), Ordering::Relaxed);
-    region.pins = crate::region::Pins::default();
+    region.pins = PageSet::default();
     region.orphan();
     engine.arena.release(region.fill_page.take());
-}
-
-/// Keeps a copy's pages as the file has them now, before the file changes.
-pub(super) fn fill_copy(
-    engine: &Engine,
-    copy: &SharedSession,
-    pages: &[PageIndex],
-) -> Result<(), Refusal> {
-    let mut supply = Supply::default();
-    let mut result = Ok(());
-    'pages: for page in pages {
-        loop {
-            let mut session = lock(copy);
-            // It may have been made smaller, or be smaller.
-            if session.ended || !session.region.contains(*page) {
-                continue 'pages;
-            }
-            let page = page.get()..page.get() + 1;
-            let made = engine.make_from_file(&mut session.region, page, &mut supply);
-            drop(session);
-            match made {
-                Ok(()) => break,
-                Err(Stop::Needs(need)) => result = engine.supply(true, vec![need], &mut supply),
-                Err(Stop::Refused(refusal)) => result = Err(refusal),
-            }
-            if result.is_err() {
-                break 'pages;
-            }
-        }
-    }
-    engine.end_supply(supply);
-    result
 }

@@ -729,10 +729,10 @@ impl Engine {
         let before = session.region.table.stored().get();
         for range in ranges {
             session.region.table.remove(&self.tiers, range.0, slots);
+            session.region.note_forgotten(range.0);
             session.region.note_change(range.0, None);
         }
         session.region.skip_news(caller.connection, was_told);
-        session.region.removals += 1;
         let removed = before - session.region.table.stored().get();
         if removed == 0 {
             // A program's pager gives slots back that it never came to fill: no news to anybody. Whoever

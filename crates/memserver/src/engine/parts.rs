@@ -482,8 +482,7 @@ impl Engine {
         if absent != 0 && absent == state.absent {
             return Ok(Outcome::Same);
         }
-        // What was read from the file before may be out of date.
-        region.removals += 1;
+        region.note_forgotten(range);
         if absent == WHOLE {
             region.table.remove(&self.tiers, range, supply.unused());
             region.note_change(range, None);

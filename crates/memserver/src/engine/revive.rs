@@ -24,7 +24,8 @@ use crate::journal::{
 };
 use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine};
-use crate::region::{Region, Source};
+use crate::page_set::PageSet;
+use crate::region::{OwnRange, Region, Source};
 use crate::server::ServerError;
 use crate::session::Session;
 use crate::table::{self, LEAF_PAGES};
@@ -332,7 +333,7 @@ fn restore(
             sessions.names.insert(session.name.clone(), session.id);
         }
         let file = match &session.region.source {
-            Source::File(file) if !session.region.writes_back => Some(Arc::clone(file)),
+            Source::File(file) if session.region.depends_on_original() => Some(Arc::clone(file)),
             _ => None,
         };
         let id = session.id;
@@ -373,6 +374,11 @@ fn session(
     let has = |flag| record.flags & flag != 0;
     let pages = PageCount::new(record.pages);
     let source = source(config, &about, files);
+    let own = about.own.as_ref().map(|(path, offset)| {
+        let file = reopen(config, &about.name, path, *offset, pages.bytes().get(), files);
+        // What of it was written before is written again: nobody knows whether the disk has it.
+        OwnRange { file, held: PageSet::default() }
+    });
     let mut region = Region::new(id);
     region.epoch = Epoch::new(record.epoch);
     region.pages = pages;
@@ -384,6 +390,8 @@ fn session(
     region.is_frozen = has(SessionRecord::FROZEN);
     region.copies_on_access = has(SessionRecord::COPIES_ON_ACCESS);
     region.writes_back = has(SessionRecord::WRITES_BACK);
+    region.own = own;
+    region.has_own_range = has(SessionRecord::HAS_OWN_RANGE);
     region.generation = record.generation;
     region.pins = pins;
     region.prefers = prefers;
@@ -424,23 +432,32 @@ fn source(config: &ServerConfig, about: &About, files: &mut Files) -> Source {
         }
         SourceRecord::File { offset, .. } => {
             let bytes = PageCount::new(about.record.pages).bytes().get();
-            let file = files.entry((about.path.clone(), offset)).or_insert_with(|| {
-                let opened =
-                    BackingFile::open(&config.directories, &about.path, offset, bytes);
-                Arc::new(opened.unwrap_or_else(|error| {
-                    let name = &about.name;
-                    let message = format_args!(
-                        "cannot open {} again, of which region {name} is made: {error}; what is not \
-                         in memory of it is refused",
-                        about.path
-                    );
-                    config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
-                    BackingFile::missing(&about.path, offset)
-                }))
-            });
-            Source::File(Arc::clone(file))
+            Source::File(reopen(config, &about.name, &about.path, offset, bytes, files))
         }
     }
+}
+
+/// A range of a file, opened again.
+fn reopen(
+    config: &ServerConfig,
+    name: &str,
+    path: &str,
+    offset: u64,
+    bytes: u64,
+    files: &mut Files,
+) -> Arc<BackingFile> {
+    let file = files.entry((path.to_owned(), offset)).or_insert_with(|| {
+        let opened = BackingFile::open(&config.directories, path, offset, bytes);
+        Arc::new(opened.unwrap_or_else(|error| {
+            let message = format_args!(
+                "cannot open {path} again, of which region {name} is made: {error}; what is not \
+                 in memory of it is refused"
+            );
+            config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
+            BackingFile::missing(path, offset)
+        }))
+    });
+    Arc::clone(file)
 }
 
 /// Shows each leaf of some tables once, though tables share leaves.
@@ -661,6 +678,7 @@ fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
         (region.copies_on_access, SessionRecord::COPIES_ON_ACCESS),
         (region.writes_back, SessionRecord::WRITES_BACK),
         (session.is_temporary, SessionRecord::TEMPORARY),
+        (region.has_own_range, SessionRecord::HAS_OWN_RANGE),
     ];
     let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
     then(&Record::Session(SessionRecord {
@@ -674,5 +692,10 @@ fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
         flags,
         source,
         name: &session.name,
+        // It came as text.
+        own: region
+            .own
+            .as_ref()
+            .map(|own| (own.file.path().to_str().unwrap_or_default(), own.file.offset())),
     }));
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange};
 use farmem_wire::{Header, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Tier};
 
-use super::named::info;
+use super::copies::Against;
+use super::named::{info, take_turn};
 use super::{Caller, Engine, Refusal, Sessions};
 use crate::journal::Record;
-use crate::region::{Region, Source, block_pages};
+use crate::region::{Region, block_pages};
 use crate::session::Session;
 
 impl Engine {
@@ -19,23 +20,37 @@ impl Engine {
         header: &Header,
         resize: &Resize,
     ) -> Result<RegionInfo, Refusal> {
-        let source = {
+        let (file, written, had, against) = {
             let session = self.enter(caller, header)?;
             check_resize(&session, header, resize)?;
-            session.region.source.clone()
+            let against =
+                if session.region.has_own_range { Against::AllFiles } else { Against::OwnRanges };
+            let Region { pages, .. } = session.region;
+            (session.region.file().cloned(), session.region.written_file().cloned(), pages, against)
         };
-        if let Source::File(file) = source {
+        // Nothing is written any more to what it loses.
+        let _turn = take_turn(written.as_deref())?;
+        if let Some(file) = &file {
             // With no lock held, as that may take time.
             file.check(resize.size.get()).map_err(|error| {
-                self.file_failed("find so much in", &file, &error);
+                self.file_failed("find so much in", file, &error);
                 file.refusal()
             })?;
         }
         let mut sessions = self.sessions();
+        if let Some(file) = file.filter(|_| resize.size > had.bytes()) {
+            // What is added to it.
+            let asked = file.range(had.bytes().get()).end..file.range(resize.size.get()).end;
+            self.check_range(&sessions, &file, asked, against)?;
+        }
         let mut session = self.enter(caller, header)?;
         check_resize(&session, header, resize)?;
         session.check_others(caller.connection)?;
-        let (had, wanted) = (session.region.pages, resize.size.pages_rounded_up());
+        if session.region.pages != had {
+            // Somebody else has changed it meanwhile.
+            return Err(RefusalCode::Busy.into());
+        }
+        let wanted = resize.size.pages_rounded_up();
         if wanted > had {
             self.grow(&mut sessions, &mut session, wanted)?;
             return Ok(info(&session, None));
@@ -101,7 +116,7 @@ impl Engine {
         region.table.remove(&self.tiers, beyond, slots);
         // The map does not say how large the region is.
         region.outdate_news();
-        region.removals += 1;
+        region.note_forgotten(beyond);
         self.set_preference(region, beyond, None);
         region.pages = wanted;
         let keep = wanted.get().div_ceil(block_pages(&self.config));
@@ -164,6 +179,10 @@ fn check_resize(session: &Session, header: &Header, resize: &Resize) -> Result<(
     // The regions of sessions grow by malloc.
     if !session.is_resident || size == 0 || !size.is_multiple_of(unit) {
         return Err(RefusalCode::Malformed);
+    }
+    if session.region.own.is_some() && size > session.region.pages.bytes().get() {
+        // What is added is as its own range has it, all the rest is not yet.
+        return Err(RefusalCode::Unfilled);
     }
     Ok(())
 }

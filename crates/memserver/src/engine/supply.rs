@@ -457,7 +457,7 @@ impl Engine {
 
 /// Those of these pages that are absent, as a whole or in part, if there are any and the region is made
 /// from a file.
-fn from_source(region: &Region, pages: std::ops::Range<u64>) -> Option<FromSource> {
+pub(super) fn from_source(region: &Region, pages: std::ops::Range<u64>) -> Option<FromSource> {
     let Source::File(file) = &region.source else {
         return None;
     };

@@ -44,7 +44,8 @@ const MAGIC: [u8; 8] = *b"FMJOURNL";
 /// 1: sessions, blocks, pages, pins, shelves.
 /// 2: sizes that shrink, preferences, who is a copy of whom, regions made from another server's.
 /// 3: which pages are read first.
-const VERSION: u32 = 3;
+/// 4: ranges of clones' own that are not filled yet.
+const VERSION: u32 = 4;
 const OLDEST_VERSION: u32 = 1;
 /// That of the records alone is the same one.
 pub(crate) const RECORDS_VERSION: u32 = VERSION;

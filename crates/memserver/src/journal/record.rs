@@ -12,7 +12,7 @@ use farmem_wire::{Tier, crc32c};
 
 /// Bytes in front of what a record says.
 const HEAD: usize = 8;
-/// Bytes of the longest record: a session with a long name and a long path.
+/// Bytes of the longest record: a session with a long name and two long paths.
 pub(crate) const RECORD_BYTES_MAX: usize = 2048;
 
 /// Where a page lies, as numbers.
@@ -37,6 +37,8 @@ pub(crate) struct SessionRecord<'a> {
     pub(crate) flags: u16,
     pub(crate) source: SourceRecord<'a>,
     pub(crate) name: &'a str,
+    /// The range of its own that a clone has, if that does not hold all of it yet: file and offset.
+    pub(crate) own: Option<(&'a str, u64)>,
 }
 
 impl SessionRecord<'_> {
@@ -46,6 +48,9 @@ impl SessionRecord<'_> {
     pub(crate) const COPIES_ON_ACCESS: u16 = 8;
     pub(crate) const WRITES_BACK: u16 = 16;
     pub(crate) const TEMPORARY: u16 = 32;
+    pub(crate) const HAS_OWN_RANGE: u16 = 64;
+    /// Set by what encodes: `own` follows the path.
+    const UNFILLED: u16 = 128;
 }
 
 /// As `region::Source`.
@@ -326,7 +331,7 @@ impl<'a> SessionRecord<'a> {
         };
         let tags = u64::from(self.page_bytes)
             | u64::from(self.generation) << 32
-            | u64::from(self.flags) << 48;
+            | u64::from(self.flags | if self.own.is_some() { Self::UNFILLED } else { 0 }) << 48;
         let lengths = self.name.len() as u64 | (path.len() as u64) << 32;
         for number in [
             self.session.get(),
@@ -342,6 +347,10 @@ impl<'a> SessionRecord<'a> {
         }
         out.extend_from_slice(self.name.as_bytes());
         out.extend_from_slice(path.as_bytes());
+        if let Some((path, offset)) = self.own {
+            out.extend_from_slice(&offset.to_le_bytes());
+            out.extend_from_slice(path.as_bytes());
+        }
         kind
     }
 
@@ -350,12 +359,21 @@ impl<'a> SessionRecord<'a> {
         let (session, token, granted) = (fields.region()?, fields.next()?, fields.next()?);
         let (epoch, pages, tags) = (fields.next()?, fields.next()?, fields.next()?);
         let (number, lengths) = (fields.next()?, fields.next()?);
+        let page_bytes = (tags & 0xffff_ffff) as u32;
+        let (generation, flags) = ((tags >> 32 & 0xffff) as u16, (tags >> 48) as u16);
         let (name, path) = (lengths & 0xffff_ffff, lengths >> 32);
-        let (name, path) = fields
-            .0
-            .split_at_checked(name as usize)
-            .filter(|(_, rest)| rest.len() as u64 == path)?;
+        let (name, rest) = fields.0.split_at_checked(name as usize)?;
+        let (path, rest) = rest.split_at_checked(path as usize)?;
         let (name, path) = (str::from_utf8(name).ok()?, str::from_utf8(path).ok()?);
+        let own = match (flags & Self::UNFILLED != 0, rest) {
+            (false, []) => None,
+            (false, _) => return None,
+            (true, _) => {
+                let mut fields = Numbers(rest);
+                let offset = fields.next()?;
+                Some((str::from_utf8(fields.0).ok()?, offset))
+            }
+        };
         let source = match kind {
             0 => SourceRecord::Nothing,
             1 => SourceRecord::Fill(u8::try_from(number).ok()?),
@@ -363,8 +381,6 @@ impl<'a> SessionRecord<'a> {
             3 => SourceRecord::Server { path, offset: number },
             _ => return None,
         };
-        let page_bytes = (tags & 0xffff_ffff) as u32;
-        let (generation, flags) = ((tags >> 32 & 0xffff) as u16, (tags >> 48) as u16);
         Some(Self {
             session,
             token,
@@ -373,9 +389,10 @@ impl<'a> SessionRecord<'a> {
             pages,
             page_bytes,
             generation,
-            flags,
+            flags: flags & !Self::UNFILLED,
             source,
             name,
+            own,
         })
     }
 }
@@ -434,12 +451,9 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn records_round_trip_and_a_torn_one_is_none() {
-        let (region, page) = (RegionId::new(7), PageIndex::new(1 << 40));
-        let range = PageRange { start: page, count: PageCount::new(9) };
-        let session = |source| SessionRecord {
-            session: region,
+    fn session(source: SourceRecord<'_>) -> SessionRecord<'_> {
+        SessionRecord {
+            session: RegionId::new(7),
             token: u64::MAX,
             granted: 1 << 40,
             epoch: 3,
@@ -449,6 +463,18 @@ mod tests {
             flags: SessionRecord::RESIDENT | SessionRecord::TEMPORARY,
             source,
             name: "región",
+            own: None,
+        }
+    }
+
+    #[test]
+    fn records_round_trip_and_a_torn_one_is_none() {
+        let (region, page) = (RegionId::new(7), PageIndex::new(1 << 40));
+        let range = PageRange { start: page, count: PageCount::new(9) };
+        let clone = SessionRecord {
+            flags: SessionRecord::HAS_OWN_RANGE | SessionRecord::WRITES_BACK,
+            own: Some(("/b/ç", 1 << 42)),
+            ..session(SourceRecord::File { path: "/a/b", offset: 4096 })
         };
         let put = |spot| {
             let (version, checksum) = (Version::new(5), Checksum::new(6));
@@ -467,6 +493,7 @@ mod tests {
             Record::Session(session(SourceRecord::Nothing)),
             Record::Session(session(SourceRecord::Fill(255))),
             Record::Session(session(SourceRecord::File { path: "/a/b", offset: 1 << 41 })),
+            Record::Session(clone),
             Record::Block { region, block: u32::MAX },
             Record::End(region),
             Record::Copy { to: region, from: RegionId::new(1) },

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use farmem_region::{PageRange, RegionId};
 
 use super::record::{NotARecord, RECORD_BYTES_MAX, Record, SessionRecord};
+use crate::page_set::PageSet;
 use crate::prefer::Preferences;
-use crate::region::Pins;
 use crate::table::{Portion, Table};
 use crate::tiers::Tiers;
 use crate::working_set::WorkingSet;
@@ -33,7 +33,7 @@ pub(crate) struct Past {
 pub(crate) struct PastSession {
     pub(crate) about: About,
     pub(crate) blocks: Vec<u32>,
-    pub(crate) pins: Pins,
+    pub(crate) pins: PageSet,
     pub(crate) prefers: Preferences,
     /// The region that it counts as a copy of.
     pub(crate) parent: Option<RegionId>,
@@ -47,6 +47,8 @@ pub(crate) struct About {
     pub(crate) record: SessionRecord<'static>,
     pub(crate) name: String,
     pub(crate) path: String,
+    /// The range of its own that a clone has, if that is not filled: file and offset.
+    pub(crate) own: Option<(String, u64)>,
 }
 
 /// A shelf as it was built last.
@@ -151,8 +153,8 @@ impl Past {
             Record::Remove { region, range } => {
                 self.of(region)?.table.remove(tiers, range, &mut Vec::new());
             }
-            Record::Pin { region, range } => self.pins(region, range)?.pin(range),
-            Record::Unpin { region, range } => self.pins(region, range)?.unpin(range),
+            Record::Pin { region, range } => self.pins(region, range)?.insert(range),
+            Record::Unpin { region, range } => self.pins(region, range)?.remove(range),
             Record::KeepBlocks { region, keep } => self.of(region)?.blocks.truncate(keep as usize),
             Record::Prefer { region, range, tier } => self.of(region)?.prefers.set(range, tier),
             Record::CopyOf { to, from } => self.of(to)?.parent = Some(from),
@@ -177,7 +179,7 @@ impl Past {
             return;
         }
         let table = Table::new(id, record.page_bytes);
-        let (blocks, pins) = (Vec::new(), Pins::default());
+        let (blocks, pins) = (Vec::new(), PageSet::default());
         let (prefers, parent) = (Preferences::default(), None);
         let working_set = WorkingSet::default();
         let session = PastSession { about, blocks, pins, prefers, parent, table, working_set };
@@ -188,7 +190,7 @@ impl Past {
         self.sessions.get_mut(&region)
     }
 
-    fn pins(&mut self, region: RegionId, range: PageRange) -> Option<&mut Pins> {
+    fn pins(&mut self, region: RegionId, range: PageRange) -> Option<&mut PageSet> {
         let session = self.of(region)?;
         let end = range.end()?;
         (end.get() <= session.about.record.pages).then_some(&mut session.pins)
@@ -209,7 +211,8 @@ impl About {
                 (SourceRecord::Server { path: "", offset }, path.to_owned())
             }
         };
-        Self { record: SessionRecord { source, name: "", ..record }, name, path }
+        let own = record.own.map(|(path, offset)| (path.to_owned(), offset));
+        Self { record: SessionRecord { source, name: "", own: None, ..record }, name, path, own }
     }
 }
 
@@ -236,6 +239,7 @@ mod tests {
                 flags: 0,
                 source,
                 name: "",
+                own: None,
             })
         };
         let page = PageIndex::new(1 << 50);

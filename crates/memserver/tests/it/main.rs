@@ -14,6 +14,8 @@ mod model;
 mod named;
 mod neighbours;
 mod news;
+mod own_range_model;
+mod own_ranges;
 mod parts;
 mod raw;
 mod requests;

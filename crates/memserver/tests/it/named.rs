@@ -86,7 +86,14 @@ impl Raw {
         name: &str,
         on_access: bool,
     ) -> Result<RegionInfo, RefusalCode> {
-        let copy = Copy { on_access, name };
+        self.copy_to(action, &Copy { on_access, name, range: None })
+    }
+
+    pub(crate) fn copy_to(
+        &mut self,
+        action: Action,
+        copy: &Copy<'_>,
+    ) -> Result<RegionInfo, RefusalCode> {
         let (reply, body) = self.call(self.request(action), |out| copy.encode(out));
         reply.refusal.map_or_else(|| Ok(RegionInfo::decode(&body).unwrap().0), Err)
     }

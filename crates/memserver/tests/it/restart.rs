@@ -42,10 +42,14 @@ fn serve_in_a_process() {
         return;
     };
     let (data, socket) = (place.join("data"), fs::read_link(place.join("socket")).unwrap());
-    MemServer::bind(configured(socket, &data)).unwrap().run().unwrap();
+    let mut config = configured(socket, &data);
+    if let Ok(memory) = fs::read_to_string(place.join("memory")) {
+        config.memory = pages(memory.parse().unwrap());
+    }
+    MemServer::bind(config).unwrap().run().unwrap();
 }
 
-fn in_a_process(place: PathBuf) -> impl Fn(&Path) -> Command {
+pub(crate) fn in_a_process(place: PathBuf) -> impl Fn(&Path) -> Command {
     move |socket| {
         let _ = std::os::unix::fs::symlink(socket, place.join("socket"));
         let mut command = Command::new(std::env::current_exe().unwrap());

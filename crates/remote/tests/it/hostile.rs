@@ -50,6 +50,7 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                     version: 1,
                     arena_shared: false,
                     lasts: false,
+                    clones_have_ranges: false,
                     session_timeout_ms: 10_000,
                     connection: 1,
                     actions: u64::MAX,
