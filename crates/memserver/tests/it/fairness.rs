@@ -1,10 +1,12 @@
 //! Several tenants on one server: what one of them does is not the others' trouble.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use farmem_memserver::{DistantRegion, Neighbours, Use};
 use farmem_region::{ByteCount, PageIndex};
-use farmem_wire::{Action, AttachMode, HEADER_BYTES, Header, PageEntry, RefusalCode, seal};
+use farmem_wire::{Action, AttachMode, HEADER_BYTES, Header, PageEntry, RefusalCode, Source, seal};
 
 use crate::raw::{Raw, TestServer};
 
@@ -136,7 +138,7 @@ fn a_client_of_a_named_region_that_takes_no_replies_keeps_no_other_waiting() {
         config.limits.output_timeout = Duration::from_secs(60);
         config.limits.crowded_output_timeout = Duration::from_secs(60);
     });
-    let source = farmem_wire::Source::Fill(3);
+    let source = Source::Fill(3);
     Raw::greeted(&server).create("shared", 256 * 4096, 4096, source).unwrap();
     let mut idle = Raw::joined(&server, "shared");
     let before = server.stat().reads;
@@ -169,7 +171,7 @@ fn clients_of_a_named_region_that_use_up_its_share_are_dropped_sooner() {
         config.limits.output_timeout = Duration::from_secs(60);
         config.limits.crowded_output_timeout = Duration::from_millis(200);
     });
-    let source = farmem_wire::Source::Fill(3);
+    let source = Source::Fill(3);
     Raw::greeted(&server).create("shared", 256 * 4096, 4096, source).unwrap();
     // What one of them has asked for is more than twice what may wait for all.
     let mut idle = Raw::joined(&server, "shared");
@@ -210,44 +212,109 @@ fn a_reply_that_is_taken_a_byte_at_a_time_is_late_as_a_whole() {
     assert_eq!(server.stat().slow_readers, 1);
 }
 
-/// Requests that take long, for disks or for their size, are served beside those of others: one
-/// worker serves all.
+/// Another server's regions, which answer nothing while the gate is closed.
+#[derive(Default)]
+struct Gate {
+    /// Whether it is closed, and how many wait at it.
+    state: Mutex<(bool, u32)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        if state.0 {
+            state.1 += 1;
+            self.changed.notify_all();
+        }
+        drop(self.changed.wait_while(state, |state| state.0).unwrap());
+    }
+
+    fn close(&self) {
+        *self.state.lock().unwrap() = (true, 0);
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().0 = false;
+        self.changed.notify_all();
+    }
+
+    /// Returns once so many wait; gives up after 8 s.
+    fn await_waiting(&self, count: u32) {
+        let state = self.state.lock().unwrap();
+        let patience = Duration::from_secs(8);
+        let waited = self.changed.wait_timeout_while(state, patience, |state| state.1 < count);
+        assert!(!waited.unwrap().1.timed_out(), "not all of them are served");
+    }
+}
+
+/// Opens it at the latest when the test has failed.
+struct Opens<'a>(&'a Gate);
+
+impl Drop for Opens<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+struct Held(Arc<Gate>);
+
+impl DistantRegion for Held {
+    fn size(&mut self) -> io::Result<u64> {
+        self.0.pass();
+        Ok(1 << 20)
+    }
+
+    fn read(&mut self, bytes: std::ops::Range<u64>) -> io::Result<Vec<u8>> {
+        self.0.pass();
+        Ok(vec![7; (bytes.end - bytes.start) as usize])
+    }
+
+    fn write(&mut self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
+        self.0.pass();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Requests that wait for something else are served beside those of others: one worker serves all, and
+/// each of these waits for as long as it takes to serve another client.
 #[test]
 fn requests_that_take_long_do_not_keep_others_waiting() {
-    const PAGES: u64 = 12 << 10;
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("data");
-    std::fs::write(&path, vec![7; PAGES as usize * 4096]).unwrap();
-    let server = TestServer::start(2 * PAGES, |config| {
-        config.directories = vec![directory.path().to_owned()];
+    let gate = Arc::new(Gate::default());
+    let held = Arc::clone(&gate);
+    let server = TestServer::start(1024, |config| {
+        config.workers = 1;
+        config.promise_percent = 1000;
+        config.neighbours =
+            Some(Neighbours::new(move |_, _, _: Use| Ok(Box::new(Held(Arc::clone(&held))))));
     });
-    let source = farmem_wire::Source::File { path: path.to_str().unwrap(), offset: 0 };
-    Raw::greeted(&server).create("file", PAGES * 4096, 4096, source).unwrap();
-    let mut long = Raw::opened(&server, "file").unwrap();
+    let there =
+        Source::Server { address: "other:1", region: "there", offset: 0, writes_back: true };
+    let regions = ["fetched", "read", "flushed", "resized"].map(|name| {
+        Raw::greeted(&server).create(name, 64 * 4096, 4096, there).unwrap();
+        Raw::opened(&server, name).unwrap()
+    });
+    let [mut fetched, mut read, mut flushed, mut resized] = regions;
+    flushed.write(&[(0, 1, 9)]).unwrap();
     let mut other = Raw::with_region(&server, 1);
     other.write(&[(0, 1, 5)]).unwrap();
-    let is_over = std::sync::atomic::AtomicBool::new(false);
-    let (mut longs, mut shorts) = (Vec::new(), Vec::new());
+    let mut admin = Raw::greeted(&server);
+    gate.close();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..8 {
-                let began = Instant::now();
-                assert_eq!(long.over(Action::Prefetch, 0, PAGES), Ok(PAGES));
-                longs.push(began.elapsed());
-                long.over(Action::Invalidate, 0, PAGES).unwrap();
-            }
-            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
-            let began = Instant::now();
-            assert_eq!(other.read(&[(0, 1)]).unwrap(), [5]);
-            shorts.push(began.elapsed());
+        scope.spawn(|| assert_eq!(fetched.over(Action::Prefetch, 0, 64), Ok(64)));
+        scope.spawn(|| assert_eq!(read.read(&[(3, 0)]), Ok(vec![7])));
+        scope.spawn(|| assert_eq!(flushed.over(Action::Flush, 0, 64), Ok(1)));
+        scope.spawn(|| assert_eq!(resized.resize(32).map(|info| info.pages.get()), Ok(32)));
+        scope.spawn(|| admin.create("created", 64 * 4096, 4096, there).unwrap());
+        let opens = Opens(&gate);
+        gate.await_waiting(5);
+        for _ in 0..100 {
+            assert_eq!(other.read(&[(0, 1)]), Ok(vec![5]), "while all of them wait");
         }
+        drop(opens);
     });
-    longs.sort();
-    shorts.sort();
-    // If they had to wait for each other there would be about two for each long one.
-    assert!(shorts.len() > 60, "{}", shorts.len());
-    let (long, short) = (longs[longs.len() / 2], shorts[shorts.len() / 2]);
-    assert!(short < long / 8, "{short:?} beside {long:?}");
 }
