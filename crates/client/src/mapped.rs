@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use farmem_pager::{Config, Flush, Flushed, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait};
+use farmem_pager::{
+    Config, Flush, Flushed, LookOut, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait,
+};
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageStore, Version};
 use farmem_remote::Absent;
 use farmem_vmem::{AddressRange, Area};
@@ -222,6 +224,7 @@ fn serve(
     bell: &OwnedFd,
 ) -> (ProgramStore, Versions) {
     let mut flush: Option<(Flush, SyncSender<u64>)> = None;
+    let mut look_out = LookOut::new(pager.memory().pulls());
     loop {
         let wait = pager.turn(Ready::ALL).unwrap_or_else(|fatal| end_process(&fatal));
         pager.drain_samples(&mut |_| ());
@@ -239,7 +242,7 @@ fn serve(
             Ok(Call::Flush(answer)) => flush = Some((Flush::default(), answer)),
             Ok(Call::Stop) => break,
             Err(_) if wait.again => {}
-            Err(_) => sleep(&pager, wait, bell, flush.is_some()),
+            Err(_) => sleep(&pager, wait, &mut look_out, bell, flush.is_some()),
         }
     }
     let mut versions = HashMap::new();
@@ -250,7 +253,13 @@ fn serve(
 }
 
 /// Waits for what the pager waits for; not long if a flush goes on.
-fn sleep(pager: &Pager<ProgramStore>, wait: Wait, bell: &OwnedFd, flushing: bool) {
+fn sleep(
+    pager: &Pager<ProgramStore>,
+    wait: Wait,
+    look_out: &mut LookOut,
+    bell: &OwnedFd,
+    flushing: bool,
+) {
     /// A flush that waits for windows or frames looks again after this time: 100 us.
     const FLUSH_PERIOD_NANOS: u64 = 100_000;
     let store = pager.store();
@@ -263,7 +272,13 @@ fn sleep(pager: &Pager<ProgramStore>, wait: Wait, bell: &OwnedFd, flushing: bool
     if flushing {
         nanos = nanos.min(FLUSH_PERIOD_NANOS);
     }
-    wait_for(&mut fds, Some(nanos));
+    let seen = look_out.run(&wait, Pager::<ProgramStore>::now, || {
+        wait_for(&mut fds, Some(0));
+        fds.iter().any(|fd| !fd.revents().is_empty()).then_some(())
+    });
+    if seen.is_none() {
+        wait_for(&mut fds, Some(nanos));
+    }
     let mut number = [0; 8];
     // Empty unless it rang.
     let _ = rustix::io::read(bell, &mut number);

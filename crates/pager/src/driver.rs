@@ -12,13 +12,12 @@ use crate::counts::{Counts, Sample};
 use crate::engine::{Config, Engine, Fatal, Io};
 use crate::handover::HandOver;
 use crate::library::{Flush, Flushed};
+use crate::look_out::LookOut;
 use crate::memory::{OwnMemory, SpaceId};
 
-/// How long an answer is looked out for before the pager sleeps: about twice the round trip to a
-/// server on this machine or on a fast network.
-const LOOK_OUT_NANOS: u64 = 25_000;
-/// Looking out in vain costs four successes; after this many it is done only now and then.
-const PATIENCE_MAX: u32 = 32;
+/// How long an answer is looked out for before the pager sleeps: as long as to be woken may take on a busy
+/// machine, and several times the round trip to a server on this machine or on a fast network.
+const ANSWER_MICROS: u64 = 75;
 /// Forked children are asked this often whether they still live.
 const CHILD_CHECK_MICROS: u64 = 100_000;
 /// Retries of what had to wait come at least this often.
@@ -55,6 +54,9 @@ pub struct Wait {
     pub deadline: Nanos,
     /// Work was done: turn again at once rather than wait.
     pub again: bool,
+    /// The kernel or the store had reported something in this turn: most likely threads go on, and
+    /// some of them soon fault again.
+    pub served: bool,
     /// Faults were answered, and threads beside a pager that yields run before it: most likely
     /// their next faults are there.
     pub more: bool,
@@ -69,10 +71,12 @@ pub struct Pager<S> {
     events: Vec<Event>,
     completions: Vec<Completion>,
     next_child_check: Nanos,
-    /// How often looking out for an answer has paid lately.
-    patience: u32,
+    /// Whether looking out for an answer has paid lately.
+    answers: LookOut,
     /// Events were read in this turn.
     had_events: bool,
+    /// The store has completed something in this turn.
+    had_completions: bool,
 }
 
 /// The monotonic clock, from an arbitrary zero.
@@ -95,8 +99,9 @@ impl<S: PageStore> Pager<S> {
             events: Vec::with_capacity(64),
             completions: Vec::with_capacity(64),
             next_child_check: Nanos::new(0),
-            patience: PATIENCE_MAX,
+            answers: LookOut::if_useful(true),
             had_events: false,
+            had_completions: false,
         }
     }
 
@@ -231,7 +236,7 @@ impl<S: PageStore> Pager<S> {
         if ready.slept {
             self.engine.threads.on_sleep();
         }
-        self.had_events = false;
+        (self.had_events, self.had_completions) = (false, false);
         if ready.events {
             self.take_events_of(SpaceId::OWN)?;
         }
@@ -277,20 +282,14 @@ impl<S: PageStore> Pager<S> {
     /// Looks for the answer that a thread waits for, for a short while, rather than sleep: to be
     /// woken costs more than a near server takes. Gives up early on servers that take longer.
     fn look_out(&mut self) -> Result<(), Fatal> {
-        if self.patience == 0 {
-            // Now and then it is worth another try: the network may have become faster.
-            self.patience = 1;
+        if !self.answers.begins() {
             return Ok(());
         }
-        let start = clock();
-        while self.engine.is_awaited() {
-            if clock().since(start) > LOOK_OUT_NANOS {
-                self.patience = self.patience.saturating_sub(4);
-                return Ok(());
-            }
+        let end = clock().plus_micros(ANSWER_MICROS);
+        while self.engine.is_awaited() && clock() < end {
             self.take_completions()?;
         }
-        self.patience = (self.patience + 1).min(PATIENCE_MAX);
+        self.answers.ended(!self.engine.is_awaited());
         Ok(())
     }
 
@@ -310,6 +309,7 @@ impl<S: PageStore> Pager<S> {
             now,
             deadline,
             again: busy,
+            served: self.had_events || self.had_completions,
             more: self.had_events && self.memory.yields(),
         }
     }
@@ -360,6 +360,7 @@ impl<S: PageStore> Pager<S> {
     fn take_completions(&mut self) -> Result<(), Fatal> {
         let Self { engine, memory, store, completions, .. } = self;
         store.advance(clock(), memory, completions)?;
+        self.had_completions |= !completions.is_empty();
         let io = &mut Io { memory, store, clock: &clock };
         for completion in completions.drain(..) {
             engine.on_completion(io, completion)?;

@@ -331,6 +331,12 @@ impl OwnMemory {
         self.anchor.yields()
     }
 
+    /// Whether threads are pulled to the pager's processor: not without real-time priority.
+    #[must_use]
+    pub const fn pulls(&self) -> bool {
+        self.anchor.pulls()
+    }
+
     /// To be called at every turn.
     pub(crate) fn turned(&mut self) {
         self.anchor.turned();

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use farmem_client::ProgramStore;
 use farmem_pager::{
-    Config, Counts, Fatal, HandOver, Latency, OwnMemory, Pager, Ready, Scope, SlotPolicy, SpaceId,
-    Wait,
+    Config, Counts, Fatal, HandOver, Latency, LookOut, OwnMemory, Pager, Ready, Scope, SlotPolicy,
+    SpaceId, Wait,
 };
 use farmem_region::{ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, SessionId};
 use farmem_remote::{RemoteConfig, SessionInfo, SessionKey};
@@ -174,6 +174,7 @@ struct Service<'a> {
     leaving: Vec<SpaceId>,
     /// Turns in a row without a look at what else is ready.
     unlooked: u32,
+    look_out: LookOut,
     next_publish: Nanos,
     next_exec_check: Nanos,
     limit_bytes: u64,
@@ -192,6 +193,7 @@ impl<'a> Service<'a> {
         let limit_bytes = met.welcome.limit_bytes;
         match Self::prepare(arguments, &link, met) {
             Ok((pager, waiter)) => Ok(Self {
+                look_out: LookOut::new(pager.memory().pulls()),
                 pager,
                 link,
                 stats: StatsWriter::new(stats.words()),
@@ -341,7 +343,7 @@ impl<'a> Service<'a> {
         stop(&self.link, &fatal.to_string())
     }
 
-    fn wait(&mut self, wait: Wait, now: Nanos) -> Result<Ready, End> {
+    fn wait(&mut self, mut wait: Wait, now: Nanos) -> Result<Ready, End> {
         self.follow_children()?;
         self.hand_over()?;
         if wait.more && self.unlooked < UNLOOKED_MAX {
@@ -353,12 +355,13 @@ impl<'a> Service<'a> {
         let woken = if wait.again {
             self.waiter.look()
         } else {
-            let deadline = if self.leaving.is_empty() {
-                wait.deadline
-            } else {
-                wait.deadline.min(now.plus_micros(LEAVING_MICROS))
-            };
-            self.waiter.wait(now, deadline, self.pager.yields())
+            if !self.leaving.is_empty() {
+                wait.deadline = wait.deadline.min(now.plus_micros(LEAVING_MICROS));
+            }
+            let waiter = &mut self.waiter;
+            let clock = Pager::<ProgramStore>::now;
+            let seen = self.look_out.run(&wait, clock, || waiter.look_for_any());
+            seen.unwrap_or_else(|| waiter.wait(now, wait.deadline, self.pager.yields()))
         };
         if woken.program {
             self.program_ended = true;
@@ -689,6 +692,12 @@ impl Waiter {
     /// What is ready now.
     fn look(&mut self) -> Woken {
         self.collect(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    /// The same, if anything is.
+    fn look_for_any(&mut self) -> Option<Woken> {
+        let woken = self.look();
+        (!self.events.is_empty()).then_some(woken)
     }
 
     /// Waits until something is ready or the deadline has come; perhaps for less.

@@ -198,6 +198,12 @@ impl Anchor {
         }
     }
 
+    /// Whether anybody is pulled.
+    #[must_use]
+    pub const fn pulls(&self) -> bool {
+        self.real_time
+    }
+
     /// From now on the pager, which is the calling thread, yields while it serves threads that
     /// fault fast. The caller sees to it that somebody watches the lifeline. `None` without
     /// real-time priority: nobody is pulled then.
