@@ -157,6 +157,19 @@ impl Table {
         tiers.note(|| Record::Clean { region: self.region, page });
     }
 
+    /// What was written of the pages of a leaf, which is the table's own, is dirty again.
+    pub(crate) fn soil(&self, tiers: &Tiers, first: PageIndex) {
+        for page in (first.get()..first.get() + LEAF_PAGES as u64).map(PageIndex::new) {
+            self.with(page, |portion| {
+                let all = !portion.absent;
+                if portion.version.get() > 0 && portion.dirty != all {
+                    portion.dirty = all;
+                    tiers.note(|| Record::Put(portion.record(self.region, page)));
+                }
+            });
+        }
+    }
+
     /// The leaf of a page, to be shared.
     pub(crate) fn leaf_of(&self, page: PageIndex) -> Option<SharedLeaf> {
         let (branch, leaf, _) = split(page);

@@ -13,7 +13,7 @@ use super::named::{Work, take_turn};
 use super::pages::SPARE_SLOTS;
 use super::parts::runs;
 use super::supply::{Stop, Supply};
-use super::{Caller, Engine, Refusal};
+use super::{Caller, Engine, Refusal, lock};
 use crate::backing::BackingFile;
 use crate::region::Region;
 use crate::table::{self, LEAF_PAGES};
@@ -74,9 +74,28 @@ impl Engine {
         self.end_filling(caller, &file, synced.is_ok());
         synced.map_err(|error| {
             self.file_failed("sync", &file, &error);
+            self.soil(caller, &file);
             file.refusal()
         })?;
         Ok(Progress { changed: PageCount::new(work.changed), next: None })
+    }
+
+    /// The disk has failed: nobody knows what it has of what was written, and it may tell that only once
+    /// (fsync(2)). All that was ever written is dirty again, as far as it is here.
+    fn soil(&self, caller: &Caller, file: &Arc<BackingFile>) {
+        let Some((_, shared)) = &caller.session else { return };
+        let mut session = lock(shared);
+        if session.ended || !session.region.written_file().is_some_and(|now| Arc::ptr_eq(now, file))
+        {
+            return;
+        }
+        let table = &mut session.region.table;
+        let mut from = PageIndex::new(0);
+        while let Some((first, _)) = table.leaf_from(from) {
+            table.make_own(&self.tiers, first);
+            table.soil(&self.tiers, first);
+            from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+        }
     }
 
     /// Writes a first batch of what is dirty in a range; returns the page after what it looked at.

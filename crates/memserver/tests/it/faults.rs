@@ -1,12 +1,15 @@
 //! Disks that are full or lose what they were given: told, and nothing else is disturbed.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use farmem_memserver::{FileTierConfig, ServerConfig};
+use farmem_memserver::{DistantRegion, FileTierConfig, Neighbours, ServerConfig};
 use farmem_region::{ByteCount, PageCount};
-use farmem_wire::RefusalCode;
+use farmem_wire::{Action, RefusalCode, Source};
 
 use crate::raw::{Raw, TestServer};
 use crate::tiers::content;
@@ -141,4 +144,79 @@ fn cut_files_in(directory: &Path) {
         }
     }
     assert_eq!(cut, 1, "the file tier's");
+}
+
+/// What another server's region is on, and what its disk has.
+#[derive(Default)]
+struct Disk {
+    kept: Vec<u8>,
+    cache: Vec<(u64, Vec<u8>)>,
+    /// How often it fails yet. Then it forgets what it was given, and does not tell again.
+    failures: u32,
+}
+
+struct OnDisk(Arc<Mutex<Disk>>);
+
+impl DistantRegion for OnDisk {
+    fn size(&mut self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().kept.len() as u64)
+    }
+
+    fn read(&mut self, bytes: std::ops::Range<u64>) -> io::Result<Vec<u8>> {
+        Ok(self.0.lock().unwrap().kept[bytes.start as usize..bytes.end as usize].to_vec())
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.lock().unwrap().cache.push((at, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let mut disk = self.0.lock().unwrap();
+        let given = std::mem::take(&mut disk.cache);
+        if disk.failures > 0 {
+            disk.failures -= 1;
+            return Err(io::Error::other("the disk has failed"));
+        }
+        for (at, bytes) in given {
+            disk.kept[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+}
+
+/// fsync(2) reports a failure once, and forgets what could not be written.
+#[test]
+fn cap_15_what_a_disk_has_lost_is_dirty_again() {
+    // Each flush asks twice, as a connection may have been cut.
+    let disk = Disk { kept: vec![7; 600 * 4096], failures: 2, ..Disk::default() };
+    let disk = Arc::new(Mutex::new(disk));
+    let there = Arc::clone(&disk);
+    let server = TestServer::start(2048, |config| {
+        config.promise_percent = 1000;
+        config.neighbours =
+            Some(Neighbours::new(move |_, _, _| Ok(Box::new(OnDisk(Arc::clone(&there))))));
+    });
+    let source =
+        Source::Server { address: "other:1", region: "there", offset: 0, writes_back: true };
+    for (name, page_bytes) in [("usual", 4096), ("large", 64 << 10)] {
+        let failures = std::mem::replace(&mut disk.lock().unwrap().failures, 2);
+        assert_eq!(failures, if name == "usual" { 2 } else { 0 });
+        Raw::greeted(&server).create(name, 592 * 4096, page_bytes, source).unwrap();
+        let mut region = Raw::opened(&server, name).unwrap();
+        region.write(&[(0, 1, 9), (5, 1, 8), (590, 1, 6)]).unwrap();
+        assert_eq!(region.over(Action::Flush, 0, 592), Err(RefusalCode::SourceAway));
+        let lost = |page: usize| disk.lock().unwrap().kept[page * 4096] == 7;
+        assert!(lost(0) || name == "large");
+        // Who has failed is not asked again for a moment.
+        let until = Instant::now() + Duration::from_secs(20);
+        while region.over(Action::Flush, 0, 592).is_err() {
+            assert!(Instant::now() < until);
+            std::thread::yield_now();
+        }
+        let disk = disk.lock().unwrap();
+        for (page, byte) in [(0, 9), (1, 7), (5, 8), (590, 6)] {
+            assert!(disk.kept[page * 4096..(page + 1) * 4096] == [byte; 4096], "{name}: {page}");
+        }
+    }
 }
