@@ -475,10 +475,14 @@ fn cap_22_cap_30_a_clone_has_a_range_of_its_parents_file_and_both_outlive_the_se
     server.done(&["flush", "parent"]);
     server.restart(&flags);
     assert_eq!(server.json("child")["is_unfilled"], true);
+    // The child has never read this page, and still counts on the parent's range.
+    server.write(&["parent", "--offset", "128K"], &[6; 300]);
+    server.done(&["flush", "parent"]);
     server.done(&["flush", "child"]);
     model[64 << 10..(64 << 10) + 5000].fill(1);
     model.copy_within(..MIB, MIB);
     model[4096..4396].fill(2);
+    model[128 << 10..(128 << 10) + 300].fill(6);
     model[MIB + 4096..MIB + 4296].fill(3);
     assert!(std::fs::read(file).unwrap() == model);
     server.write(&["child", "--offset", "9000"], &[4; 10]);

@@ -5,8 +5,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use farmem_memserver::{DistantRegion, Neighbours, Use};
-use farmem_region::{ByteCount, PageIndex};
-use farmem_wire::{Action, AttachMode, HEADER_BYTES, Header, PageEntry, RefusalCode, Source, seal};
+use farmem_region::{ByteCount, PageCount, PageIndex, PageRange};
+use farmem_wire::{
+    Action, AttachMode, HEADER_BYTES, Header, PageEntry, RangeEntry, RefusalCode, Source, seal,
+};
 
 use crate::raw::{Raw, TestServer};
 
@@ -280,10 +282,11 @@ impl DistantRegion for Held {
     }
 }
 
-/// Requests that wait for something else are served beside those of others: one worker serves all, and
-/// each of these waits for as long as it takes to serve another client.
-#[test]
-fn requests_that_take_long_do_not_keep_others_waiting() {
+const THERE: Source<'static> =
+    Source::Server { address: "other:1", region: "there", offset: 0, writes_back: true };
+
+/// A server with one worker whose regions from [`THERE`] wait at the gate.
+fn beside_a_gate() -> (Arc<Gate>, TestServer) {
     let gate = Arc::new(Gate::default());
     let held = Arc::clone(&gate);
     let server = TestServer::start(1024, |config| {
@@ -292,8 +295,15 @@ fn requests_that_take_long_do_not_keep_others_waiting() {
         config.neighbours =
             Some(Neighbours::new(move |_, _, _: Use| Ok(Box::new(Held(Arc::clone(&held))))));
     });
-    let there =
-        Source::Server { address: "other:1", region: "there", offset: 0, writes_back: true };
+    (gate, server)
+}
+
+/// Requests that wait for something else are served beside those of others: one worker serves all, and
+/// each of these waits for as long as it takes to serve another client.
+#[test]
+fn requests_that_take_long_do_not_keep_others_waiting() {
+    let (gate, server) = beside_a_gate();
+    let there = THERE;
     let regions = ["fetched", "read", "flushed", "resized"].map(|name| {
         Raw::greeted(&server).create(name, 64 * 4096, 4096, there).unwrap();
         Raw::opened(&server, name).unwrap()
@@ -317,4 +327,29 @@ fn requests_that_take_long_do_not_keep_others_waiting() {
         }
         drop(opens);
     });
+}
+
+/// Two flushes at a time could write what is older over what is newer.
+#[test]
+fn while_a_region_is_flushed_nobody_else_flushes_resizes_or_deletes_it() {
+    let (gate, server) = beside_a_gate();
+    Raw::greeted(&server).create("flushed", 64 * 4096, 4096, THERE).unwrap();
+    let mut flushed = Raw::opened(&server, "flushed").unwrap();
+    flushed.write(&[(0, 1, 9)]).unwrap();
+    let mut second = flushed.attach(&server, AttachMode::Join, 0).unwrap();
+    gate.close();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(flushed.over(Action::Flush, 0, 64), Ok(1)));
+        let opens = Opens(&gate);
+        gate.await_waiting(1);
+        let all = PageRange { start: PageIndex::new(0), count: PageCount::new(64) };
+        let header = Header { entries: 1, ..second.request(Action::Flush) };
+        let (reply, _) = second.call(header, |out| RangeEntry(all).encode(out));
+        assert_eq!(reply.refusal, Some(RefusalCode::Busy), "flushed by another client");
+        assert_eq!(second.resize(32).map(|_| ()), Err(RefusalCode::Busy));
+        assert_eq!(second.delete(), Err(RefusalCode::Busy));
+        drop(opens);
+    });
+    assert_eq!(second.over(Action::Flush, 0, 64), Ok(0), "nothing is left");
+    assert_eq!(flushed.resize(32).map(|info| info.pages.get()), Ok(32));
 }
