@@ -21,6 +21,9 @@ use crate::size::Size;
 /// What a pager gets to end its session after its program has ended. Then the supervisor does it,
 /// so that a server has its memory back within a second.
 pub(crate) const FAREWELL: Duration = Duration::from_millis(500);
+/// The same while processes live that may need the pager: it may not have been let run, and not have told
+/// of them.
+const FAREWELL_WITH_CHILDREN: Duration = Duration::from_secs(10);
 
 /// What a pager has told so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub(crate) struct Pager {
     /// By what forked children of the program are known.
     mark: Option<(u64, u64)>,
     program_ended: Option<Instant>,
+    /// It gets until then to end its session, as processes live that may need it.
+    waits_until: Option<Instant>,
     /// It has been told to end, the hard way.
     is_killed: bool,
     /// The program was stopped and the reason told.
@@ -103,6 +108,7 @@ impl Pager {
             session: None,
             mark: None,
             program_ended: None,
+            waits_until: None,
             is_killed: false,
             stopped: false,
         })
@@ -265,7 +271,18 @@ impl Pager {
         // Once it is killed only its end is waited for: a deadline that has passed would have the
         // supervisor ask all the time, and take the processor that the pager needs to die.
         let waits = self.peer.is_some() && self.children.is_empty() && !self.is_killed;
-        self.program_ended.filter(|_| waits).map(|ended| ended + FAREWELL)
+        let ended = self.program_ended.filter(|_| waits)?;
+        Some(self.waits_until.unwrap_or(ended + FAREWELL))
+    }
+
+    /// Whether it may get longer than [`FAREWELL`].
+    pub(crate) fn may_wait(&self, now: Instant) -> bool {
+        self.program_ended.is_some_and(|ended| now < ended + FAREWELL_WITH_CHILDREN)
+    }
+
+    /// Gives it another [`FAREWELL`].
+    pub(crate) fn wait_longer(&mut self, now: Instant) {
+        self.waits_until = Some(now + FAREWELL);
     }
 
     /// Ends a pager that is stuck.

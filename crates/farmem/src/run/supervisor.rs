@@ -350,20 +350,28 @@ impl Supervisor {
     /// Whether nothing of the run is left. Orphans and daemons stay under the supervisor until
     /// they end: without it nobody would hold them to the limit, or keep their memory.
     fn is_over(&mut self, since: Instant) -> bool {
+        if !self.told_waiting && since.elapsed() >= PATIENCE {
+            // Whatever it finds: a deadline that has passed would have the loop turn without a pause, with a
+            // priority that lets nobody else run.
+            self.told_waiting = true;
+            self.tell_waiting();
+        }
         if !self.pagers.is_empty() {
             return false;
         }
-        let mut rest = family::children();
-        rest.retain(|&pid| !self.is_private_server(pid));
-        if !rest.is_empty() && !self.told_waiting && since.elapsed() >= PATIENCE {
-            self.told_waiting = true;
-            let pids: Vec<String> = rest.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
-            self.remark(&format!(
-                "the program has ended; waiting for what it left running (process {})",
-                pids.join(", ")
-            ));
+        family::children().into_iter().all(|pid| self.is_private_server(pid))
+    }
+
+    fn tell_waiting(&mut self) {
+        let left = self.left_behind();
+        if left.is_empty() {
+            return;
         }
-        rest.is_empty()
+        let pids: Vec<String> = left.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
+        self.remark(&format!(
+            "the program has ended; waiting for what it left running (process {})",
+            pids.join(", ")
+        ));
     }
 
     // Pagers.
@@ -597,29 +605,36 @@ impl Supervisor {
         self.retire(id);
     }
 
-    /// Stops forked children whose pages a lost pager kept: those that are known to come from its
-    /// program, whether they have pagers of their own or not, and whoever is registered with a
-    /// userfaultfd and has no pager of its own.
+    /// Stops forked children whose pages a lost pager kept.
     fn stop_children_of(&mut self, id: PagerId) {
         let Some(pager) = self.pagers.get_mut(&id).filter(|pager| pager.left_pages()) else {
             return;
         };
         // Open until the run has ended: no child may read a zero page before it dies.
         self.guards.extend(pager.take_children());
-        let served: Vec<u32> = self.pagers.values().map(Pager::program_pid).collect();
-        for pid in family::descendants() {
+        for pid in self.dependents_of(id) {
             let number = pid.as_raw_pid();
-            if family::is_ours(pid) {
-                continue;
-            }
-            let inherited = self.pagers.get(&id).is_some_and(|pager| pager.is_parent_of(pid));
-            let served = served.contains(&number.unsigned_abs());
-            if inherited || (!served && family::has_userfaultfd(pid)) {
-                let _ = kill_process(pid, Signal::KILL);
-                self.failure = Some(OWN_FAILURE);
-                self.say(&format!("stopped its forked child (process {number}) too"));
-            }
+            let _ = kill_process(pid, Signal::KILL);
+            self.failure = Some(OWN_FAILURE);
+            self.say(&format!("stopped its forked child (process {number}) too"));
         }
+    }
+
+    /// Processes that may need what a pager keeps: those that are known to be forked from its program,
+    /// whether they have pagers of their own or not, and whoever is registered with a userfaultfd and
+    /// has no pager of its own.
+    fn dependents_of(&self, id: PagerId) -> Vec<Pid> {
+        let Some(pager) = self.pagers.get(&id) else {
+            return Vec::new();
+        };
+        let served: Vec<u32> = self.pagers.values().map(Pager::program_pid).collect();
+        let mut dependents = family::descendants();
+        dependents.retain(|&pid| {
+            let is_served = served.contains(&pid.as_raw_pid().unsigned_abs());
+            !family::is_ours(pid)
+                && (pager.is_parent_of(pid) || (!is_served && family::has_userfaultfd(pid)))
+        });
+        dependents
     }
 
     /// Lets a pager go if there is nothing more to wait for.
@@ -645,8 +660,17 @@ impl Supervisor {
     /// Ends pagers that do not leave though their programs have ended.
     fn lose_patience(&mut self) {
         let now = Instant::now();
-        let stuck = |pager: &&mut Pager| pager.deadline().is_some_and(|deadline| deadline <= now);
-        self.pagers.values_mut().filter(stuck).for_each(Pager::kill_pager);
+        let is_due = |pager: &Pager| pager.deadline().is_some_and(|deadline| deadline <= now);
+        let due: Vec<PagerId> =
+            self.pagers.iter().filter(|(_, pager)| is_due(pager)).map(|(&id, _)| id).collect();
+        for id in due {
+            // It may not have been let tell of a child that its program forked before it ended.
+            let may_wait = self.pagers.get(&id).is_some_and(|pager| pager.may_wait(now));
+            let waits = may_wait && !self.dependents_of(id).is_empty();
+            if let Some(pager) = self.pagers.get_mut(&id) {
+                if waits { pager.wait_longer(now) } else { pager.kill_pager() }
+            }
+        }
     }
 
     fn sample(&mut self) {

@@ -131,3 +131,31 @@ fn cap_33_who_is_left_gets_all() {
     workers.pids.clear();
     workers.stop().is_right();
 }
+
+/// What a program leaves running is told though it is paged. A supervisor that waited for the time to
+/// tell it, and never did, would turn without a pause and let nobody else run.
+#[test]
+fn cap_33_what_is_left_running_is_told_though_it_is_paged() {
+    let Some(rig) = Rig::new() else { return };
+    let script = format!("{} 96 idle &", rig.compile("worker").display());
+    let mut command = rig.farmem();
+    command.args(["run", "--local", "32MiB", "--", "sh", "-c", &script]);
+    command.stdout(fs::File::create(rig.path("stdout")).unwrap());
+    command.stderr(fs::File::create(rig.path("stderr")).unwrap());
+    let mut child = command.spawn().unwrap();
+    let until = Instant::now() + PATIENCE;
+    let told = loop {
+        let told = fs::read_to_string(rig.path("stderr")).unwrap();
+        if told.contains("waiting for what it left running") || Instant::now() > until {
+            break told;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "ended early: {told}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let said = fs::read_to_string(rig.path("stdout")).unwrap();
+    fs::write(rig.path("stop"), "").unwrap();
+    assert!(child.wait().unwrap().success());
+    let number = said.split(' ').nth(1).unwrap_or("no worker");
+    assert!(told.contains(&format!("(process {number})")), "{said}{told}");
+    assert_eq!(told.matches("waiting for").count(), 1, "{told}");
+}
