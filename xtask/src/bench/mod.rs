@@ -1,5 +1,6 @@
 //! `cargo xtask bench`. `paging`: what farmem costs and gains, side by side with the kernel's swap.
-//! `server`: the memory server beside others. `fork`: what forking costs.
+//! `server`: the memory server beside others. `fork`: what forking costs. `make`: what farmem costs
+//! many short programs that fit.
 //!
 //! Every case runs in every way in turn, round after round, so that a slow minute of the machine
 //! hits all alike; figures are medians, and only ratios within one run mean anything.
@@ -8,6 +9,7 @@ mod bars;
 pub(crate) mod cases;
 mod figures;
 mod fork;
+mod make;
 mod plot;
 mod server;
 mod stream;
@@ -31,6 +33,8 @@ pub(crate) enum BenchCommand {
     Paging(PagingOptions),
     /// What forking costs, and a save of a redis-server that is mostly out.
     Fork(fork::ForkOptions),
+    /// What farmem costs many short programs that fit.
+    Make(make::MakeOptions),
     /// The memory server beside memcached and Redis.
     Server(server::ServerOptions),
 }
@@ -64,6 +68,7 @@ pub(crate) fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Paging(options) => paging(options),
         BenchCommand::Fork(options) => fork::fork(options),
+        BenchCommand::Make(options) => make::make(options),
         BenchCommand::Server(options) => server::server(options),
     }
 }
