@@ -10,7 +10,7 @@ use crate::changes::Change;
 use crate::engine::{Engine, Io};
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
-use crate::table::{Entry, Place};
+use crate::table::{Detached, Entry, PageTable, Place};
 
 /// The threads that may still be dropping pages are looked at this often.
 const LOOK_PERIOD_MICROS: u64 = 20_000;
@@ -117,12 +117,7 @@ impl Engine {
         self.remember(space, (change, reading), lost);
     }
 
-    fn remove(
-        &mut self,
-        io: &mut Io<'_>,
-        space: SpaceId,
-        range: AddressRange,
-    ) -> Vec<(usize, Entry)> {
+    fn remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) -> Detached {
         if space == SpaceId::OWN {
             self.quarantine.insert(range);
         }
@@ -130,12 +125,7 @@ impl Engine {
         self.take_pages(io, space, range)
     }
 
-    fn unmap(
-        &mut self,
-        io: &mut Io<'_>,
-        space: SpaceId,
-        range: AddressRange,
-    ) -> Vec<(usize, Entry)> {
+    fn unmap(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) -> Detached {
         if let Some(ranges) = self.ranges_mut(space) {
             ranges.remove(range);
         }
@@ -153,7 +143,7 @@ impl Engine {
         space: SpaceId,
         from: AddressRange,
         target: AddressRange,
-    ) -> Vec<(usize, Entry)> {
+    ) -> Detached {
         self.changes.moved_away(space, from);
         if let Some(ranges) = self.ranges_mut(space) {
             ranges.remove(from);
@@ -172,13 +162,12 @@ impl Engine {
         self.forget_doubts(space, target);
         self.move_doubts(space, from, target);
         let lost = self.take_pages(io, space, target);
-        let mut moved = Vec::new();
-        if let Some(table) = self.table_mut(space) {
-            table.take_range(from, &mut |address, entry| moved.push((address, entry)));
-        }
-        for (address, entry) in moved {
-            let next = target.start() + (address - from.start());
-            self.move_entry(space, address, next, entry);
+        let moved = self.table_mut(space).map(|table| table.detach(from));
+        if let Some(moved) = moved {
+            moved.into_entries(&mut |address, entry| {
+                let next = target.start() + (address - from.start());
+                self.move_entry(space, address, next, entry);
+            });
         }
         // Who waited at the old place looks again, and finds no mapping there.
         io.memory.wake(space, from);
@@ -236,30 +225,30 @@ impl Engine {
         io: &mut Io<'_>,
         space: SpaceId,
         range: AddressRange,
-    ) -> Vec<(usize, Entry)> {
-        let mut taken = Vec::new();
-        if let Some(table) = self.table_mut(space) {
-            table.take_range(range, &mut |address, entry| taken.push((address, entry)));
-        }
+    ) -> Detached {
+        let table = self.table_mut(space);
+        let taken = table.map_or_else(Detached::default, |table| table.detach(range));
         self.recount |= space == SpaceId::OWN;
-        for &(address, entry) in &taken {
-            match entry.place() {
-                Place::Victim(frame) => self.forget_frame(frame),
-                Place::Fetching => {
-                    self.for_fetching(space, address, &mut |page| page.cancelled = true);
-                    io.memory.wake(space, AddressRange::pages_from(address, 1));
-                }
-                Place::Resident | Place::Zero | Place::Out => {}
+        taken.for_each(&mut |address, entry| match entry.place() {
+            Place::Victim(frame) => self.forget_frame(frame),
+            Place::Fetching => {
+                self.for_fetching(space, address, &mut |page| page.cancelled = true);
+                io.memory.wake(space, AddressRange::pages_from(address, 1));
             }
-        }
+            Place::Resident | Place::Zero | Place::Out => {}
+        });
         taken
     }
 
-    pub(crate) fn release_all(&mut self, lost: Vec<(usize, Entry)>) {
-        for (_, mut entry) in lost {
-            if let Some(slot) = entry.take_copy() {
-                self.release(slot);
-            }
+    /// Releases the slots of what is gone.
+    pub(crate) fn release_all(&mut self, lost: Detached) {
+        lost.into_slots(&mut |slot| self.release(slot));
+    }
+
+    /// As [`Self::release_all`], of entries that were in no table any more.
+    pub(crate) fn release_entries(&mut self, lost: &[Entry]) {
+        for (slot, _) in lost.iter().filter_map(Entry::copy) {
+            self.release(slot);
         }
     }
 
@@ -273,8 +262,8 @@ impl Engine {
                 fetch.pages.iter_mut().for_each(|page| page.cancelled = true);
             }
         }
-        if let Some(table) = self.table_mut(space) {
-            table.clear();
+        if let Some(lost) = self.table_mut(space).map(PageTable::detach_all) {
+            self.release_all(lost);
         }
         self.spaces.retain(|other| other.id != space);
         self.forget_changes(space);

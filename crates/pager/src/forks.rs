@@ -22,7 +22,7 @@ use crate::handover::Heirless;
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
 use crate::streams::Streams;
-use crate::table::{Entry, PageTable, Place};
+use crate::table::{Detached, Entry, PageTable, Place};
 
 /// A fork that was reported.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Past {
     change: Change,
     reading: u64,
     /// What the table had of pages that are gone; it holds their slots.
-    lost: Vec<(usize, Entry)>,
+    lost: Detached,
 }
 
 /// A page that the child has if it was forked before the removal was read.
@@ -87,10 +87,9 @@ impl Engine {
         &mut self,
         space: SpaceId,
         (change, reading): (Change, u64),
-        mut lost: Vec<(usize, Entry)>,
+        lost: Detached,
     ) {
-        lost.retain_mut(|(_, entry)| entry.copy().is_some());
-        if lost.is_empty() && matches!(change, Change::Remove(_)) {
+        if matches!(change, Change::Remove(_)) && !lost.has_copies() {
             return;
         }
         self.changes.past.push(Past { space, change, reading, lost });
@@ -200,36 +199,36 @@ impl Engine {
 
     /// The pages of a removal are the child's if it was forked before.
     fn doubt(&mut self, fork: &Fork, past: &Past, child: &mut Inheritance) {
-        for &(address, mut entry) in &past.lost {
+        past.lost.for_each(&mut |address, entry| {
             let unknown = child.table.get(address).is_none();
-            if unknown && inherit_entry(&mut self.slots, &mut entry) {
+            if unknown && let Some(entry) = inherit_copy(&mut self.slots, entry) {
                 let (reading, still_there) = (past.reading, past.reading >= fork.reading);
                 let of_own = past.space == SpaceId::OWN;
                 child.doubts.push(Doubt { address, entry, reading, still_there, of_own });
             }
-        }
+        });
     }
 
     /// Puts what was moved at its old place too.
     fn give_both(&mut self, from: AddressRange, to: AddressRange, child: &mut Inheritance) {
-        let mut moved = Vec::new();
-        child.table.take_range(to, &mut |address, entry| moved.push((address, entry)));
-        for (address, mut entry) in moved {
+        let moved = child.table.detach(to);
+        moved.into_entries(&mut |address, mut entry| {
             child.table.put(address, entry);
             if inherit_entry(&mut self.slots, &mut entry) {
                 child.table.put(from.start() + (address - to.start()), entry);
             }
-        }
+        });
         child.ranges.insert(from);
     }
 
     /// Gives a child what the parent had lost by a change.
     fn give_back(&mut self, past: &Past, child: &mut Inheritance) {
-        for &(address, mut entry) in &past.lost {
-            if child.table.get(address).is_none() && inherit_entry(&mut self.slots, &mut entry) {
+        past.lost.for_each(&mut |address, entry| {
+            let unknown = child.table.get(address).is_none();
+            if unknown && let Some(entry) = inherit_copy(&mut self.slots, entry) {
                 child.table.put(address, entry);
             }
-        }
+        });
     }
 
     /// Decides of pages whose removal may be older or newer than the fork; `thread` is one of the
@@ -249,10 +248,10 @@ impl Engine {
                 Some(table) if has && table.get(address).is_none() => {
                     table.put(address, entry);
                 }
-                _ => lost.push((address, entry)),
+                _ => lost.push(entry),
             }
         }
-        self.release_all(lost);
+        self.release_entries(&lost);
     }
 
     /// The child itself has dropped or replaced pages of a range.
@@ -261,8 +260,8 @@ impl Engine {
             return;
         };
         let gone = space.doubts.extract_if(.., |doubt| range.contains(doubt.address));
-        let gone = gone.map(|doubt| (doubt.address, doubt.entry)).collect();
-        self.release_all(gone);
+        let gone: Vec<Entry> = gone.map(|doubt| doubt.entry).collect();
+        self.release_entries(&gone);
     }
 
     /// The child itself has moved pages.
@@ -300,11 +299,10 @@ impl Past {
 impl Inheritance {
     fn move_back(&mut self, from: AddressRange, to: AddressRange) {
         let back = |address: usize| from.start() + (address - to.start());
-        let mut moved = Vec::new();
-        self.table.take_range(to, &mut |address, entry| moved.push((back(address), entry)));
-        for (address, entry) in moved {
-            self.table.put(address, entry);
-        }
+        let moved = self.table.detach(to);
+        moved.into_entries(&mut |address, entry| {
+            self.table.put(back(address), entry);
+        });
         for doubt in self.doubts.iter_mut().filter(|doubt| to.contains(doubt.address)) {
             doubt.address = back(doubt.address);
         }
@@ -327,4 +325,11 @@ fn inherit_entry(slots: &mut crate::slots::Slots, entry: &mut Entry) -> bool {
             })
         }
     }
+}
+
+/// As [`inherit_entry`], of what has a copy on the servers.
+fn inherit_copy(slots: &mut crate::slots::Slots, entry: &Entry) -> Option<Entry> {
+    let mut entry = *entry;
+    entry.copy()?;
+    inherit_entry(slots, &mut entry).then_some(entry)
 }

@@ -251,11 +251,11 @@ impl Engine {
         self.own_table().retain(&mut |address, entry| {
             let stays = there.find(address).is_some();
             if !stays {
-                gone.push((address, *entry));
+                gone.push(*entry);
             }
             stays
         });
-        self.release_all(gone);
+        self.release_entries(&gone);
         self.adopted = there;
         self.heir.is_unchecked = false;
         self.evict_after = Nanos::new(0);

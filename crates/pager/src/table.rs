@@ -333,9 +333,11 @@ impl PageTable {
         Some(entry)
     }
 
-    /// Takes out all entries of a range, in any order. Costs no more for a large range than the
-    /// table has chunks.
-    pub(crate) fn take_range(&mut self, range: AddressRange, each: &mut dyn FnMut(usize, Entry)) {
+    /// Takes the entries of a range out. Costs no more for a large range than the table has chunks.
+    #[must_use]
+    pub(crate) fn detach(&mut self, range: AddressRange) -> Detached {
+        let whole = Self::new(Arc::clone(&self.holders));
+        let mut detached = Detached { whole, edges: Vec::new() };
         let first = split(range.start()).0;
         let last = split(range.end().saturating_sub(1)).0;
         let numbers: Vec<usize> = if last - first > self.chunks.len() {
@@ -346,23 +348,23 @@ impl PageTable {
         for number in numbers {
             let base = number << (CHUNK_SHIFT + PAGE_SHIFT);
             let part = AddressRange::pages_from(base, CHUNK_PAGES).intersect(range);
-            for address in (part.start()..part.end()).step_by(1 << PAGE_SHIFT) {
-                if let Some(entry) = self.take(address) {
-                    each(address, entry);
-                }
+            if part.pages() == CHUNK_PAGES {
+                let chunk = self.chunks.remove(&number);
+                detached.whole.chunks.extend(chunk.map(|chunk| (number, chunk)));
+                continue;
             }
+            let addresses = (part.start()..part.end()).step_by(1 << PAGE_SHIFT);
+            let entries = addresses.filter_map(|at| self.take(at).map(|entry| (at, entry)));
+            detached.edges.extend(entries);
         }
+        detached
     }
 
-    /// Drops everything. Costs nothing for chunks that another table has too.
-    pub(crate) fn clear(&mut self) {
-        let mut holders = lock(&self.holders);
-        for (_, chunk) in self.chunks.drain() {
-            if Arc::strong_count(&chunk.slot) == 1 {
-                let entries = chunk.slot.indices().map(|index| &chunk.slot.entries[index]);
-                holders.dropped.extend(entries.filter_map(Entry::copy).map(|(slot, _)| slot));
-            }
-        }
+    /// Takes all entries out.
+    #[must_use]
+    pub(crate) fn detach_all(&mut self) -> Detached {
+        let empty = Self::new(Arc::clone(&self.holders));
+        Detached { whole: std::mem::replace(self, empty), edges: Vec::new() }
     }
 
     /// Calls `each` for every entry, in any order.
@@ -389,6 +391,59 @@ impl PageTable {
             }
             chunk.used > 0
         });
+    }
+}
+
+/// Entries that were taken out of a table, of whatever many pages, and hold their slots. Chunks that lay
+/// within the range are here as they were: nothing was copied or allocated for their pages.
+#[derive(Debug, Default)]
+pub(crate) struct Detached {
+    whole: PageTable,
+    /// Those of chunks that lay partly within it: of two chunks at most.
+    edges: Vec<(usize, Entry)>,
+}
+
+impl Detached {
+    /// Calls `each` for every entry, in any order.
+    pub(crate) fn for_each(&self, each: &mut dyn FnMut(usize, &Entry)) {
+        self.edges.iter().for_each(|(address, entry)| each(*address, entry));
+        self.whole.for_each(each);
+    }
+
+    /// Whether any page has a copy on the servers.
+    #[must_use]
+    pub(crate) fn has_copies(&self) -> bool {
+        let has_copy = |entry: Entry| entry.copy().is_some();
+        let of_chunk =
+            |chunk: &Chunk| (0..CHUNK_PAGES).any(|index| chunk.get(index).is_some_and(has_copy));
+        self.edges.iter().any(|&(_, entry)| has_copy(entry))
+            || self.whole.chunks.values().any(of_chunk)
+    }
+
+    /// Hands out all entries, in any order; their slots are held by who takes them. Each chunk's memory is
+    /// given back before the next one's entries are handed out.
+    pub(crate) fn into_entries(self, each: &mut dyn FnMut(usize, Entry)) {
+        self.edges.into_iter().for_each(|(address, entry)| each(address, entry));
+        let PageTable { chunks, holders } = self.whole;
+        for (number, mut chunk) in chunks {
+            let own = chunk.own(&holders);
+            for index in own.indices() {
+                each(((number << CHUNK_SHIFT) + index) << PAGE_SHIFT, own.entries[index]);
+            }
+        }
+    }
+
+    /// Hands out the slots that are held here and by no chunk of another table, each of which has one holder
+    /// less now. Costs nothing for chunks that another table has too.
+    pub(crate) fn into_slots(self, each: &mut dyn FnMut(PageIndex)) {
+        let edges = self.edges.iter().filter_map(|(_, entry)| entry.copy());
+        edges.for_each(|(slot, _)| each(slot));
+        for (_, Chunk { slot: chunk, .. }) in self.whole.chunks {
+            if Arc::strong_count(&chunk) == 1 {
+                let entries = chunk.indices().map(|index| &chunk.entries[index]);
+                entries.filter_map(Entry::copy).for_each(|(slot, _)| each(slot));
+            }
+        }
     }
 }
 
@@ -419,13 +474,22 @@ mod tests {
         for page in 0..2000usize {
             table.put(page << PAGE_SHIFT, Entry::new(Place::Out));
         }
-        let mut taken = 0;
-        table.take_range(AddressRange::pages_from(500 << PAGE_SHIFT, 1000), &mut |_, _| taken += 1);
-        assert_eq!(taken, 1000);
+        // The third chunk changes hands as it is.
+        let third = Arc::as_ptr(&table.chunks[&1].slot);
+        let taken = table.detach(AddressRange::pages_from(500 << PAGE_SHIFT, 1000));
+        assert_eq!(Arc::as_ptr(&taken.whole.chunks[&1].slot), third);
+        assert!(taken.edges.len() == 12 + 1500 - 1024 && taken.whole.chunks.len() == 1);
+        let mut pages = Vec::new();
+        taken.for_each(&mut |address, _| pages.push(address >> PAGE_SHIFT));
+        pages.sort_unstable();
+        assert_eq!(pages, (500..1500).collect::<Vec<_>>());
         assert!(table.get(499 << PAGE_SHIFT).is_some() && table.get(500 << PAGE_SHIFT).is_none());
         assert!(table.get(1499 << PAGE_SHIFT).is_none() && table.get(1500 << PAGE_SHIFT).is_some());
-        table.take_range(AddressRange::new(0, usize::MAX), &mut |_, _| taken += 1);
-        assert_eq!(taken, 2000);
+        pages.clear();
+        let all = table.detach(AddressRange::new(0, usize::MAX));
+        all.into_entries(&mut |address, _| pages.push(address >> PAGE_SHIFT));
+        pages.sort_unstable();
+        assert_eq!(pages, (0..500).chain(1500..2000).collect::<Vec<_>>());
         assert!(table.chunks.is_empty());
     }
 
@@ -476,13 +540,53 @@ mod tests {
         assert_eq!(places(&parent)[2], Some(Place::Victim(FrameId::new(4))));
         // A grandchild, and the end of its parent: it alone has that chunk.
         let mut grandchild = child.fork();
-        child.clear();
-        assert_eq!(noted(&parent).1, []);
+        assert_eq!(released(child.detach_all()), []);
         assert_eq!(places(&grandchild), [out, None, out, None, out]);
-        grandchild.clear();
-        assert_eq!(noted(&parent).1, [10, 12]);
+        assert_eq!(released(grandchild.detach_all()), [10, 12]);
         assert!(parent.get(at(600)).is_some());
-        parent.clear();
-        assert_eq!(noted(&parent).1, [10, 11, 12, 13]);
+        assert_eq!(released(parent.detach_all()), [10, 11, 12, 13]);
+        assert_eq!(noted(&parent).1, []);
+    }
+
+    fn released(detached: Detached) -> Vec<u64> {
+        let mut slots = Vec::new();
+        detached.into_slots(&mut |slot| slots.push(slot.get()));
+        slots.sort_unstable();
+        slots
+    }
+
+    /// What is taken out of a table whose chunks a child has too has the holders of what it is taken out of,
+    /// whether it was the parent's or the child's, and whole chunks are still not copied.
+    #[test]
+    fn what_is_detached_is_held_as_it_was() {
+        let at = |page: usize| page << PAGE_SHIFT;
+        let all = AddressRange::pages_from(0, CHUNK_PAGES);
+        let mut parent = PageTable::default();
+        for page in 0..CHUNK_PAGES {
+            let place = if page == 7 { Place::Resident } else { Place::Out };
+            parent.put(at(page), entry(place, page as u64));
+        }
+        let mut child = parent.fork();
+        let taken = parent.detach(all);
+        assert!(taken.has_copies() && parent.get(at(1)).is_none());
+        assert_eq!(noted(&parent), (vec![], vec![]));
+        assert_eq!(released(taken), [], "the child has them");
+        // Page 7 the child never had, and its copy loses its last holder when the others are handed out.
+        let mut places = Vec::new();
+        let grandchild = child.fork();
+        child.detach(all).into_entries(&mut |address, entry| {
+            places.push((address >> PAGE_SHIFT, entry.copy().unwrap().0.get()));
+        });
+        places.sort_unstable();
+        let expected = (0..CHUNK_PAGES).filter(|&page| page != 7);
+        assert_eq!(places, expected.clone().map(|page| (page, page as u64)).collect::<Vec<_>>());
+        let (others, dropped) = noted(&child);
+        assert_eq!((others.len(), dropped), (CHUNK_PAGES, vec![7]));
+        let mut grandchild = grandchild;
+        let part = grandchild.detach(AddressRange::pages_from(at(6), 3));
+        assert_eq!(released(part), [6, 8]);
+        assert_eq!(noted(&child).1, [7]);
+        assert_eq!(released(grandchild.detach_all()).len(), CHUNK_PAGES - 3);
+        assert!(!parent.detach(all).has_copies());
     }
 }

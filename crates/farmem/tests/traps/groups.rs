@@ -12,6 +12,10 @@ use crate::servers::Server;
 /// The program's 32 MiB, the supervisor, the pager, and what the kernel needs for both.
 const GROUP_BYTES: u64 = 72 << 20;
 
+/// What the pager may take of it: 32 bytes for each of the 90,000 pages that there are at one time, and as
+/// much again. No more when a mapping of 80,000 pages goes away at once.
+const PAGER_BYTES: u64 = 6 << 20;
+
 /// A group of this test, of whichever version the machine has.
 struct Group {
     folder: PathBuf,
@@ -89,6 +93,8 @@ fn u20_a_program_completes_in_a_small_control_group() {
     let stats = group.run(&rig, &server, LIMIT, &rig.compile("in_a_group"));
     // 640 MiB went through 72: nearly all of them out and in again.
     assert!(stats["evicted_pages"].as_u64() > Some(128 << 10), "{stats}");
+    let pager = stats["pager_bytes"].as_u64().unwrap();
+    assert!(pager <= PAGER_BYTES, "the pager took {pager} bytes: {stats}");
 }
 
 /// Caps 21, 33: what children inherit and bring in is held to the limit of the tree.
