@@ -213,7 +213,7 @@ fn informative(probe: &Probe) -> Vec<Row> {
         limit("locked memory (RLIMIT_MEMLOCK)", Resource::Memlock, 0, |bytes| {
             Size(bytes).to_string()
         }),
-        limit("descriptors (RLIMIT_NOFILE)", Resource::Nofile, DESCRIPTORS_NEEDED, |count| {
+        limit("descriptors (hard RLIMIT_NOFILE)", Resource::Nofile, DESCRIPTORS_NEEDED, |count| {
             count.to_string()
         }),
         io_uring(probe),
@@ -271,13 +271,14 @@ fn limit(
     needed: u64,
     describe: impl Fn(u64) -> String,
 ) -> Row {
-    let current = getrlimit(resource).current;
-    let found = current.map_or("unlimited".to_owned(), &describe);
+    // Soft limits are raised to the hard ones.
+    let maximum = getrlimit(resource).maximum;
+    let found = maximum.map_or("unlimited".to_owned(), &describe);
     let needed_text = if needed == 0 { "any".to_owned() } else { describe(needed) };
     Row::new(check, found, needed_text).or(
-        current.is_none_or(|current| current >= needed),
+        maximum.is_none_or(|maximum| maximum >= needed),
         Status::Warn,
-        format!("raise the limit, for example by `ulimit -n {needed}`"),
+        format!("raise the hard limit, for example by `ulimit -Hn {needed}` as root"),
     )
 }
 

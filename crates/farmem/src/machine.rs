@@ -1,7 +1,10 @@
-//! How much memory the machine, or the control group that this process is in, has available.
+//! How much memory the machine, or the control group that this process is in, has available, and the
+//! descriptors of this process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What may be used before something else suffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +22,14 @@ pub(crate) enum Bound {
     Machine,
     /// A control group's limit.
     ControlGroup,
+}
+
+/// Lets this process have as many descriptors as the hard limit says. The soft one, mostly 1,024, is for
+/// programs that use `select(2)`.
+pub(crate) fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Up to the hard limit it is never refused.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// The available memory, or `None` where /proc cannot be read.

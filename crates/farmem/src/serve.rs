@@ -48,6 +48,7 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     if let Some(supervisor) = options.private {
         die_with(supervisor)?;
     }
+    machine::raise_descriptor_limit();
     // Before any thread starts, so that all of them leave these signals to the queue.
     let signals = SignalQueue::block(&SIGNALS).context("cannot queue signals")?;
     let mut config = config(options)?;

@@ -109,7 +109,8 @@ pub(crate) fn receive<M: DeserializeOwned>(
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "a packet has more than {PACKET_BYTES_MAX} bytes or {DESCRIPTORS_MAX} descriptors"
+                "a packet has more than {PACKET_BYTES_MAX} bytes or {DESCRIPTORS_MAX} descriptors, or there \
+                 is no room for its descriptors (`ulimit -n`)"
             ),
         ));
     }

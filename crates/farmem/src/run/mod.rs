@@ -4,10 +4,12 @@
 //! * [`private_server`]: the memory server of this run, where none was named.
 //! * [`supervisor`]: the loop that waits for signals, pagers and their programs.
 //! * [`pagers`]: what the supervisor knows of each pager, and when a program must be stopped.
+//! * [`descriptors`]: how many pagers the supervisor can take in.
 //! * [`family`]: which processes belong to the run.
 //! * [`farewell`]: ends the sessions that pagers leave behind.
 //! * [`tally`], [`progress`] and [`report`]: what was counted, and how it is told.
 
+mod descriptors;
 mod family;
 mod farewell;
 mod inheritance;

@@ -14,6 +14,8 @@ use farmem_supervise::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
+use crate::machine;
+use crate::run::descriptors::{self, Hearing};
 use crate::run::farewell::Farewells;
 use crate::run::pagers::{Pager, Remains};
 use crate::run::private_server::PrivateServer;
@@ -97,6 +99,7 @@ pub(crate) struct Supervisor {
     next_sample: Instant,
     /// Connections that have not said hello, with the process that made them.
     callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
+    hearing: Hearing,
     pub(super) pagers: BTreeMap<PagerId, Pager>,
     /// Userfaultfds of forked children whose pager was lost.
     guards: Vec<OwnedFd>,
@@ -133,6 +136,7 @@ impl Supervisor {
             started: Instant::now(),
             next_sample: Instant::now(),
             callers: BTreeMap::new(),
+            hearing: Hearing::default(),
             pagers: BTreeMap::new(),
             guards: Vec::new(),
             next_id: 0,
@@ -157,6 +161,8 @@ impl Supervisor {
         // Processes fill memory while a look at them waits for the processor. Where the system does not
         // let it, it waits. It starts no process any more, only threads that end sessions.
         let _ = farmem_vmem::be_real_time_with_heirs();
+        // Its programs have what they had.
+        machine::raise_descriptor_limit();
         let ending = loop {
             for source in self.wait(signals)? {
                 self.handle(source, signals)?;
@@ -165,6 +171,7 @@ impl Supervisor {
                 self.line.clear();
                 signals.let_through(signal).context("cannot stop with the program")?;
             }
+            self.hearing.turned(Instant::now());
             self.lose_patience();
             self.look_at_tree();
             self.divide();
@@ -185,8 +192,10 @@ impl Supervisor {
     }
 
     fn wait(&self, signals: &SignalQueue) -> anyhow::Result<Vec<Source>> {
-        let mut sources =
-            vec![(Source::Signals, signals.as_fd()), (Source::Listener, self.parts.listener.fd())];
+        let mut sources = vec![(Source::Signals, signals.as_fd())];
+        if self.hearing.deaf_until().is_none() {
+            sources.push((Source::Listener, self.parts.listener.fd()));
+        }
         sources.extend(self.callers.iter().map(|(&id, (peer, _))| (Source::Caller(id), peer.fd())));
         for (&id, pager) in &self.pagers {
             sources.extend(pager.peer().map(|peer| (Source::Pager(id), peer.fd())));
@@ -214,7 +223,7 @@ impl Supervisor {
         let deadlines = deadlines.chain(division).chain([self.tree.next_look()]);
         let patience = self.program_ending.filter(|_| !self.told_waiting);
         let patience = patience.map(|(_, since)| since + PATIENCE);
-        let deadline = deadlines.chain(patience).min();
+        let deadline = deadlines.chain(patience).chain(self.hearing.deaf_until()).min();
         let until = deadline.map(|deadline| deadline.saturating_duration_since(now));
         sample.into_iter().chain(until).min()
     }
@@ -382,7 +391,8 @@ impl Supervisor {
                 Ok(Some(peer)) => self.take_call(peer),
                 Ok(None) => return,
                 Err(error) => {
-                    self.say(&format!("cannot accept a pager: {error}"));
+                    self.hearing.rest(Instant::now());
+                    self.tell_unheard(&chain(&error));
                     return;
                 }
             }
@@ -391,11 +401,24 @@ impl Supervisor {
 
     /// Abstract names have no permissions: a connection counts only if it comes from the run.
     fn take_call(&mut self, peer: PagerPeer) {
-        if let Ok(pid) = peer.pid()
-            && family::is_descendant(pid)
-        {
+        let Ok(pid) = peer.pid() else { return };
+        if !descriptors::are_left(peer.fd()) {
+            // Not even whether it comes from the run could be seen. Closed, it leaves its program as it is.
+            self.tell_unheard(&descriptors::shortage());
+            return;
+        }
+        self.hearing.heard();
+        if family::is_descendant(pid) {
             self.callers.insert(self.next_id, (peer, pid));
             self.next_id += 1;
+        }
+    }
+
+    fn tell_unheard(&mut self, why: &str) {
+        if self.hearing.is_news() {
+            self.say(&format!(
+                "cannot take in a pager: {why}; its program goes on unpaged, and nothing holds it to the limit"
+            ));
         }
     }
 
@@ -433,10 +456,12 @@ impl Supervisor {
         let refusal = match self.refusal(&hello, descriptors.len()) {
             Ok(program) => {
                 let stats = descriptors.swap_remove(0);
-                let Ok(pager) = Pager::new(peer, pid, hello, program, stats) else {
-                    return;
+                match Pager::new(peer, pid, hello, program, stats) {
+                    Ok(pager) => self.pagers.insert(id, pager),
+                    // It has ended meanwhile.
+                    Err(rustix::io::Errno::SRCH) => return,
+                    Err(errno) => return self.say(&format!("{title} is not paged: {errno}")),
                 };
-                self.pagers.insert(id, pager);
                 if !self.offer_children(id, program) {
                     self.welcome(id, None);
                 }
@@ -549,8 +574,13 @@ impl Supervisor {
                     self.obey(id, message, descriptors);
                 }
                 Ok(Received::Nothing) => return,
+                Ok(Received::Closed) => return self.lose(id),
                 // A pager that sends what is no message cannot be relied on.
-                Ok(Received::Closed) | Err(_) => return self.lose(id),
+                Err(error) => {
+                    let title = self.pagers.get(&id).map(Pager::title).unwrap_or_default();
+                    self.say(&format!("no message from the pager of {title}: {}", chain(&error)));
+                    return self.lose(id);
+                }
             }
         }
     }
@@ -701,6 +731,12 @@ impl Supervisor {
             self.say(message);
         }
     }
+}
+
+/// An error with what has caused it.
+fn chain(error: &LinkError) -> String {
+    let cause = std::error::Error::source(error);
+    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// What a process uses, for the division of the limit.

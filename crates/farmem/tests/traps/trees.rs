@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::rig::{Outcome, Rig, Running};
+use crate::rig::{LIMIT, Outcome, Rig, Running};
 
 const MIB: u64 = 1 << 20;
 /// What has to come about takes a second or two on two idle processors.
@@ -158,4 +158,51 @@ fn cap_33_what_is_left_running_is_told_though_it_is_paged() {
     let number = said.split(' ').nth(1).unwrap_or("no worker");
     assert!(told.contains(&format!("(process {number})")), "{said}{told}");
     assert_eq!(told.matches("waiting for").count(), 1, "{told}");
+}
+
+/// Each pager takes some of the supervisor's descriptors. The usual soft limit of 1,024 is that of programs.
+#[test]
+fn cap_33_the_supervisor_may_have_more_descriptors_than_its_program() {
+    let Some(rig) = Rig::new() else { return };
+    let script = r"for try in $(seq 2000); do
+            grep -q 'Max open files *\([0-9][0-9]*\)  *\1 ' /proc/$PPID/limits && break
+        done; ulimit -Sn; exit $((try == 2000))";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -Sn 100; exec \"$0\" run --quiet -- sh -c \"$1\""]);
+    command.arg(rig.farmem().get_program()).arg(script).current_dir(rig.path("."));
+    let output = command.output().unwrap();
+    assert_eq!((output.status.success(), &output.stdout[..]), (true, &b"100\n"[..]), "{output:?}");
+}
+
+/// Where the supervisor cannot take in a pager it says so, once, and waits: its listener is reported as
+/// ready all the time.
+#[test]
+fn cap_33_a_supervisor_without_descriptors_says_so_and_does_not_turn_without_a_pause() {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let Some(rig) = Rig::new() else { return };
+    let worker = rig.compile("worker");
+    // One cannot accept, the other has accepted and can open nothing more.
+    for descriptors in [5, 6] {
+        let script = "echo ready; until test -e go; do sleep 0.01; done; exec \"$0\" 48 idle";
+        let arguments = ["-c", script, worker.to_str().unwrap()];
+        let mut running = rig.start(&["--local", LIMIT], Path::new("sh"), &arguments);
+        let _ = running.says("ready");
+        let supervisor = rustix::process::Pid::from_child(&running.child);
+        let most = Rlimit { current: Some(descriptors), maximum: Some(descriptors) };
+        prlimit(Some(supervisor), Resource::Nofile, most).unwrap();
+        fs::write(rig.path("go"), "").unwrap();
+        let _ = running.says_with("idle");
+        let until = Instant::now() + PATIENCE;
+        let told = || fs::read_to_string(rig.path("stderr")).unwrap();
+        while !told().contains("cannot take in a pager") {
+            assert!(Instant::now() < until && told().len() < 1000, "{:.1000}", told());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        fs::write(rig.path("stop"), "").unwrap();
+        let outcome = running.end(PATIENCE);
+        assert!(outcome.status.success(), "{outcome:?}");
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+        fs::remove_file(rig.path("go")).unwrap();
+        fs::remove_file(rig.path("stop")).unwrap();
+    }
 }
