@@ -27,6 +27,8 @@ pub(crate) enum ExchangeError {
     Refused(RefusalCode, Option<FullBody>),
     /// Another region has a range of a file, or a part of it.
     Taken(TakenBody),
+    /// A text that a request has no room for. It would be cut, and name something else.
+    TooLong { what: &'static str, bytes: usize, bytes_max: usize },
     /// No reply in time.
     TimedOut,
 }
@@ -55,6 +57,12 @@ impl std::fmt::Display for ExchangeError {
                  offset so that the range ends before or begins after that",
                 asked.start, asked.end, taken.start, taken.end
             ),
+            Self::TooLong { what, bytes, bytes_max } => {
+                write!(
+                    f,
+                    "the {what} has {bytes} bytes, the most is {bytes_max}; choose a shorter one"
+                )
+            }
             Self::TimedOut => f.write_str("it did not answer in time"),
         }
     }

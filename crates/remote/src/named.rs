@@ -9,9 +9,10 @@ use farmem_region::{
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Action, BackupPlace, BodyError, Copy, Create, Delete, FileRange, Header, List, Open,
-    PAGES_PER_MESSAGE_MAX, PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode,
-    RegionInfo, Resize, Tier, page_checksum, part_checksum,
+    ADDRESS_BYTES_MAX, Action, BackupPlace, BodyError, Copy, Create, Delete, FileRange, Header,
+    List, NAME_BYTES_MAX, Open, PAGES_PER_MESSAGE_MAX, PATH_BYTES_MAX, PageEntry, PartEntry,
+    Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier, page_checksum,
+    part_checksum,
 };
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
@@ -63,6 +64,15 @@ pub fn create(
     timeout: Duration,
 ) -> Result<RegionInfo, StoreError> {
     let make = || {
+        name_fits(region.name)?;
+        match region.source {
+            Source::File { path, .. } => fits("path", path, PATH_BYTES_MAX)?,
+            Source::Server { address, region, .. } => {
+                fits("server's address", address, ADDRESS_BYTES_MAX)?;
+                name_fits(region)?;
+            }
+            Source::Nothing | Source::Fill(_) => {}
+        }
         let mut connection = Connection::open(server, timeout)?;
         let header = Header::request(Action::Create, 0);
         let reply = connection.ask(header, |out| region.encode(out))?;
@@ -108,6 +118,8 @@ pub fn restore(
     timeout: Duration,
 ) -> Result<RegionInfo, StoreError> {
     let make = || {
+        name_fits(name)?;
+        fits("path", path, PATH_BYTES_MAX)?;
         let mut connection = Connection::open(server, timeout)?;
         let place = BackupPlace { flag: replaces, name, path };
         let header = Header::request(Action::Restore, 0);
@@ -310,6 +322,8 @@ impl NamedRegion {
 
     fn copy_as(&mut self, action: Action, copy: &Copy<'_>) -> Result<RegionInfo, StoreError> {
         self.look(|region| {
+            name_fits(copy.name)?;
+            fits("path", copy.range.map_or("", |range| range.path), PATH_BYTES_MAX)?;
             let reply = region.connection.ask(region.request(action), |out| copy.encode(out))?;
             region.connection.info(reply)
         })
@@ -324,6 +338,7 @@ impl NamedRegion {
     pub fn back_up(&mut self, path: &str, is_full: bool) -> Result<u64, StoreError> {
         let place = BackupPlace { flag: is_full, name: "", path };
         self.look(|region| {
+            fits("path", path, PATH_BYTES_MAX)?;
             let header = region.request(Action::Backup);
             let reply = region.connection.ask(header, |out| place.encode(out))?;
             Ok(region.connection.progress(reply)?.changed.get())
@@ -687,6 +702,7 @@ fn attach(
     take_over: bool,
     timeout: Duration,
 ) -> Result<(Connection, Header, PageCount), ExchangeError> {
+    name_fits(name)?;
     let mut connection = Connection::open(server, timeout)?;
     let header = Header::request(Action::Open, 0);
     let reply = connection.ask(header, |out| Open { take_over, name }.encode(out))?;
@@ -765,6 +781,19 @@ impl Connection {
 
 fn bad_body(error: &BodyError) -> ExchangeError {
     ExchangeError::BadReply(error.to_string())
+}
+
+/// Refuses a text that would be sent cut.
+const fn fits(what: &'static str, text: &str, bytes_max: usize) -> Result<(), ExchangeError> {
+    let bytes = text.len();
+    if bytes > bytes_max {
+        return Err(ExchangeError::TooLong { what, bytes, bytes_max });
+    }
+    Ok(())
+}
+
+const fn name_fits(name: &str) -> Result<(), ExchangeError> {
+    fits("region's name", name, NAME_BYTES_MAX)
 }
 
 /// Refuses bytes that lie in no page that has a number.

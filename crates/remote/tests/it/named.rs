@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use farmem_region::{ByteCount, PageCount, PageIndex, PageRange};
 use farmem_remote::named::{self, NamedRegion, RangeAction};
-use farmem_wire::{Create, Source};
+use farmem_wire::{Create, FileRange, Source};
 
 use crate::server::{BOTH, TestServer};
 
@@ -163,4 +163,40 @@ fn bytes_past_the_region_are_refused_wherever_they_are() {
         region.write(end, &[]).unwrap();
         assert_eq!(region.read(0..2).unwrap(), [0, 0], "nothing was written");
     }
+}
+
+/// Requests have room for so much. What is cut names something else: another region would be deleted, or
+/// another file written back to.
+#[test]
+fn a_name_that_would_be_cut_is_refused() {
+    let server = TestServer::start(BOTH[0], 64, |_| ());
+    let name = "n".repeat(255);
+    let longer = format!("{name}n");
+    let (size, source) = (ByteCount::new(64 << 10), Source::Fill(0));
+    let create = Create { name: &name, size, page_bytes: 4096, source, prefers: None };
+    named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+    let mut region = NamedRegion::open(&server.endpoint, &name, true, TIMEOUT).unwrap();
+    let (file, path) = ("f".repeat(641), "p".repeat(641));
+    let refusals = [
+        NamedRegion::open(&server.endpoint, &longer, true, TIMEOUT).map(|_| ()),
+        region.copy(&longer, false, false).map(|_| ()),
+        region.back_up(&path, false).map(|_| ()),
+        named::restore(&server.endpoint, &path, "r", false, TIMEOUT).map(|_| ()),
+        named::restore(&server.endpoint, "/p", &longer, true, TIMEOUT).map(|_| ()),
+        region.copy_with_range("c", false, FileRange { path: &file, offset: 0 }).map(|_| ()),
+    ];
+    let sources = [
+        Source::File { path: &file, offset: 0 },
+        Source::Server { address: &path, region: "r", offset: 0, writes_back: true },
+        Source::Server { address: "a", region: &longer, offset: 0, writes_back: true },
+    ];
+    let made = sources.map(|source| {
+        let create = Create { name: "r", source, ..create };
+        named::create(&server.endpoint, &create, TIMEOUT).map(|_| ())
+    });
+    for (at, refusal) in refusals.into_iter().chain(made).enumerate() {
+        let error = refusal.unwrap_err().to_string();
+        assert!(error.contains("; choose a shorter one"), "{at}: {error}");
+    }
+    assert_eq!(named::list(&server.endpoint, TIMEOUT).unwrap().len(), 1);
 }
