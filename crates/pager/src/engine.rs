@@ -133,6 +133,8 @@ pub(crate) struct FetchingPage {
     pub(crate) wanted: bool,
     /// The program has dropped it meanwhile.
     pub(crate) cancelled: bool,
+    /// Its slot, if it is held for this page alone: see [`Engine::cancel`].
+    pub(crate) held: Option<PageIndex>,
 }
 
 /// A fetch that is under way, or has arrived and waits to be installed.
@@ -189,6 +191,8 @@ pub struct Engine {
     pub(crate) short_moves: crate::install::ShortMoves,
     pub(crate) fetches: HashMap<u64, Fetch>,
     pub(crate) arrived: VecDeque<Fetch>,
+    /// Slots of pages that were dropped while they were fetched.
+    pub(crate) held_slots: usize,
     pub(crate) stores: HashMap<u64, Vec<FrameId>>,
     pub(crate) looks: crate::looks::Looks,
     pub(crate) deferred: VecDeque<Fault>,
@@ -258,6 +262,7 @@ impl Engine {
             short_moves: crate::install::ShortMoves::default(),
             fetches: HashMap::new(),
             arrived: VecDeque::new(),
+            held_slots: 0,
             stores: HashMap::new(),
             looks: crate::looks::Looks::new(config.lent_pages_min),
             deferred: VecDeque::new(),
@@ -727,7 +732,7 @@ impl Engine {
             };
             request.push(FetchPage { page, version, frame });
             let wanted = fault.is_some_and(|fault| fault.address == address);
-            pages.push(FetchingPage { address, frame, wanted, cancelled: false });
+            pages.push(FetchingPage { address, frame, wanted, cancelled: false, held: None });
         }
         self.frame_buffer = frames;
         let ticket = self.take_ticket();

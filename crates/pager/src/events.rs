@@ -3,11 +3,11 @@
 //! While such a change is under way the kernel refuses to fill pages (`Stop::Retry`), so what the
 //! table says when the event is read is what was true when the change began.
 
-use farmem_region::{Nanos, PAGE_SIZE};
+use farmem_region::{Nanos, PAGE_SIZE, PageIndex};
 use farmem_vmem::AddressRange;
 
 use crate::changes::Change;
-use crate::engine::{Engine, Io};
+use crate::engine::{Engine, FetchingPage, Io};
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
 use crate::table::{Detached, Entry, PageTable, Place};
@@ -203,7 +203,7 @@ impl Engine {
         &mut self,
         space: SpaceId,
         address: usize,
-        change: &mut dyn FnMut(&mut crate::engine::FetchingPage),
+        change: &mut dyn FnMut(&mut FetchingPage),
     ) {
         let fetches = self.fetches.values_mut().chain(self.arrived.iter_mut());
         for fetch in fetches.filter(|fetch| fetch.space == space) {
@@ -232,12 +232,36 @@ impl Engine {
         taken.for_each(&mut |address, entry| match entry.place() {
             Place::Victim(frame) => self.forget_frame(frame),
             Place::Fetching => {
-                self.for_fetching(space, address, &mut |page| page.cancelled = true);
+                self.cancel(space, address, entry.copy().map(|(slot, _)| slot));
                 io.memory.wake(space, AddressRange::pages_from(address, 1));
             }
             Place::Resident | Place::Zero | Place::Out => {}
         });
         taken
+    }
+
+    /// What is fetched to a page will not be needed. Its slot is held until it has come: a fetch may have to
+    /// be repeated, over another connection or because it came damaged, and must find then what it asked
+    /// for, not that the page was released or another one stored there.
+    fn cancel(&mut self, space: SpaceId, address: usize, slot: Option<PageIndex>) {
+        let mut cancelled = false;
+        self.for_fetching(space, address, &mut |page| {
+            (page.cancelled, page.held) = (true, slot);
+            cancelled = true;
+        });
+        if let Some(slot) = slot.filter(|_| cancelled) {
+            self.slots.share(slot);
+            self.held_slots += 1;
+        }
+    }
+
+    /// A page that was dropped while it was fetched has come, or never will.
+    pub(crate) fn let_go(&mut self, page: &FetchingPage) {
+        self.forget_frame(page.frame);
+        if let Some(slot) = page.held {
+            self.held_slots -= 1;
+            self.release(slot);
+        }
     }
 
     /// Releases the slots of what is gone.
@@ -257,10 +281,11 @@ impl Engine {
         self.catch_up_with(io, space);
         let everything = AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1));
         self.forget_doubts(space, everything);
-        for fetch in self.fetches.values_mut().chain(&mut self.arrived) {
-            if fetch.space == space {
-                fetch.pages.iter_mut().for_each(|page| page.cancelled = true);
-            }
+        let fetches = self.fetches.values().chain(&self.arrived).filter(|f| f.space == space);
+        let pages = fetches.flat_map(|fetch| &fetch.pages).filter(|page| !page.cancelled);
+        for address in pages.map(|page| page.address).collect::<Vec<_>>() {
+            let entry = self.table_mut(space).and_then(|table| table.get(address));
+            self.cancel(space, address, entry.and_then(|entry| entry.copy()).map(|(slot, _)| slot));
         }
         if let Some(lost) = self.table_mut(space).map(PageTable::detach_all) {
             self.release_all(lost);

@@ -113,7 +113,7 @@ impl Engine {
         if self.slots.are_fixed() {
             // A page is stored in the slot that it may just have left.
             self.send_releases(io)?;
-            if !self.releases.is_empty() {
+            if !self.releases.is_empty() || self.held_slots > 0 {
                 return Ok(false);
             }
         }

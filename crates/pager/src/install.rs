@@ -72,7 +72,7 @@ impl Engine {
         while at < fetch.pages.len() {
             let page = fetch.pages[at];
             if page.cancelled {
-                self.forget_frame(page.frame);
+                self.let_go(&page);
                 at += 1;
             } else if page.address == fetch.marker && !page.wanted {
                 self.keep_marker(page);

@@ -98,6 +98,7 @@ impl SimStore {
                 for range in ranges {
                     let start = range.start.get();
                     for page in start..start + range.count.get() {
+                        self.is_not_fetched(page, "released");
                         self.pages.remove(&page);
                     }
                 }
@@ -130,8 +131,18 @@ impl SimStore {
         }
     }
 
+    /// A fetch may have to be repeated, and must find the page as it was.
+    fn is_not_fetched(&mut self, page: u64, what: &str) {
+        let mut fetched = self.answers.iter().flat_map(|answer| &answer.contents);
+        if fetched.any(|(asked, _)| asked.page.get() == page) {
+            let what = format!("page {page} was {what} while it was fetched");
+            self.failure.get_or_insert(what);
+        }
+    }
+
     fn keep(&mut self, stored: &StorePage, frames: &dyn Frames) {
         let (page, version) = (stored.page.get(), stored.version.get());
+        self.is_not_fetched(page, "stored");
         let bytes = frames.bytes(stored.frame);
         let mut value = u64::from_le_bytes(bytes[..8].try_into().unwrap_or([0; 8]));
         assert!(bytes[8..PAGE_SIZE].iter().all(|&byte| byte == 0), "contents are numbers");
