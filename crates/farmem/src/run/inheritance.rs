@@ -18,6 +18,7 @@
 //! All the while the supervisor holds the child's userfaultfd, so that its faults wait.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use farmem_supervise::{Offer, SessionReport, SupervisorMessage, Welcome};
 use rustix::process::Pid;
@@ -107,7 +108,7 @@ impl Supervisor {
         };
         self.tell_of_child(offer, &SupervisorMessage::Taken { key: offer.key });
         if let Some(parent) = self.pagers.get_mut(&offer.pager) {
-            parent.remove_child(offer.key);
+            parent.remove_child(offer.key, Instant::now());
         }
     }
 

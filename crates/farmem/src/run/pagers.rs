@@ -56,6 +56,8 @@ pub(crate) struct Pager {
     /// By what forked children of the program are known.
     mark: Option<(u64, u64)>,
     program_ended: Option<Instant>,
+    /// When a child was last found to need it no more.
+    child_gone: Option<Instant>,
     /// It gets until then to end its session, as processes live that may need it.
     waits_until: Option<Instant>,
     /// It has been told to end, the hard way.
@@ -108,6 +110,7 @@ impl Pager {
             session: None,
             mark: None,
             program_ended: None,
+            child_gone: None,
             waits_until: None,
             is_killed: false,
             stopped: false,
@@ -163,9 +166,11 @@ impl Pager {
         self.children.extend(children.map(|uffd| (key, Child { uffd, promised: false })));
     }
 
-    /// The child needs this pager no more.
-    pub(crate) fn remove_child(&mut self, key: u64) {
+    /// The child needs this pager no more. If it was the last one after the program's end, the pager is
+    /// given its time from now on.
+    pub(crate) fn remove_child(&mut self, key: u64, now: Instant) {
         self.children.remove(&key);
+        (self.child_gone, self.waits_until) = (Some(now), None);
     }
 
     /// The pager leaves in order.
@@ -271,13 +276,18 @@ impl Pager {
         // Once it is killed only its end is waited for: a deadline that has passed would have the
         // supervisor ask all the time, and take the processor that the pager needs to die.
         let waits = self.peer.is_some() && self.children.is_empty() && !self.is_killed;
-        let ended = self.program_ended.filter(|_| waits)?;
-        Some(self.waits_until.unwrap_or(ended + FAREWELL))
+        let alone = self.alone_since().filter(|_| waits)?;
+        Some(self.waits_until.unwrap_or(alone + FAREWELL))
+    }
+
+    /// Since when there is neither its program nor, as far as it has told, a child.
+    fn alone_since(&self) -> Option<Instant> {
+        self.program_ended.map(|ended| self.child_gone.map_or(ended, |gone| gone.max(ended)))
     }
 
     /// Whether it may get longer than [`FAREWELL`].
     pub(crate) fn may_wait(&self, now: Instant) -> bool {
-        self.program_ended.is_some_and(|ended| now < ended + FAREWELL_WITH_CHILDREN)
+        self.alone_since().is_some_and(|alone| now < alone + FAREWELL_WITH_CHILDREN)
     }
 
     /// Gives it another [`FAREWELL`].
@@ -310,5 +320,49 @@ impl Pager {
             counts,
         });
         Remains { counts, session: self.session, stopped: self.stopped }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_supervise::Listener;
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+
+    use super::*;
+
+    /// A pager of this process, and its end of the connection.
+    fn pager() -> (Pager, OwnedFd) {
+        let name = format!("farmem-test-pagers-{}", std::process::id());
+        let listener = Listener::bind(&name).unwrap();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
+        let peer = listener.accept().unwrap().unwrap();
+        let (pid, number) = (rustix::process::getpid(), std::process::id());
+        let name = "program".to_owned();
+        let hello = Hello { version: 1, program_pid: number, pager_pid: number, name };
+        let stats = socket.try_clone().unwrap();
+        (Pager::new(peer, pid, hello, pid, stats).unwrap(), socket)
+    }
+
+    #[test]
+    fn after_its_last_child_a_pager_has_the_time_that_it_has_after_its_program() {
+        let (mut pager, socket) = pager();
+        let ended = Instant::now();
+        assert_eq!(pager.deadline(), None);
+        pager.note_program_end(ended);
+        assert_eq!(pager.deadline(), Some(ended + FAREWELL));
+        assert!(!pager.may_wait(ended + FAREWELL_WITH_CHILDREN));
+        pager.add_child(1, vec![socket]);
+        assert_eq!(pager.deadline(), None);
+        let gone = ended + 6 * FAREWELL_WITH_CHILDREN;
+        pager.remove_child(1, gone);
+        assert_eq!(pager.deadline(), Some(gone + FAREWELL));
+        assert!(pager.may_wait(gone + FAREWELL));
+        pager.wait_longer(gone + FAREWELL);
+        assert_eq!(pager.deadline(), Some(gone + 2 * FAREWELL));
+        assert!(!pager.may_wait(gone + FAREWELL_WITH_CHILDREN));
     }
 }

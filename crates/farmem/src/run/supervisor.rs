@@ -603,7 +603,7 @@ impl Supervisor {
             PagerMessage::Kept { key } => self.handed_over(id, key, None),
             PagerMessage::Session(session) => pager.set_session(session),
             PagerMessage::ForkChild { key } => pager.add_child(key, descriptors),
-            PagerMessage::ForkChildGone { key } => pager.remove_child(key),
+            PagerMessage::ForkChildGone { key } => pager.remove_child(key, Instant::now()),
             PagerMessage::Bye => pager.leave(),
             PagerMessage::Fatal { message, exit_code } => {
                 if pager.stop() {
