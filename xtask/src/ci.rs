@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
@@ -30,8 +31,7 @@ impl fmt::Display for Count {
 impl Count {
     /// Counts one step: a check that either passes or fails.
     fn step(&mut self, name: &str, step: impl FnOnce() -> anyhow::Result<()>) {
-        eprintln!("\n== {name}");
-        match step() {
+        match timed(name, step) {
             Ok(()) => self.passed += 1,
             Err(error) => {
                 self.failed += 1;
@@ -58,14 +58,12 @@ pub(crate) fn ci() -> anyhow::Result<()> {
     });
     count.step("documentation", documentation);
 
-    eprintln!("\n== tests");
-    let tests = tests()?;
+    let (tests, failures) = timed("tests", tests)?;
     count.passed += tests.passed;
     count.failed += tests.failed;
     count.skipped += tests.skipped;
 
-    eprintln!("\n== real programs");
-    match verify::for_ci() {
+    match timed("real programs", verify::for_ci) {
         Ok(verify::Tally { same, wrong }) => {
             count.passed += same;
             count.failed += wrong;
@@ -76,8 +74,7 @@ pub(crate) fn ci() -> anyhow::Result<()> {
         }
     }
 
-    eprintln!("\n== test suites");
-    match conform::for_ci() {
+    match timed("test suites", conform::for_ci) {
         Ok(conform::Tally { same, wrong }) => {
             count.passed += same;
             count.failed += wrong;
@@ -93,10 +90,24 @@ pub(crate) fn ci() -> anyhow::Result<()> {
         count.failed += count.skipped;
         count.skipped = 0;
     }
+    // Once more, where whoever looks at the end of a long output finds it.
+    if !failures.is_empty() {
+        eprintln!("\n== what failed");
+        failures.iter().for_each(|line| eprintln!("{line}"));
+    }
     println!("{count}");
     std::io::stdout().flush()?;
     ensure!(count.failed == 0, "{} checks failed", count.failed);
     Ok(())
+}
+
+/// Takes a step, and says how long it took.
+fn timed<T>(name: &str, step: impl FnOnce() -> T) -> T {
+    eprintln!("\n== {name}");
+    let started = Instant::now();
+    let result = step();
+    eprintln!("== {name}: {} s", started.elapsed().as_secs());
+    result
 }
 
 fn documentation() -> anyhow::Result<()> {
@@ -114,25 +125,55 @@ fn documentation() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs all tests, shows what they print, and counts.
-fn tests() -> anyhow::Result<Count> {
+/// Runs all tests, shows what they print, and counts. Returns what those printed that failed, too.
+fn tests() -> anyhow::Result<(Count, Vec<String>)> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
     command.current_dir(workspace()).args(arguments).stdout(Stdio::piped());
     let mut child = command.spawn().context("run cargo test")?;
     let output = child.stdout.take().context("output of cargo test")?;
     let mut count = Count::default();
+    let mut failures = Failures::default();
     for line in BufReader::new(output).lines() {
         let line = line.context("read the output of cargo test")?;
         eprintln!("{line}");
         count_line(&line, &mut count);
+        failures.read(line);
     }
     let status = child.wait().context("wait for cargo test")?;
     // A test binary that was killed, or did not compile, prints no count of its own.
     if !status.success() && count.failed == 0 {
         count.failed = 1;
     }
-    Ok(count)
+    Ok((count, failures.lines))
+}
+
+/// Lines of one test that failed, at most.
+const FAILURE_LINES_MAX: usize = 60;
+
+/// What the tests printed that failed: a test binary lists it after the word `failures:`, test by test,
+/// and then, after the same word, their names.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    listing: bool,
+    /// Lines of the test that is listed.
+    of_test: usize,
+}
+
+impl Failures {
+    fn read(&mut self, line: String) {
+        if line == "failures:" {
+            self.listing = !self.listing;
+        } else if line.starts_with("test result: ") {
+            self.listing = false;
+        } else if self.listing {
+            self.of_test = if line.starts_with("---- ") { 0 } else { self.of_test + 1 };
+            if self.of_test < FAILURE_LINES_MAX {
+                self.lines.push(line);
+            }
+        }
+    }
 }
 
 /// Counts what one line of a test binary says. A test that lacks a privilege prints
@@ -166,6 +207,20 @@ fn count_line(line: &str, count: &mut Count) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_failed_is_said_again() {
+        let long = "of many lines\n".repeat(2 * FAILURE_LINES_MAX);
+        let text = format!(
+            "test a ... FAILED\nsuccesses:\n\n---- c stdout ----\nfine\n\nfailures:\n\n---- a stdout ----\n\
+             {long}---- b stdout ----\nthis\n\nfailures:\n    a\n    b\n\ntest result: FAILED. 1 passed\nlater"
+        );
+        let mut failures = Failures::default();
+        text.lines().for_each(|line| failures.read(line.to_owned()));
+        let said: Vec<_> = failures.lines.iter().filter(|line| *line != "of many lines").collect();
+        assert_eq!(said, ["", "---- a stdout ----", "---- b stdout ----", "this", ""]);
+        assert_eq!(failures.lines.len(), FAILURE_LINES_MAX + 4);
+    }
 
     #[test]
     fn results_of_test_binaries_are_summed() {
