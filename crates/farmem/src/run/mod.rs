@@ -129,10 +129,13 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     });
     let outcome = supervisor.run(&signals)?;
     let wall = started.elapsed();
-    signals.restore();
     // Its server would count as a child of the run once it has ended.
     let usage = children_usage();
+    // Before signals can end this process, which would leave the server's folder behind. Whoever has sent
+    // one meanwhile wants the run to end, which it has.
     drop(outcome.private_server);
+    while let Ok(Some(_)) = signals.next() {}
+    signals.restore();
     let ending = outcome.ending;
     let report = Report { limit_bytes, wall, ending, tally: outcome.tally, usage };
     if !options.quiet {

@@ -379,3 +379,36 @@ fn u30_a_stopped_program_goes_on() {
     assert!(!outcome.stderr.contains("wrong"), "{outcome:?}");
     outcome.has_paged();
 }
+
+/// A run is told to end when its program has ended just before: it leaves nothing behind.
+#[test]
+fn a_run_told_to_end_at_its_end_leaves_no_folder() {
+    let Some(rig) = Rig::new() else { return };
+    let folder = rig.path("temporary");
+    fs::create_dir(&folder).unwrap();
+    let worker = rig.compile("worker");
+    let mut command = rig.farmem();
+    command.env("TMPDIR", &folder).args(["run", "--quiet", "--local", LIMIT, "--"]);
+    command.arg(&worker).args(["128", "idle"]).stdout(std::process::Stdio::null());
+    fs::write(rig.path("stop"), "").unwrap();
+    let mut child = command.spawn().unwrap();
+    let supervisor = pid_of(&child);
+    let is_there = || {
+        let pids = children_named(supervisor, "worker");
+        pids.iter().any(|&pid| !ends_within(pid, Duration::ZERO))
+    };
+    let until = Instant::now() + 60 * SECOND;
+    while !is_there() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
+    }
+    while is_there() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
+    }
+    // When it has cleaned up it may die of it.
+    while child.try_wait().unwrap().is_none() {
+        kill(supervisor, Signal::TERM);
+        thread::sleep(Duration::from_millis(1));
+    }
+    let left: Vec<_> = fs::read_dir(&folder).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
