@@ -402,7 +402,12 @@ fn seal_first(
     let (mut bytes, mut pages, mut count) = (0, 0, 0);
     while let Some(index) = messages.unsent.get(count).copied() {
         let is_begun = count == 0 && messages.first_begun;
-        if !is_begun && (messages.get(index).placing || !messages.has_window(index, pages)) {
+        let waits = || {
+            messages.get(index).placing
+                || !messages.has_window(index, pages)
+                || messages.must_wait(count)
+        };
+        if !is_begun && waits() {
             break;
         }
         if !messages.get(index).sealed

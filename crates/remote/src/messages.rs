@@ -117,6 +117,21 @@ impl Message {
         PageEntry::decode_all(&self.head[HEADER_BYTES..end])
     }
 
+    /// Whether it is a free of a page that `other` writes.
+    fn frees_what_is_written(&self, other: &Self) -> bool {
+        if self.header.action != Action::Free
+            || !matches!(other.header.action, Action::Write | Action::Commit)
+        {
+            return false;
+        }
+        let end = HEADER_BYTES + self.header.entry_bytes();
+        let has = |range: PageRange, page: PageIndex| {
+            page.get().checked_sub(range.start.get()).is_some_and(|at| at < range.count.get())
+        };
+        RangeEntry::decode_all(&self.head[HEADER_BYTES..end])
+            .any(|range| other.wanted.iter().any(|wanted| has(range.0, wanted.page)))
+    }
+
     /// Whether it is a write that nothing was done for yet, and that may become a commit.
     pub(crate) fn may_be_placed(&self) -> bool {
         self.header.action == Action::Write && !self.sealed && !self.needs_write
@@ -185,6 +200,9 @@ pub(crate) struct Messages {
     pages_sent: usize,
     /// To be sent again later.
     pub(crate) delayed: VecDeque<(Nanos, MessageIndex)>,
+    /// Whether a free may be refused as busy, and so come after what was sent after it: in a region with a
+    /// name. Then a write waits for the frees of its pages before it, and a free for the writes.
+    pub(crate) keeps_order: bool,
 }
 
 impl Messages {
@@ -396,11 +414,28 @@ impl Messages {
         self.delayed.push_back((due, index));
     }
 
-    /// What is due again joins what is to be sent.
+    /// What is due again goes before what has not been sent yet.
     pub(crate) fn take_up_delayed(&mut self, now: Nanos) {
+        let mut at = usize::from(self.first_begun);
         while let Some((_, index)) = self.delayed.pop_front_if(|(due, _)| *due <= now) {
-            self.unsent.push_back(index);
+            self.unsent.insert(at, index);
+            at += 1;
         }
+    }
+
+    /// Whether the message at this place of those to be sent waits for the reply to an earlier one: see
+    /// [`Self::keeps_order`]. What was sent before has waited then.
+    pub(crate) fn must_wait(&self, at: usize) -> bool {
+        let message = &self.list[self.unsent[at]];
+        if !self.keeps_order || message.resent {
+            return false;
+        }
+        let delayed = self.delayed.iter().map(|(_, index)| index);
+        let mut earlier = self.sent.iter().chain(delayed).chain(self.unsent.iter().take(at));
+        earlier.any(|index| {
+            let other = &self.list[*index];
+            other.frees_what_is_written(message) || message.frees_what_is_written(other)
+        })
     }
 
     /// Whether a reply is to be expected, now or once everything is sent.
@@ -571,6 +606,40 @@ mod tests {
         messages.first_begun = true;
         add(&mut messages, Action::Read, 100, 1);
         assert_eq!(order(&messages), [10, 100, 30]);
+    }
+
+    /// A free of a region with a name may be refused as busy and come again: a write of the same page must
+    /// not be there by then, nor a free where the write comes again.
+    #[test]
+    fn a_write_waits_for_a_free_of_its_pages_and_a_free_for_a_write() {
+        let mut messages = Messages { keeps_order: true, ..Messages::default() };
+        let at = Nanos::new(0);
+        let range = PageRange { start: PageIndex::new(10), count: PageCount::new(10) };
+        messages.add_free(&session(), 0, &[range]);
+        add(&mut messages, Action::Write, 19, 1);
+        add(&mut messages, Action::Write, 20, 1);
+        assert_eq!([0, 1, 2].map(|at| messages.must_wait(at)), [false, true, false]);
+        messages.mark_sent(at);
+        assert!(messages.must_wait(0), "it is sent");
+        let free = messages.sent[0];
+        messages.take_sent(free);
+        messages.send_again(free, Nanos::new(5));
+        assert!(messages.must_wait(0), "it comes again");
+        messages.take_up_delayed(Nanos::new(4));
+        assert_eq!(order(&messages), [19, 20]);
+        messages.take_up_delayed(Nanos::new(5));
+        assert_eq!(messages.unsent[0], free, "before what waits for it");
+        assert_eq!([0, 1, 2].map(|at| messages.must_wait(at)), [false, true, false]);
+        messages.mark_sent(at);
+        messages.take_sent(free);
+        messages.remove(free);
+        assert!(!messages.must_wait(0));
+        // And the other way round.
+        messages.mark_sent(at);
+        messages.add_free(&session(), 0, &[range]);
+        assert_eq!([0, 1].map(|at| messages.must_wait(at)), [false, true]);
+        messages.keeps_order = false;
+        assert!(!messages.must_wait(1));
     }
 
     #[test]

@@ -141,6 +141,7 @@ impl RemoteStore {
         let (mut store, session) = attached;
         store.base = Some(map.address);
         store.lease = if map.leased { MapLease::Lapsed } else { MapLease::Lost };
+        store.messages.keeps_order = true;
         Ok((store, session, map))
     }
 

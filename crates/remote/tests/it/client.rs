@@ -25,14 +25,28 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn connect(config: RemoteConfig, frames: usize) -> Result<Self, StoreError> {
         let (store, _) = RemoteStore::connect(config, Nanos::new(0))?;
-        Ok(Self {
+        Ok(Self::of(store, frames))
+    }
+
+    /// A store of a region with a name.
+    pub(crate) fn open(
+        config: RemoteConfig,
+        name: &str,
+        frames: usize,
+    ) -> Result<Self, StoreError> {
+        let (store, _, _) = RemoteStore::open(config, name, Nanos::new(0))?;
+        Ok(Self::of(store, frames))
+    }
+
+    fn of(store: RemoteStore, frames: usize) -> Self {
+        Self {
             store,
             frames: PlainFrames::new(frames),
             done: Vec::new(),
             began: Instant::now(),
             next_ticket: 0,
             polls: false,
-        })
+        }
     }
 
     pub(crate) fn session(&self) -> SessionInfo {

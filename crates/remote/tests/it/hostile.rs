@@ -7,13 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use farmem_region::{
-    ByteCount, Epoch, FetchPage, FrameId, Incarnation, PAGE_SIZE, PageCount, PageIndex, RegionId,
-    Request, SessionId, StoreError, Version,
+    ByteCount, Epoch, ExternalAddress, FetchPage, FrameId, Incarnation, PAGE_SIZE, PageCount,
+    PageIndex, PageRange, RegionId, Request, SessionId, StoreError, Version,
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Action, GrantedSetup, HEADER_BYTES, Header, HelloReply, PageEntry, RefusalCode, page_checksum,
-    seal,
+    Absent, Action, GrantedSetup, HEADER_BYTES, Header, HelloReply, MapReply, PageEntry,
+    RefusalCode, page_checksum, seal,
 };
 
 use crate::client::{Client, config, fetch_pages, store_pages};
@@ -58,7 +58,7 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 };
                 send(&mut stream, reply, |out| hello.encode(out));
             }
-            Action::Setup | Action::Attach => {
+            Action::Setup | Action::Attach | Action::Open => {
                 let granted = GrantedSetup {
                     granted: ByteCount::new(1 << 20),
                     region: RegionId::new(1),
@@ -73,7 +73,20 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 };
                 send(&mut stream, reply, |out| granted.encode(out));
             }
-            Action::Read | Action::Write => answer(&header, &entries, &mut stream),
+            Action::Read | Action::Write | Action::Free => {
+                answer(&header, &entries, &mut stream);
+            }
+            Action::Map => {
+                let map = MapReply {
+                    stamp: 0,
+                    next: None,
+                    address: ExternalAddress::from_raw(1 << 40),
+                    absent: Absent::Fill(0),
+                    is_all: true,
+                    is_outdated: false,
+                };
+                send(&mut stream, Header { leased: true, ..reply }, |out| map.encode(out));
+            }
             _ => send(&mut stream, reply, |_| ()),
         }
     }
@@ -346,4 +359,40 @@ fn a_read_waits_for_a_write_that_was_refused_as_busy() {
     client.finish(stored).unwrap();
     client.finish(fetched).unwrap();
     assert_eq!(client.frames.0[1], [1; PAGE_SIZE]);
+}
+
+/// A free that is refused as busy, because another client's lease is not over, comes again later: what is
+/// written to the page after it must still be there then.
+#[test]
+fn a_write_waits_for_a_free_that_was_refused_as_busy() {
+    static FREES: AtomicU32 = AtomicU32::new(0);
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    fn answer(header: &Header, entries: &[PageEntry], stream: &mut UnixStream) {
+        match header.action {
+            Action::Free if FREES.fetch_add(1, Ordering::Relaxed) < 3 => {
+                send(stream, header.refused(RefusalCode::Busy), |_| ());
+            }
+            Action::Free => {
+                assert_eq!(WRITES.load(Ordering::Relaxed), 0, "the page is written already");
+                send(stream, header.granted(), |_| ());
+            }
+            _ => {
+                WRITES.fetch_add(1, Ordering::Relaxed);
+                assert_eq!((entries.len(), FREES.load(Ordering::Relaxed)), (1, 4));
+                send(stream, header.granted(), |_| ());
+            }
+        }
+    }
+    let (endpoint, _directory) = serve(answer);
+    let mut config = config(&endpoint, 1);
+    // A server that found a wrong order has ended.
+    config.timeouts.silence_us = 200_000;
+    config.timeouts.reconnect_us = 1_000_000;
+    let mut client = Client::open(config, "name", 2).unwrap();
+    let range = PageRange { start: PageIndex::new(0), count: PageCount::new(8) };
+    let freed = client.submit(Request::Release(&[range])).unwrap();
+    let stored = client.submit(Request::Store(&store_pages(3, 1, 5))).unwrap();
+    client.finish(freed).unwrap();
+    client.finish(stored).unwrap();
+    assert_eq!(WRITES.load(Ordering::Relaxed), 1);
 }
