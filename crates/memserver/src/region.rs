@@ -275,6 +275,44 @@ impl Region {
         page_checksum(RegionId::new(0), page, version, content)
     }
 
+    /// All of it that outlives the process, a line each, but for whose copy it is. Whoever adds a field
+    /// decides here whether it does.
+    #[cfg(test)]
+    pub(crate) fn lasting(&self) -> Vec<String> {
+        let Self { id, epoch, pages, blocks, table, source, page_bytes, .. } = self;
+        let Self { is_frozen, copies_on_access, writes_back, own, has_own_range, .. } = self;
+        let Self { generation, pins, prefers, progeny: _, parent: _, working_set, .. } = self;
+        // Nobody remembers these.
+        let Self { removals: _, binding: _, news: _, fill_page: _, .. } = self;
+        let file = |file: &BackingFile| format!("{} at {}", file.path().display(), file.offset());
+        let source = match source {
+            Source::Nothing => "nothing".to_owned(),
+            Source::Fill(byte) => format!("fill {byte}"),
+            Source::File(source) => file(source),
+        };
+        // What of it is held is written again.
+        let own = own.as_ref().map(|own| file(&own.file));
+        let mut lines = vec![
+            format!("{id:?}, {epoch:?}, {pages:?}, {blocks:?}, page size {page_bytes}"),
+            format!("made from {source}, own range: {own:?}, {has_own_range}"),
+            format!("frozen {is_frozen}, on access {copies_on_access}, written {writes_back}"),
+            format!("generation {generation}, copies {}", self.has_copies()),
+            format!("pins {:?}", pins.ranges().collect::<Vec<_>>()),
+            format!("prefers {prefers:?}"),
+            format!("working set {:?}", working_set.order()),
+            format!("{:?} stored", table.stored()),
+        ];
+        let mut from = PageIndex::new(0);
+        while let Some((first, leaf)) = table.leaf_from(from) {
+            for (at, portion) in crate::table::lock(leaf).portions.iter() {
+                let page = PageIndex::new(first.get() + at as u64);
+                lines.push(format!("{:?}", portion.record(*id, page)));
+            }
+            from = PageIndex::new(first.get() + crate::table::LEAF_PAGES as u64);
+        }
+        lines
+    }
+
     /// Where a page of the region is, for a client that keeps addresses.
     pub(crate) fn address(&self, page: PageIndex, config: &ServerConfig) -> ExternalAddress {
         let per_block = block_pages(config);

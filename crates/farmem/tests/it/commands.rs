@@ -460,7 +460,8 @@ fn cap_22_cap_30_a_clone_has_a_range_of_its_parents_file_and_both_outlive_the_se
     let allowed = ["--allow-dir", directory.to_str().unwrap()];
     let flags = [&["--memory", "16M", "--data", store.to_str().unwrap()][..], &allowed].concat();
     let mut server = Server::start(&flags);
-    server.done(&["create", "parent", "--file", file, "--size", "1M"]);
+    let parent = ["create", "parent", "--file", file, "--size", "1M", "--tier-preference", "dram"];
+    server.done(&parent);
     server.write(&["parent", "--offset", "64K"], &[1; 5000]);
     let refused = server.region(&["clone", "parent", "child", "--file-offset", "1020K"]);
     let expected = "region parent has 0 to 1048576; choose an offset";
@@ -473,8 +474,11 @@ fn cap_22_cap_30_a_clone_has_a_range_of_its_parents_file_and_both_outlive_the_se
     server.write(&["parent", "--offset", "4K"], &[2; 300]);
     server.write(&["child", "--offset", "4K"], &[3; 200]);
     server.done(&["flush", "parent"]);
+    server.done(&["prefer", "parent", "none", "--range", "0:512K"]);
+    let shown = ["parent", "child"].map(|name| server.json(name));
     server.restart(&flags);
-    assert_eq!(server.json("child")["is_unfilled"], true);
+    assert_eq!(["parent", "child"].map(|name| server.json(name)), shown);
+    assert_eq!(shown[1]["is_unfilled"], true);
     // The child has never read this page, and still counts on the parent's range.
     server.write(&["parent", "--offset", "128K"], &[6; 300]);
     server.done(&["flush", "parent"]);

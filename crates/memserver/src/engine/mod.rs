@@ -8,6 +8,8 @@ mod backup;
 mod copies;
 mod demote;
 mod flush;
+#[cfg(test)]
+mod lasting;
 mod map;
 mod named;
 mod own_range;

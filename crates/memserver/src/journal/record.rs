@@ -96,7 +96,7 @@ pub(crate) enum Record<'a> {
     },
     /// A session is over, and all that it held.
     End(RegionId),
-    /// A region holds what another one holds.
+    /// A region holds what another one holds, and is to be kept where that is.
     Copy {
         to: RegionId,
         from: RegionId,

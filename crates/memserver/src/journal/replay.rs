@@ -113,9 +113,10 @@ impl Past {
             })?,
             Record::Copy { to, from } => {
                 let original = self.of(from)?;
-                let (table, working_set) = (original.table.copy(to), original.working_set.copy());
+                let (table, prefers) = (original.table.copy(to), original.prefers.clone());
+                let working_set = original.working_set.copy();
                 let copy = self.of(to)?;
-                (copy.table, copy.working_set) = (table, working_set);
+                (copy.table, copy.prefers, copy.working_set) = (table, prefers, working_set);
             }
             Record::Put(page) => {
                 let place = tiers.place(page.spot)?;

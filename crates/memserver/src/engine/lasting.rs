@@ -1,0 +1,473 @@
+//! All that is said of regions outlives the process that knows it: killed, with its journal as it has grown or
+//! rewritten, or handing over. Random requests, then all that is known before and after is compared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use farmem_region::{ByteCount, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange, Version};
+use farmem_transport::Passage;
+use farmem_wire::{
+    Action, Attach, AttachMode, Copy, Create, Delete, FileRange, Header, Malloc, Open, PAGE_SIZES,
+    PageEntry, Prefer, RangeEntry, Resize, Setup, Source, Tier, page_checksum,
+};
+
+use super::{Bring, Caller, Engine, Refusal, lock};
+use crate::config::{FileTierConfig, ServerConfig};
+use crate::handover::{self, Handed, Parts};
+use crate::leases::Leases;
+use crate::session::Session;
+
+/// Pages of the largest region: some leaves.
+const PAGES: u64 = 1300;
+/// Ranges of the file, each as long as the largest region.
+const RANGES: u64 = 4;
+/// Regions and sessions at a time.
+const REGIONS_MAX: usize = 7;
+
+/// What is known of each session, and the sums of the server.
+type Known = BTreeMap<String, Vec<String>>;
+
+struct Rig {
+    place: tempfile::TempDir,
+    config: ServerConfig,
+    engine: Engine,
+    random: u64,
+    made: u64,
+    version: u64,
+}
+
+fn range(start: u64, count: u64) -> PageRange {
+    PageRange { start: PageIndex::new(start), count: PageCount::new(count) }
+}
+
+impl Rig {
+    fn new(seed: u64) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().canonicalize().unwrap();
+        let file = fs::File::create(directory.join("file")).unwrap();
+        file.set_len(RANGES * PAGES * PAGE_SIZE as u64).unwrap();
+        let mut config = ServerConfig::new(Vec::new(), PageCount::new(2048).bytes());
+        config.data = Some(directory.join("data"));
+        config.tiers.compressed = PageCount::new(4096).bytes();
+        let size = PageCount::new(4096).bytes();
+        config.tiers.file = Some(FileTierConfig { directory: directory.clone(), size });
+        config.directories = vec![directory];
+        config.promise_percent = 10_000;
+        config.limits.inflight_bytes = PageCount::new(512).bytes();
+        let engine = Engine::new(config.clone()).unwrap();
+        let random = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
+        Self { place, config, engine, random, made: 0, version: 0 }
+    }
+
+    fn next(&mut self, limit: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) % limit
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().canonicalize().unwrap().join(name)
+    }
+
+    /// What is known, but for what nobody is promised.
+    fn known(&self) -> Known {
+        let sessions = self.engine.sessions();
+        let mut known = Known::new();
+        for shared in sessions.by_id.values() {
+            let session = lock(shared);
+            // Whoever adds a field decides here whether it outlives the process.
+            let Session { id, token, name, granted, dynamic, region, is_resident, .. } = &*session;
+            let Session { traffic: _, attached: _, leases: _, orphaned_since: _, .. } = &*session;
+            let Session { assigned: _, ended, is_temporary, .. } = &*session;
+            assert!(!ended && !is_temporary);
+            let is_there = |id: &u64| sessions.by_id.keys().any(|other| other.get() == *id);
+            let parent = region.parent().map(|parent| parent.get()).filter(is_there);
+            let mut lines = region.lasting();
+            lines.push(format!("{token}, {granted:?}, {dynamic}, {is_resident}, of {parent:?}"));
+            known.insert(format!("{id:?} {name}"), lines);
+        }
+        let names: BTreeMap<_, _> = sessions.names.iter().collect();
+        let next = sessions.next;
+        known.insert("names".to_owned(), vec![format!("{names:?}, next {next}")]);
+        drop(sessions);
+        let stat = self.engine.stat();
+        let sums = [stat.pages, stat.pinned_pages, stat.reserved_bytes, stat.regions];
+        known.insert("sums".to_owned(), vec![format!("{sums:?}")]);
+        known
+    }
+
+    /// Another process goes on, to which nobody is attached, and in which no lease is believed.
+    fn go_on(&mut self, engine: Engine) {
+        self.engine = engine;
+        for shared in self.engine.sessions().by_id.values() {
+            lock(shared).leases = Leases::default();
+        }
+    }
+
+    /// The process is killed: nothing is done any more.
+    fn kill(&mut self) {
+        let nobody = Engine::new(ServerConfig::new(Vec::new(), ByteCount::new(4096))).unwrap();
+        drop(std::mem::replace(&mut self.engine, nobody));
+        self.go_on(Engine::new(self.config.clone()).unwrap());
+    }
+
+    fn hand_over(&mut self) {
+        let (ours, theirs) = Passage::pair().unwrap();
+        let successor = std::thread::scope(|scope| {
+            let engine = &self.engine;
+            let giver = scope.spawn(move || {
+                handover::greet(&ours).unwrap();
+                let (given, records) = engine.told(false);
+                let parts = Parts {
+                    arena: engine.arena.descriptor(),
+                    records,
+                    file: engine.file_descriptor(),
+                    lock: engine.lock_descriptor(),
+                    metrics: None,
+                    listeners: Vec::new(),
+                };
+                handover::give(&ours, &given, parts).unwrap();
+            });
+            let mut handed = Handed::receive(theirs).unwrap();
+            let successor = Engine::take_over(self.config.clone(), &mut handed).unwrap();
+            handed.ready().unwrap();
+            successor.put_journal().unwrap();
+            handed.taken();
+            giver.join().unwrap();
+            successor
+        });
+        self.go_on(successor);
+    }
+
+    /// Whatever happens to the process, all of it is known afterwards.
+    fn end_and_compare(&mut self) {
+        let before = self.known();
+        let how = self.next(4);
+        match how {
+            0 => self.hand_over(),
+            1 => {
+                self.engine.rewrite_journal().unwrap();
+                self.kill();
+            }
+            _ => self.kill(),
+        }
+        let how = ["handed over", "rewritten", "killed", "killed"][how as usize];
+        compare(&before, &self.known(), how);
+    }
+
+    /// The names and ids of all regions and sessions.
+    fn all(&self) -> Vec<(Header, Option<String>)> {
+        let sessions = self.engine.sessions();
+        let all = sessions.by_id.values().map(|shared| {
+            let session = lock(shared);
+            let (header, _) = self.engine.describe(&session);
+            (header, session.is_resident.then(|| session.name.clone()))
+        });
+        all.collect()
+    }
+
+    /// Does something as a client of a session.
+    fn at<T>(
+        &self,
+        (header, name): &(Header, Option<String>),
+        take_over: bool,
+        act: impl FnOnce(&Engine, &Caller, &Header) -> T,
+    ) -> T {
+        let mut caller = self.engine.caller();
+        caller.may_wait = true;
+        let attached = match name {
+            Some(name) => self.engine.open(&mut caller, &Open { take_over, name }),
+            None => {
+                let mode = if take_over { AttachMode::TakeOver } else { AttachMode::Join };
+                let attach = Attach { mode, replaces: 0 };
+                self.engine.attach(&mut caller, header, &attach)
+            }
+        };
+        let (header, _) = attached.unwrap();
+        let done = act(&self.engine, &caller, &Header { entries: 1, ..header });
+        self.engine.leave(&mut caller, Nanos::new(1));
+        done
+    }
+
+    fn create(&mut self) -> Result<(), Refusal> {
+        self.made += 1;
+        let name = format!("r{}", self.made);
+        let page_bytes = PAGE_SIZES[self.next(PAGE_SIZES.len() as u64 - 1) as usize];
+        let unit = (u64::from(page_bytes) / PAGE_SIZE as u64).max(1);
+        let pages = (1 + self.next(PAGES)).div_ceil(unit) * unit;
+        let size = PageCount::new(pages.min(PAGES / unit * unit)).bytes();
+        let (path, offset) = (self.path("file"), self.offset());
+        let source = match self.next(4) {
+            0 => Source::Nothing,
+            1 => Source::Fill(7),
+            _ => Source::File { path: path.to_str().unwrap(), offset },
+        };
+        let prefers = self.tier();
+        let create = Create { name: &name, size, page_bytes, source, prefers };
+        self.engine.create(&create).map(|_| ())
+    }
+
+    fn tier(&mut self) -> Option<Tier> {
+        let tiers = [None, Some(Tier::Dram), Some(Tier::Compressed), Some(Tier::File)];
+        tiers[self.next(4) as usize]
+    }
+
+    fn offset(&mut self) -> u64 {
+        self.next(RANGES) * PAGES * PAGE_SIZE as u64 / (64 << 10) * (64 << 10)
+    }
+
+    fn copy(&mut self, of: &(Header, Option<String>)) -> Result<(), Refusal> {
+        self.made += 1;
+        let name = format!("c{}", self.made);
+        let offset = self.offset();
+        let is_frozen = self.next(4) == 0;
+        let has_range = !is_frozen && self.next(2) == 0;
+        let range = has_range.then_some(FileRange { path: "", offset });
+        let copy = Copy { on_access: self.next(2) == 0, name: &name, range };
+        self.at(of, false, |engine, caller, header| {
+            engine.copy_region(caller, header, &copy, is_frozen).map(|_| ())
+        })
+    }
+
+    /// A session, or one that begins as a copy of another one's.
+    fn set_up(&mut self, of: Option<&(Header, Option<String>)>) -> Result<(), Refusal> {
+        let pages = PageCount::new(1 + self.next(PAGES));
+        let (accept_partial, dynamic) = (false, self.next(2) == 0);
+        let amount = pages.bytes();
+        let setup = Setup { amount, accept_partial, dynamic, name: "session", credentials: &[] };
+        let mut caller = self.engine.caller();
+        let header = of.map_or(Header::request(Action::Setup, 0), |(header, _)| *header);
+        let (header, _) = self.engine.setup(&mut caller, &header, &setup)?;
+        let malloc = Malloc { from: PageCount::new(0), add: pages };
+        let grown = self.engine.malloc(&caller, &header, &malloc);
+        self.engine.leave(&mut caller, Nanos::new(1));
+        grown.map(|_| ())
+    }
+
+    fn write(&mut self, to: &(Header, Option<String>), pages: PageRange) -> Result<(), Refusal> {
+        self.version += 1;
+        let version = Version::new(self.version);
+        let byte = (self.version % 255) as u8;
+        self.at(to, true, |engine, caller, header| {
+            let entry = |page| {
+                let page = PageIndex::new(page);
+                let content = [byte; PAGE_SIZE];
+                let checksum = page_checksum(header.region, page, version, &content);
+                PageEntry { page, version, checksum, slot: 0 }
+            };
+            let count = pages.count.get().min(16);
+            let entries: Vec<_> =
+                (pages.start.get()..pages.start.get() + count).map(entry).collect();
+            let header = Header { entries: count as u32, ..*header };
+            let (mut slots, mut unused) = (Vec::new(), Vec::new());
+            engine.begin_write(caller, &header, entries.iter().copied(), &mut slots)?;
+            for slot in &mut slots {
+                engine.arena.bytes_mut(slot).fill(byte);
+            }
+            engine.commit_write(caller, &header, &entries, &mut slots, &mut unused, |_| ())
+        })
+    }
+
+    fn read(&self, from: &(Header, Option<String>), pages: PageRange) -> Result<(), Refusal> {
+        self.at(from, false, |engine, caller, header| {
+            let header = Header { action: Action::Read, ..*header };
+            let pages = pages.start.get()..pages.start.get() + pages.count.get().min(8);
+            let entries =
+                pages.map(|page| PageEntry { page: PageIndex::new(page), ..PageEntry::default() });
+            let mut slots = Vec::new();
+            let read = engine.read(caller, &header, entries, &mut slots, |_| ());
+            engine.arena.release(slots);
+            read
+        })
+    }
+
+    /// A range of whole pages of a region's page size.
+    fn some(&mut self, of: &(Header, Option<String>)) -> PageRange {
+        let (pages, unit) = self.at(of, false, |engine, caller, header| {
+            let session = engine.enter(caller, header).unwrap();
+            (session.region.pages.get(), session.region.unit_pages())
+        });
+        let start = self.next(pages.max(1)) / unit * unit;
+        let most = if self.next(4) == 0 { pages.max(1) } else { 40 };
+        let count = (1 + self.next(most)).div_ceil(unit) * unit;
+        range(start, count.min(pages - start))
+    }
+
+    /// One request, which may be refused.
+    fn step(&mut self) -> Result<(), Refusal> {
+        let all = self.all();
+        if all.is_empty() || (all.len() < REGIONS_MAX && self.next(12) == 0) {
+            return if self.next(4) == 0 { self.set_up(None) } else { self.create() };
+        }
+        let at = &all[self.next(all.len() as u64) as usize];
+        let (what, tier, dice) = (self.next(100), self.tier(), self.next(3));
+        let some = self.some(at);
+        let ranges = || std::iter::once(RangeEntry(some));
+        match what {
+            0..8 if all.len() < REGIONS_MAX && at.1.is_some() => self.copy(at),
+            0..8 if all.len() < REGIONS_MAX => self.set_up(Some(at)),
+            8..12 => self.change(at, |engine, caller, header| {
+                let size = PageCount::new(some.start.get().max(some.count.get())).bytes();
+                engine.resize(caller, header, &Resize { size }).map(|_| ())
+            }),
+            12..24 => self.change(at, |engine, caller, header| {
+                engine.prefer(caller, header, ranges(), &Prefer { tier }).map(|_| ())
+            }),
+            24..34 => self.change(at, |engine, caller, header| {
+                let mut slots = Vec::new();
+                let freed = engine.free(caller, header, ranges(), &mut slots);
+                engine.arena.release(slots);
+                freed.map(|_| ())
+            }),
+            34..38 => self.change(at, |engine, caller, header| {
+                let how = [Bring::Pin, Bring::Prefetch, Bring::Initialise][dice as usize];
+                engine.bring(caller, header, ranges(), how).map(|_| ())
+            }),
+            38..42 => self.change(at, |engine, caller, header| {
+                engine.unpin(caller, header, ranges()).map(|_| ())
+            }),
+            42..50 => self.change(at, |engine, caller, header| {
+                engine.flush(caller, header, ranges()).map(|_| ())
+            }),
+            50..53 if all.len() > 2 => self.delete(at, dice > 0),
+            53..56 => {
+                self.engine.demote(some.count.get() as usize);
+                Ok(())
+            }
+            56..66 => self.read(at, some),
+            66..68 => self.back_up_and_restore(at),
+            _ => self.write(at, some),
+        }
+    }
+
+    fn change(
+        &self,
+        at: &(Header, Option<String>),
+        act: impl FnOnce(&Engine, &Caller, &Header) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.at(at, true, act)
+    }
+
+    fn delete(&self, at: &(Header, Option<String>), keeps_copies: bool) -> Result<(), Refusal> {
+        if at.1.is_none() {
+            return self.engine.disconnect(&at.0);
+        }
+        self.change(at, |engine, caller, header| {
+            engine.delete(caller, header, Delete { keeps_copies })
+        })
+    }
+
+    /// The region that is restored replaces the one that was backed up.
+    fn back_up_and_restore(&self, at: &(Header, Option<String>)) -> Result<(), Refusal> {
+        let Some(name) = &at.1 else { return Ok(()) };
+        let path = self.path("backup");
+        let path = path.to_str().unwrap();
+        self.at(at, false, |engine, caller, header| {
+            let header = Header { action: Action::Backup, ..*header };
+            engine.back_up(caller, &header, path, true)
+        })?;
+        self.engine.restore(path, name, true).map(|_| ())
+    }
+
+    /// What each record of the last requests says, if nothing but they was noted from `from` on.
+    fn journal(&self) -> Vec<u8> {
+        fs::read(self.path("data/journal")).unwrap()
+    }
+
+    fn delete_all(&mut self) {
+        for at in self.all() {
+            if at.1.is_some() {
+                let pages = self.at(&at, false, |engine, caller, header| {
+                    engine.enter(caller, header).unwrap().region.pages
+                });
+                let all = range(0, pages.get());
+                self.change(&at, |engine, caller, header| {
+                    let ranges = std::iter::once(RangeEntry(all));
+                    engine.unpin(caller, header, ranges).map(|_| ())
+                })
+                .unwrap();
+            }
+            self.delete(&at, true).unwrap();
+        }
+    }
+
+    fn end(mut self) {
+        self.delete_all();
+        let stat = self.engine.stat();
+        let left = [stat.slots, stat.pages, stat.pinned_pages, stat.reserved_bytes];
+        assert_eq!(left, [0; 4], "nothing is left");
+        assert_eq!((stat.table_bytes, stat.file_bytes, stat.compressed_pages), (0, 0, 0));
+    }
+}
+
+fn compare(before: &Known, after: &Known, how: &str) {
+    let names = |known: &Known| known.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(before), names(after), "{how}");
+    for (name, lines) in before {
+        for (one, other) in lines.iter().zip(&after[name]) {
+            assert_eq!(one, other, "{how}: {name}");
+        }
+        assert_eq!(lines.len(), after[name].len(), "{how}: {name}");
+    }
+}
+
+#[test]
+fn cap_95_all_that_is_said_of_regions_outlives_the_process() {
+    let mut refused = BTreeMap::new();
+    for seed in 1..=12 {
+        let mut rig = Rig::new(seed);
+        for step in 1..=400 {
+            if let Err(refusal) = rig.step() {
+                *refused.entry(format!("{:?}", refusal.code)).or_insert(0) += 1;
+            }
+            if step % 25 == 0 {
+                rig.end_and_compare();
+            }
+        }
+        rig.end();
+    }
+    eprintln!("refused of 4800 requests: {refused:?}");
+}
+
+/// A copy is kept where its original was to be kept, and both change apart.
+#[test]
+fn cap_14_a_copy_keeps_its_preference_though_the_server_is_killed() {
+    let mut rig = Rig::new(1);
+    let (size, source) = (PageCount::new(64).bytes(), Source::Fill(0));
+    let prefers = Some(Tier::File);
+    let create = Create { name: "r", size, page_bytes: 4096, source, prefers };
+    rig.engine.create(&create).unwrap();
+    let region = rig.all().remove(0);
+    let copy = Copy { on_access: false, name: "copy", range: None };
+    for (name, is_frozen) in [("copy", false), ("frozen", true)] {
+        rig.at(&region, false, |engine, caller, header| {
+            engine.copy_region(caller, header, &Copy { name, ..copy }, is_frozen).unwrap();
+        });
+    }
+    let prefer = |rig: &Rig, at: &(Header, Option<String>), start, tier| {
+        rig.change(at, |engine, caller, header| {
+            let ranges = std::iter::once(RangeEntry(range(start, 4)));
+            engine.prefer(caller, header, ranges, &Prefer { tier }).map(|_| ())
+        })
+        .unwrap();
+    };
+    let copy = rig.all().remove(1);
+    prefer(&rig, &copy, 8, Some(Tier::Dram));
+    prefer(&rig, &region, 16, None);
+    let before = rig.known();
+    rig.kill();
+    compare(&before, &rig.known(), "killed");
+    for at in rig.all() {
+        let prefers = rig.at(&at, false, |engine, caller, header| {
+            engine.enter(caller, header).unwrap().region.prefers.pages()
+        });
+        let expected = match at.1.as_deref() {
+            Some("r") => [0, 0, 60],
+            Some("copy") => [4, 0, 60],
+            _ => [0, 0, 64],
+        };
+        assert_eq!(prefers, expected.map(PageCount::new), "{:?}", at.1);
+    }
+}
