@@ -146,6 +146,16 @@ impl Table {
         None
     }
 
+    /// Whether the page or any later one is stored.
+    pub(crate) fn holds_from(&self, page: PageIndex) -> bool {
+        let Some((first, leaf)) = self.leaf_from(page) else {
+            return false;
+        };
+        let is_in = |at: usize| first.get() + at as u64 >= page.get();
+        lock(leaf).portions.iter().any(|(at, _)| is_in(at))
+            || self.leaf_from(PageIndex::new(first.get() + LEAF_PAGES as u64)).is_some()
+    }
+
     /// Notes that a page has moved. To be called within [`Table::with`], before its former place can
     /// be used again.
     pub(crate) fn note_move(&self, tiers: &Tiers, page: PageIndex, to: &Place) {

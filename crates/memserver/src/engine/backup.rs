@@ -484,12 +484,12 @@ impl Engine {
             session.is_resident = true;
             session.is_temporary = false;
             sessions.names.insert(name.to_owned(), session.id);
-            // After a restart the later one of a name counts.
-            self.note_session(&session);
             for (page, begins) in session.region.working_set.records() {
                 let region = session.region.id;
                 self.tiers.note(|| Record::Read { region, page, begins });
             }
+            // After a restart the later one of a name counts.
+            self.note_session(&session);
             info(&session, None)
         };
         if let Some(former) = former {

@@ -11,7 +11,6 @@ use super::named::info;
 use super::supply::{Stop, Supply};
 use super::{Caller, Engine, Refusal, Sessions, SharedSession, lock};
 use crate::backing::BackingFile;
-use crate::journal::Record;
 use crate::page_set::PageSet;
 use crate::region::{OwnRange, Region, Source};
 
@@ -74,8 +73,6 @@ impl Engine {
             session.region.has_own_range = true;
         }
         self.note_copy(&original, &session);
-        let (to, from) = (session.region.id, original.region.id);
-        self.tiers.note(|| Record::CopyOf { to, from });
         let info = info(&session, None);
         let shared = Arc::new(Mutex::new(session));
         if let Source::File(file) = source {

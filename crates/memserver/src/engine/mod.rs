@@ -194,7 +194,7 @@ impl Engine {
     }
 
     fn over(config: ServerConfig, revived: Revived) -> Self {
-        let Revived { tiers, incarnation, sessions, tally } = revived;
+        let Revived { tiers, incarnation, sessions, tally, .. } = revived;
         let reservation = Reservation::new(config.promise().max(tally.granted));
         reservation.restore(tally.granted);
         Self {
@@ -476,8 +476,9 @@ impl Engine {
             if added.is_ok() {
                 session.region.pages = wanted;
             }
-            self.note_session(&session);
+            // In this order: a region never has less of them than it needs.
             self.note_blocks(&session.region, blocks);
+            self.note_session(&session);
             added?;
         }
         Ok(MallocReply {

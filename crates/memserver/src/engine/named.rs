@@ -85,12 +85,9 @@ impl Engine {
         };
         session.region.source = source;
         session.region.set_page_bytes(create.page_bytes);
+        let all = PageRange { start: PageIndex::new(0), count: session.region.pages };
+        session.region.prefers.set(all, create.prefers);
         self.note_new(&session);
-        if create.prefers.is_some() {
-            let count = session.region.pages;
-            let all = PageRange { start: PageIndex::new(0), count };
-            self.set_preference(&mut session.region, all, create.prefers);
-        }
         let info = info(&session, None);
         sessions.by_id.insert(id, Arc::new(Mutex::new(session)));
         Ok(info)

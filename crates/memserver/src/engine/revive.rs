@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use farmem_region::{
-    BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, RegionId,
-    SessionId,
+    BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange,
+    RegionId, SessionId,
 };
 use farmem_vmem::Arena;
 use farmem_wire::RefusalCode;
@@ -25,7 +25,7 @@ use crate::journal::{
 use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine};
 use crate::page_set::PageSet;
-use crate::region::{OwnRange, Region, Source};
+use crate::region::{OwnRange, Region, Source, block_pages};
 use crate::server::ServerError;
 use crate::session::Session;
 use crate::table::{self, LEAF_PAGES};
@@ -37,6 +37,16 @@ pub(super) struct Revived {
     pub(super) incarnation: Incarnation,
     pub(super) sessions: Sessions,
     pub(super) tally: Tally,
+    /// What the former process was killed in and did not come to note: to be noted first.
+    mends: Vec<Record<'static>>,
+}
+
+impl Revived {
+    /// Everything is noted in a journal from now on.
+    fn keep_journal(&mut self, journal: Journal) {
+        std::mem::take(&mut self.mends).iter().for_each(|mend| journal.note(mend));
+        self.tiers.keep_journal(journal);
+    }
 }
 
 /// Sums over all sessions.
@@ -62,8 +72,7 @@ pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
     let lost = match directory.remains()? {
         Ok(remains) => match resume(config, &directory, remains, slots)? {
             Ok((mut revived, past)) => {
-                let journal = Journal::resume(directory, past)?;
-                revived.tiers.keep_journal(journal);
+                revived.keep_journal(Journal::resume(directory, past)?);
                 return Ok(revived);
             }
             Err(reason) => Some(reason),
@@ -85,7 +94,7 @@ pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
     let tiers = Tiers::over(arena, &config.tiers, file);
     let mut revived = empty(tiers).map_err(no_arena)?;
     revived.incarnation = header.incarnation;
-    revived.tiers.keep_journal(Journal::create(directory, &header, &[])?);
+    revived.keep_journal(Journal::create(directory, &header, &[])?);
     Ok(revived)
 }
 
@@ -140,7 +149,7 @@ pub(super) fn take_over(
     if let Some(directory) = directory {
         let arena = revived.tiers.arena.descriptor();
         let header = header(slots, &arena, incarnation.get(), revived.sessions.next);
-        revived.tiers.keep_journal(Journal::prepare(directory, &header, &records)?);
+        revived.keep_journal(Journal::prepare(directory, &header, &records)?);
     }
     Ok(revived)
 }
@@ -193,7 +202,8 @@ fn empty(tiers: Tiers) -> io::Result<Revived> {
     let blocks = BlockIds::default();
     let sessions = Sessions { by_id: BTreeMap::new(), names: HashMap::new(), next: 1, blocks };
     let tally = Tally { next_connection: 1, ..Tally::default() };
-    Ok(Revived { tiers, incarnation: Incarnation::new(random()?), sessions, tally })
+    let (incarnation, mends) = (Incarnation::new(random()?), Vec::new());
+    Ok(Revived { tiers, incarnation, sessions, tally, mends })
 }
 
 fn header(
@@ -286,20 +296,7 @@ fn restore(
     incarnation: Incarnation,
     next_session: u64,
 ) -> io::Result<Revived> {
-    // Work of the former process that nobody will finish.
-    let is_over =
-        |session: &PastSession| session.about.record.flags & SessionRecord::TEMPORARY != 0;
-    // A region that took another one's place may have been noted before that one's end.
-    let mut latest = HashMap::new();
-    for (id, session) in past.sessions.iter().filter(|(_, session)| !is_over(session)) {
-        if session.about.record.flags & SessionRecord::RESIDENT != 0 {
-            latest.insert(session.about.name.clone(), *id);
-        }
-    }
-    past.sessions.retain(|id, session| {
-        let is_resident = session.about.record.flags & SessionRecord::RESIDENT != 0;
-        !is_over(session) && (!is_resident || latest.get(&session.about.name) == Some(id))
-    });
+    let mends = mend(config, &tiers, &mut past.sessions);
     let mut spots = Vec::new();
     each_leaf(past.sessions.values().map(|session| &session.table), |leaf| {
         spots.extend(leaf.portions.iter().map(|(_, portion)| portion.place.spot()));
@@ -347,7 +344,71 @@ fn restore(
     let end = taken.last().map_or(0, |last| last + 1);
     let free = (0..end).filter(|block| !taken.contains(block)).collect();
     sessions.blocks = BlockIds { next: end, free };
-    Ok(Revived { tiers, incarnation, sessions, tally })
+    Ok(Revived { tiers, incarnation, sessions, tally, mends })
+}
+
+/// Does or undoes what the former process was killed in; returns what it did not come to note.
+fn mend(
+    config: &ServerConfig,
+    tiers: &Tiers,
+    sessions: &mut BTreeMap<RegionId, PastSession>,
+) -> Vec<Record<'static>> {
+    // Work of the former process that nobody will finish.
+    let is_over =
+        |session: &PastSession| session.about.record.flags & SessionRecord::TEMPORARY != 0;
+    // A region that took another one's place may have been noted before that one's end.
+    let mut latest = HashMap::new();
+    for (id, session) in sessions.iter().filter(|(_, session)| !is_over(session)) {
+        if session.about.record.flags & SessionRecord::RESIDENT != 0 {
+            latest.insert(session.about.name.clone(), *id);
+        }
+    }
+    let mut mends = Vec::new();
+    sessions.retain(|id, session| {
+        let is_resident = session.about.record.flags & SessionRecord::RESIDENT != 0;
+        let stays =
+            !is_over(session) && (!is_resident || latest.get(&session.about.name) == Some(id));
+        if !stays {
+            // Or it would be back once the one that took its place is gone.
+            mends.push(Record::End(*id));
+        }
+        stays
+    });
+    for (id, session) in sessions {
+        cut(config, tiers, *id, session, &mut mends);
+    }
+    mends
+}
+
+/// A region is as large as it is said to be: what is beyond is still there if the process was killed while
+/// it changed that.
+fn cut(
+    config: &ServerConfig,
+    tiers: &Tiers,
+    id: RegionId,
+    session: &mut PastSession,
+    mends: &mut Vec<Record<'static>>,
+) {
+    let pages = session.about.record.pages;
+    let (start, count) = (PageIndex::new(pages), PageCount::new(u64::MAX - pages));
+    let (region, range) = (id, PageRange { start, count });
+    if session.table.holds_from(start) {
+        // Nobody counts its places yet.
+        session.table.remove(tiers, range, &mut Vec::new());
+        mends.push(Record::Remove { region, range });
+    }
+    let preferred = session.prefers.clone();
+    session.prefers.set(range, None);
+    if session.prefers != preferred {
+        mends.push(Record::Prefer { region, range, tier: None });
+    }
+    let blocks = usize::try_from(pages.div_ceil(block_pages(config))).unwrap_or(usize::MAX);
+    if session.blocks.len() > blocks {
+        session.blocks.truncate(blocks);
+        // No region has as many blocks as 32 bits count.
+        let keep = u32::try_from(blocks).unwrap_or(u32::MAX);
+        mends.push(Record::KeepBlocks { region, keep });
+    }
 }
 
 /// Says who is whose copy.
@@ -488,23 +549,40 @@ impl Engine {
 
     /// Notes a session that nobody has seen yet.
     pub(super) fn note_new(&self, session: &Session) {
-        self.note_session(session);
-        self.note_blocks(&session.region, 0);
+        self.note_all(session, None);
     }
 
     /// Notes a session that nobody has seen yet and that holds what another one does, which is locked.
     pub(super) fn note_copy(&self, original: &Session, copy: &Session) {
         // It has a new generation.
         self.note_session(original);
-        self.note_new(copy);
-        let (to, from) = (copy.region.id, original.region.id);
-        self.tiers.note(|| Record::Copy { to, from });
+        self.note_all(copy, Some(original.region.id));
+    }
+
+    /// Notes a session with all that belongs to it. Until the last of it is noted it is one that ends with
+    /// the process: never is a part of it there.
+    fn note_all(&self, session: &Session, original: Option<RegionId>) {
+        let Some(journal) = self.tiers.journal() else { return };
+        with_record(session, |record| journal.note(&Record::Session(record.temporary())));
+        self.note_blocks(&session.region, 0);
+        let region = session.region.id;
+        if let Some(from) = original {
+            journal.note(&Record::Copy { to: region, from });
+        } else {
+            for (range, tier) in session.region.prefers.ranges() {
+                journal.note(&Record::Prefer { region, range, tier: Some(tier) });
+            }
+        }
+        if let Some(from) = session.region.parent() {
+            journal.note(&Record::CopyOf { to: region, from });
+        }
+        self.note_session(session);
     }
 
     /// Notes what is said of a session.
     pub(super) fn note_session(&self, session: &Session) {
         if let Some(journal) = self.tiers.journal() {
-            with_record(session, |record| journal.note(record));
+            with_record(session, |record| journal.note(&Record::Session(record)));
         }
     }
 
@@ -612,7 +690,7 @@ impl Engine {
 }
 
 fn tell_session(session: &Session, out: &mut Vec<u8>) {
-    with_record(session, |record| record.encode(out));
+    with_record(session, |record| Record::Session(record).encode(out));
     let region = session.region.id;
     for block in &session.region.blocks {
         Record::Block { region, block: block.get() }.encode(out);
@@ -653,7 +731,7 @@ fn tell_pages(
     }
 }
 
-fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
+fn with_record(session: &Session, then: impl FnOnce(SessionRecord<'_>)) {
     let region = &session.region;
     let both;
     let source = match &region.source {
@@ -681,7 +759,7 @@ fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
         (region.has_own_range, SessionRecord::HAS_OWN_RANGE),
     ];
     let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
-    then(&Record::Session(SessionRecord {
+    then(SessionRecord {
         session: region.id,
         token: session.token,
         granted: session.granted.get(),
@@ -697,5 +775,5 @@ fn with_record(session: &Session, then: impl FnOnce(&Record<'_>)) {
             .own
             .as_ref()
             .map(|own| (own.file.path().to_str().unwrap_or_default(), own.file.offset())),
-    }));
+    });
 }

@@ -83,8 +83,7 @@ impl Engine {
             return Err(refusal);
         }
         session.granted = ByteCount::new(session.granted.get() + granted.get());
-        session.region.pages = wanted;
-        self.note_session(session);
+        // It is larger once that is noted, and has then all that belongs to it.
         self.note_blocks(&session.region, blocks);
         // It goes on as it ended.
         let last = PageIndex::new(had.get() - 1);
@@ -93,6 +92,8 @@ impl Engine {
             let added = PageRange { start: PageIndex::new(had.get()), count };
             self.set_preference(&mut session.region, added, Some(tier));
         }
+        session.region.pages = wanted;
+        self.note_session(session);
         Ok(())
     }
 
@@ -112,13 +113,17 @@ impl Engine {
             self.warn("free_refused", format_args!("region {name} is not cut: pages are pinned"));
             return Err(RefusalCode::Pinned.into());
         }
+        region.pages = wanted;
+        session.granted = ByteCount::new(session.granted.get() - count.bytes().get());
+        // It is smaller from here on: what another process finds beyond the end it forgets.
+        self.note_session(session);
+        let region = &mut session.region;
         let before = region.table.stored().get();
         region.table.remove(&self.tiers, beyond, slots);
         // The map does not say how large the region is.
         region.outdate_news();
         region.note_forgotten(beyond);
         self.set_preference(region, beyond, None);
-        region.pages = wanted;
         let keep = wanted.get().div_ceil(block_pages(&self.config));
         let keep = usize::try_from(keep).unwrap_or(usize::MAX).min(region.blocks.len());
         for block in region.blocks.drain(keep..) {
@@ -128,9 +133,7 @@ impl Engine {
         let keep = u32::try_from(keep).unwrap_or(u32::MAX);
         self.tiers.note(|| Record::KeepBlocks { region: region.id, keep });
         let removed = before - region.table.stored().get();
-        session.granted = ByteCount::new(session.granted.get() - count.bytes().get());
         self.reservation.release(count.bytes());
-        self.note_session(session);
         Ok(removed)
     }
 

@@ -51,6 +51,11 @@ impl SessionRecord<'_> {
     pub(crate) const HAS_OWN_RANGE: u16 = 64;
     /// Set by what encodes: `own` follows the path.
     const UNFILLED: u16 = 128;
+
+    /// The same session, gone after a restart.
+    pub(crate) const fn temporary(self) -> Self {
+        Self { flags: self.flags | Self::TEMPORARY, ..self }
+    }
 }
 
 /// As `region::Source`.
