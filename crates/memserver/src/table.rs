@@ -168,7 +168,7 @@ impl Table {
     }
 
     /// What was written of the pages of a leaf, which is the table's own, is dirty again.
-    pub(crate) fn soil(&self, tiers: &Tiers, first: PageIndex) {
+    pub(crate) fn mark_dirty(&self, tiers: &Tiers, first: PageIndex) {
         for page in (first.get()..first.get() + LEAF_PAGES as u64).map(PageIndex::new) {
             self.with(page, |portion| {
                 let all = !portion.absent;

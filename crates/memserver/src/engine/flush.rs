@@ -74,7 +74,7 @@ impl Engine {
         self.end_filling(caller, &file, synced.is_ok());
         synced.map_err(|error| {
             self.file_failed("sync", &file, &error);
-            self.soil(caller, &file);
+            self.mark_dirty(caller, &file);
             file.refusal()
         })?;
         Ok(Progress { changed: PageCount::new(work.changed), next: None })
@@ -82,7 +82,7 @@ impl Engine {
 
     /// The disk has failed: nobody knows what it has of what was written, and it may tell that only once
     /// (fsync(2)). All that was ever written is dirty again, as far as it is here.
-    fn soil(&self, caller: &Caller, file: &Arc<BackingFile>) {
+    fn mark_dirty(&self, caller: &Caller, file: &Arc<BackingFile>) {
         let Some((_, shared)) = &caller.session else { return };
         let mut session = lock(shared);
         if session.ended || !session.region.written_file().is_some_and(|now| Arc::ptr_eq(now, file))
@@ -93,7 +93,7 @@ impl Engine {
         let mut from = PageIndex::new(0);
         while let Some((first, _)) = table.leaf_from(from) {
             table.make_own(&self.tiers, first);
-            table.soil(&self.tiers, first);
+            table.mark_dirty(&self.tiers, first);
             from = PageIndex::new(first.get() + LEAF_PAGES as u64);
         }
     }
