@@ -106,9 +106,12 @@ impl BackingFile {
     }
 
     /// What is answered where it does not do what it should.
-    pub(crate) const fn refusal(&self) -> RefusalCode {
+    pub(crate) fn refusal(&self, error: &io::Error) -> RefusalCode {
+        let is_full =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         match self.content {
             Content::Distant(_) => RefusalCode::SourceAway,
+            Content::Local { .. } if is_full => RefusalCode::DiskFull,
             Content::Local { .. } | Content::Missing => RefusalCode::FileFailed,
         }
     }

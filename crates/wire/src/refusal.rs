@@ -121,7 +121,7 @@ refusals! {
     Pinned = 22, GiveUp, "pages of the region are pinned: unpin them first";
     /// The file lies outside of the directories that the server may use, or cannot be opened.
     NoFile = 23, GiveUp, "the server may not use the file, or cannot open it";
-    /// The backing file cannot be read or written: it was truncated, or its disk failed or is full.
+    /// The backing file cannot be read or written: it was truncated, or its disk failed.
     FileFailed = 24, GiveUp, "the backing file cannot be read or written where it should be";
     /// A slower tier does not give a page back as it was put there.
     TierFailed = 25, GiveUp, "a slower tier of the server has lost the page";

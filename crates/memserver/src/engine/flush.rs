@@ -75,7 +75,7 @@ impl Engine {
         synced.map_err(|error| {
             self.file_failed("sync", &file, &error);
             self.mark_dirty(caller, &file);
-            file.refusal()
+            file.refusal(&error)
         })?;
         Ok(Progress { changed: PageCount::new(work.changed), next: None })
     }
@@ -239,7 +239,7 @@ impl Engine {
             };
             result.map_err(|error| {
                 self.file_failed("write", file, &error);
-                file.refusal()
+                file.refusal(&error)
             })?;
         }
         Ok(())

@@ -67,7 +67,7 @@ impl Engine {
                 let distant = BackingFile::distant(neighbours, address, region, offset);
                 distant.check(size).map_err(|error| {
                     self.file_failed("find so much in", &distant, &error);
-                    distant.refusal()
+                    distant.refusal(&error)
                 })?;
                 Source::File(Arc::new(distant))
             }

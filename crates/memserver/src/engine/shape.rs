@@ -34,7 +34,7 @@ impl Engine {
             // With no lock held, as that may take time.
             file.check(resize.size.get()).map_err(|error| {
                 self.file_failed("find so much in", file, &error);
-                file.refusal()
+                file.refusal(&error)
             })?;
         }
         let mut sessions = self.sessions();

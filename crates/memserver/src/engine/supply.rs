@@ -369,7 +369,7 @@ impl Engine {
         if let Err(error) = read {
             self.file_failed("read", &file, &error);
             supply.spare.append(&mut slots);
-            return Err(file.refusal().into());
+            return Err(file.refusal(&error).into());
         }
         for (page, slot) in pages.into_iter().zip(slots) {
             supply.made.push(Made { page, eighths, removals, slot, _claim: claim.clone() });

@@ -5,12 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use farmem_memserver::ServerConfig;
-use farmem_region::{ByteCount, PAGE_SIZE};
+use farmem_region::PAGE_SIZE;
 use farmem_wire::{
     Action, BackupPlace, HEADER_BYTES, Header, Progress, RefusalCode, RegionInfo, Source, seal,
 };
 use std::io::Write;
 
+use crate::faults::SmallDisk;
 use crate::raw::{Raw, TestServer, patiently};
 
 impl Raw {
@@ -183,35 +184,11 @@ fn a_path_that_is_not_allowed_is_refused() {
     assert!(!directory.path().join("b").exists());
 }
 
-/// A file system of its own, as small as it is said to be; gone when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(bytes: ByteCount) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={}", bytes.get()), "tmpfs"])
-            .arg(directory.path())
-            .output();
-        if mounted.is_ok_and(|output| output.status.success()) {
-            return Some(Self(directory));
-        }
-        eprintln!("skipped: mounting a small file system is not permitted");
-        None
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn cap_74_a_full_disk_refuses_a_backup_and_the_former_one_stays() {
-    let Some(disk) = SmallDisk::mount(ByteCount::new(1 << 20)) else { return };
-    let server = start(disk.0.path());
-    let path = place(disk.0.path(), "b");
+    let Some(disk) = SmallDisk::mount(1 << 20) else { return };
+    let server = start(&disk.path);
+    let path = place(&disk.path, "b");
     let mut region = made(&server, "region", Source::Fill(0));
     (0..100).for_each(|page| region.write(&[(page, 1, 1)]).unwrap());
     region.back_up(&path, false).unwrap();
@@ -229,8 +206,8 @@ fn cap_74_a_full_disk_refuses_a_backup_and_the_former_one_stays() {
 /// The server's own data on a disk that gets full: writes are refused as busy, nothing is lost.
 #[test]
 fn cap_95_a_full_disk_under_the_data_refuses_writes_and_loses_nothing() {
-    let Some(disk) = SmallDisk::mount(ByteCount::new(24 << 20)) else { return };
-    let data = disk.0.path().join("data");
+    let Some(disk) = SmallDisk::mount(24 << 20) else { return };
+    let data = disk.path.join("data");
     let begin = || {
         let data = data.clone();
         TestServer::start(65536, |config| config.data = Some(data))

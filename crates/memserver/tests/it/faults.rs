@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -28,21 +28,30 @@ fn with_file_tier(directory: &Path, pages: u64) -> impl FnOnce(&mut ServerConfig
 }
 
 /// A file system of that many bytes, while this lives.
-struct SmallDisk {
-    directory: tempfile::TempDir,
+pub(crate) struct SmallDisk {
+    pub(crate) path: PathBuf,
+    /// That it is mounted at, if it was made for it.
+    directory: Option<tempfile::TempDir>,
 }
 
 impl SmallDisk {
     /// `None` where mounting is not permitted; says so.
-    fn mount(bytes: u64) -> Option<Self> {
+    pub(crate) fn mount(bytes: u64) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
+        let mut disk = Self::mount_at(directory.path(), bytes)?;
+        disk.directory = Some(directory);
+        Some(disk)
+    }
+
+    /// As [`SmallDisk::mount`], at a directory that is there.
+    pub(crate) fn mount_at(path: &Path, bytes: u64) -> Option<Self> {
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "farmem-test"])
-            .arg(directory.path())
+            .arg(path)
             .output()
             .unwrap();
         if mount.status.success() {
-            return Some(Self { directory });
+            return Some(Self { path: path.to_owned(), directory: None });
         }
         assert!(std::env::var_os("CI").is_none(), "not possible in CI: {mount:?}");
         eprintln!("skipped: {}", String::from_utf8_lossy(&mount.stderr));
@@ -53,7 +62,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // The server has the file open until it has ended.
-        let _ = Command::new("umount").arg("-l").arg(self.directory.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
 
@@ -61,7 +70,7 @@ impl Drop for SmallDisk {
 fn cap_90_a_disk_that_is_full_sooner_than_promised_refuses_and_loses_nothing() {
     const DISK: u64 = 512;
     let Some(disk) = SmallDisk::mount(DISK * 4096) else { return };
-    let server = TestServer::start(MEMORY, with_file_tier(disk.directory.path(), 4 * MEMORY));
+    let server = TestServer::start(MEMORY, with_file_tier(&disk.path, 4 * MEMORY));
     let mut client = Raw::with_region(&server, 4 * MEMORY);
     let mut other = Raw::with_region(&server, 16);
     other.write_pages(&[(3, 1, content(3, 1, false))]).unwrap();

@@ -2,7 +2,8 @@
 //! somebody else has it.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange};
@@ -11,7 +12,9 @@ use farmem_wire::{
     Source, TakenBody,
 };
 
+use crate::faults::SmallDisk;
 use crate::raw::{Raw, TestServer, patiently};
+use crate::restart::{in_a_process, in_memory};
 
 const PAGES: u64 = 64;
 const BYTES: u64 = PAGES * PAGE_SIZE as u64;
@@ -280,7 +283,7 @@ fn cap_22_a_clone_becomes_larger_once_its_range_is_filled_and_smaller_at_any_tim
     assert_eq!(child.read(&[(1, 0), (31, 0), (32, 0), (40, 0)]), Ok(vec![201, 31, 96, 104]));
 }
 
-/// A full disk fails in the same place.
+/// The file is cut: nothing of it is written beyond its end.
 #[test]
 fn cap_22_a_flush_that_fails_midway_loses_nothing_and_the_next_one_completes_it() {
     let rig = rig(2);
@@ -302,6 +305,73 @@ fn cap_22_a_flush_that_fails_midway_loses_nothing_and_the_next_one_completes_it(
     assert_eq!(rig.pages()[PAGES as usize..], expected);
     child.over(Action::Invalidate, 0, PAGES).unwrap();
     assert_eq!(read_all(&mut child), expected);
+}
+
+/// The clone's range is a hole in the file, and the disk has room for a part of it.
+#[test]
+fn cap_22_a_first_flush_to_a_full_disk_loses_nothing_and_is_completed_once_there_is_room() {
+    const ROOM: u64 = 20;
+    let place = in_memory();
+    let directory = place.path().canonicalize().unwrap().join("disk");
+    fs::create_dir(&directory).unwrap();
+    let Some(_disk) = SmallDisk::mount_at(&directory, 3 * BYTES) else { return };
+    let path = directory.join("file");
+    let first: Vec<u8> = (0..PAGES as u8).flat_map(|page| [page; PAGE_SIZE]).collect();
+    fs::write(&path, &first).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(2 * BYTES).unwrap();
+    let server = TestServer::spawn(in_a_process(place.path().to_owned()));
+    let rig = Rig { server, path, _directory: place };
+    let mut parent = rig.create("parent", 0).unwrap();
+    let mut child = rig.clone_at(&mut parent, "child", BYTES).unwrap();
+    child.write(&[(1, 1, 201), (63, 1, 163)]).unwrap();
+    parent.write(&[(2, 1, 202)]).unwrap();
+    let mut expected: Vec<u8> = (0..PAGES as u8).collect();
+    let mut of_parent = expected.clone();
+    (expected[1], expected[63], of_parent[2]) = (201, 163, 202);
+    let ballast = directory.join("ballast");
+    let mut full = fs::File::create(&ballast).unwrap();
+    let page = [1; PAGE_SIZE];
+    while full.write_all(&page).is_ok() {}
+    full.set_len(full.metadata().unwrap().len() - ROOM * PAGE_SIZE as u64).unwrap();
+    let there = || rig.pages()[..PAGES as usize].to_vec();
+    for round in 0..3 {
+        assert_eq!(flush(&mut child), Err(RefusalCode::DiskFull), "round {round}");
+        let info = child.show();
+        assert!(info.is_unfilled && info.dirty.get() > 0);
+        assert_eq!(there()[2], if round == 0 { 2 } else { 202 }, "nobody else's is written");
+        assert_eq!(
+            (read_all(&mut child), read_all(&mut parent)),
+            (expected.clone(), of_parent.clone())
+        );
+        if round == 0 {
+            // What has blocks already is written: the child has read it by then.
+            assert_eq!(flush(&mut parent), Ok(1));
+        } else {
+            rig.server.restart();
+            parent = Raw::opened(&rig.server, "parent").unwrap();
+            child = Raw::opened(&rig.server, "child").unwrap();
+        }
+        assert_eq!(there(), of_parent);
+    }
+    let blocks = file.metadata().unwrap().blocks() * 512;
+    assert_eq!(blocks, BYTES + ROOM * PAGE_SIZE as u64, "some of it was written");
+    fs::remove_file(&ballast).unwrap();
+    drop(full);
+    assert_eq!(flush(&mut child), Ok(PAGES));
+    let whole = [of_parent.clone(), expected.clone()].concat();
+    assert_eq!(rig.pages(), whole);
+    rig.server.restart();
+    for (name, expected) in [("parent", &of_parent), ("child", &expected)] {
+        let mut region = Raw::opened(&rig.server, name).unwrap();
+        let info = region.show();
+        assert!(!info.is_unfilled && info.dirty.get() == 0);
+        // As it is in memory, and as it is in the file.
+        assert_eq!(&read_all(&mut region), expected, "{name}");
+        let dropped = patiently(|| region.over(Action::Invalidate, 0, PAGES));
+        assert!(dropped.is_ok(), "{dropped:?}");
+        assert_eq!(&read_all(&mut region), expected, "{name}");
+    }
 }
 
 const MANY: u64 = 20_000;
