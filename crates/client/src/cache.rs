@@ -149,7 +149,7 @@ impl Cache {
                 let number = self.pages[&page];
                 let frame = self.frames.bytes_mut(FrameId::new(number));
                 frame[from..from + count].copy_from_slice(&now[..count]);
-                self.soil(number);
+                self.mark_dirty(number);
                 now = &now[count..];
                 at += count as u64;
             }
@@ -293,7 +293,7 @@ impl Cache {
         }
     }
 
-    fn soil(&mut self, number: u32) {
+    fn mark_dirty(&mut self, number: u32) {
         if let Some(cached) = &mut self.cached[number as usize]
             && !std::mem::replace(&mut cached.dirty, true)
         {
