@@ -53,10 +53,11 @@ const BROUGHT_MIN: u32 = 16;
 /// time costs the program some milliseconds. A short process that came by is gone after that.
 const PAUSE_MIN: Duration = Duration::from_millis(16);
 /// The same, at most, when it is starved again soon after each pause.
-const PAUSE_MAX: Duration = Duration::from_secs(64);
-/// The pause doubles unless the pager has yielded for so many pauses in between: then starving costs less
-/// than yielding gains.
-const PAUSES_BETWEEN_MIN: u32 = 8;
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A pager that has yielded for this long before it was starved has gained more, a quarter of the time, than the
+/// four milliseconds that a starvation costs; its next pause is a short one then. So somebody who comes by
+/// ten times a second, a monitor for example, does not keep it from yielding.
+const PAYS_FROM: Duration = Duration::from_millis(40);
 /// Threads woken in a row that need not be pulled, after which the pager yields no longer.
 const LEFT_ALONE_MAX: u32 = 16;
 
@@ -69,26 +70,57 @@ struct Yielding {
     starvations: u32,
     /// Threads brought since the last rescue.
     brought: u32,
-    pause: Duration,
-    pause_until: Option<Instant>,
+    pauses: Pauses,
     left_alone: u32,
 }
 
+/// For how long a pager that was starved does not yield.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// For how long it has yielded since the last one, with interruptions.
+    yielded: Duration,
+    /// The last one.
+    pause: Duration,
+    until: Option<Instant>,
+}
+
+impl Pauses {
+    /// The pager has yielded for a while.
+    fn yielded(&mut self, during: Duration) {
+        self.yielded += during;
+    }
+
+    /// The pager was starved at `now`.
+    fn starved(&mut self, now: Instant) {
+        let in_vain = std::mem::take(&mut self.yielded) < PAYS_FROM;
+        self.pause = if in_vain { (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX) } else { PAUSE_MIN };
+        self.until = Some(now + self.pause);
+    }
+
+    fn lasts(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
 impl Yielding {
+    /// The pager does not yield any more.
+    fn ended(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            self.pauses.yielded(now.duration_since(since));
+        }
+    }
+
     /// Somebody has given the pager its priority back.
     fn rescued(&mut self) {
         self.rescues = self.lifeline.rescues.load(Ordering::Acquire);
         self.brought = 0;
-        let since = self.since.take();
+        let now = Instant::now();
+        self.ended(now);
         let starvations = self.lifeline.starvations.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.starvations, starvations) == starvations {
             return;
         }
-        let now = Instant::now();
-        let soon =
-            since.is_some_and(|since| now.duration_since(since) < self.pause * PAUSES_BETWEEN_MIN);
-        self.pause_until = Some(now + self.pause);
-        self.pause = if soon { (self.pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
+        self.pauses.starved(now);
     }
 }
 
@@ -224,8 +256,7 @@ impl Anchor {
             rescues: 0,
             starvations: 0,
             brought: 0,
-            pause: PAUSE_MIN,
-            pause_until: None,
+            pauses: Pauses::default(),
             left_alone: 0,
         });
         Some(lifeline)
@@ -303,7 +334,7 @@ impl Anchor {
             return;
         }
         let now = Instant::now();
-        if yielding.pause_until.is_some_and(|end| now < end) {
+        if yielding.pauses.lasts(now) {
             return;
         }
         let Some(holder) = yielding.lifeline.holder.get() else { return };
@@ -320,7 +351,7 @@ impl Anchor {
         let Some(yielding) = self.yielding.as_mut().filter(|one| one.since.is_some()) else {
             return;
         };
-        yielding.since = None;
+        yielding.ended(Instant::now());
         set_policy(None, libc::SCHED_FIFO, 1);
     }
 
@@ -352,5 +383,57 @@ impl Anchor {
         let allowed = rustix::thread::sched_getaffinity(Some(thread)).ok()?;
         self.known = Some((thread, allowed, PULLS_PER_LOOK));
         Some(allowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How much of a minute a pager yields that is starved whenever it has yielded for `between`, in `parts`.
+    fn share_yielded(between: Duration, parts: u32) -> f64 {
+        const WHOLE: Duration = Duration::from_secs(60);
+        let start = Instant::now();
+        let mut pauses = Pauses::default();
+        let (mut now, mut yielded) = (start, Duration::ZERO);
+        while now.duration_since(start) < WHOLE {
+            for _ in 0..parts {
+                pauses.yielded(between / parts);
+            }
+            yielded += between;
+            now += between;
+            pauses.starved(now);
+            while pauses.lasts(now) {
+                now += Duration::from_millis(1);
+            }
+        }
+        yielded.as_secs_f64() / now.duration_since(start).as_secs_f64()
+    }
+
+    #[test]
+    fn somebody_who_comes_by_now_and_then_does_not_keep_it_from_yielding() {
+        for parts in [1, 10] {
+            let share = share_yielded(Duration::from_millis(80), parts);
+            assert!(share > 0.8, "{share}");
+        }
+    }
+
+    #[test]
+    fn it_hardly_yields_where_it_is_starved_each_time() {
+        let share = share_yielded(Duration::from_millis(4), 1);
+        assert!(share < 0.01, "{share}");
+    }
+
+    #[test]
+    fn a_long_pause_is_forgotten_once_yielding_pays() {
+        let now = Instant::now();
+        let mut pauses = Pauses::default();
+        for _ in 0..20 {
+            pauses.starved(now);
+        }
+        assert!(pauses.lasts(now + PAUSE_MAX - PAUSE_MIN) && !pauses.lasts(now + PAUSE_MAX));
+        pauses.yielded(PAYS_FROM);
+        pauses.starved(now);
+        assert!(pauses.lasts(now) && !pauses.lasts(now + PAUSE_MIN));
     }
 }

@@ -23,8 +23,8 @@ pub(crate) struct Peak {
     pub(crate) resident_bytes: u64,
     /// RssAnon, as seen every 20 ms.
     pub(crate) anonymous_bytes: u64,
-    /// Anonymous memory of all processes together, watched or not, a page that several have divided
-    /// among them: as seen every 100 ms.
+    /// Anonymous memory of all processes together, a page that several have divided among them: as seen
+    /// every 100 ms, if all are watched.
     pub(crate) together_bytes: u64,
 }
 
@@ -44,7 +44,8 @@ struct Shared {
 }
 
 impl Watch {
-    /// Starts to watch the processes in `group` that are called `watched`, or all of them.
+    /// Starts to watch the processes in `group` that are called `watched`, or all of them, and then what they
+    /// have together, too.
     pub(crate) fn start(
         group: Arc<Group>,
         watched: Option<&'static str>,
@@ -60,7 +61,8 @@ impl Watch {
                 }
                 let processes = group.processes();
                 looks.look(&processes, watched);
-                if look % LOOKS_APART == 0 {
+                // Each walk takes some milliseconds of a processor, and holds the program up meanwhile.
+                if watched.is_none() && look % LOOKS_APART == 0 {
                     looks.look_at_all(&processes);
                 }
                 if Instant::now() > deadline {
