@@ -184,10 +184,11 @@ impl PagerThread {
         }
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let bell = Arc::new(bell.map_err(io)?);
+        let done = Arc::clone(&bell);
         // It ends with the pager.
         std::thread::Builder::new()
             .name("farmem-errands".to_owned())
-            .spawn(move || errands.run())
+            .spawn(move || errands.run(|| ring(&done)))
             .map_err(|source| RegionError::Map { bytes: options.size, source })?;
         let (calls, receiver) = sync_channel(CALLS_MAX);
         let heard = bell.clone();
@@ -211,10 +212,15 @@ impl PagerThread {
 
     fn call(&self, call: Call) -> Result<(), RegionError> {
         self.calls.send(call).map_err(|_| RegionError::NoPager)?;
-        // Any number but zero rings; refused only if it rings already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_le_bytes());
+        ring(&self.bell);
         Ok(())
     }
+}
+
+/// Calls the pager for a turn.
+fn ring(bell: &OwnedFd) {
+    // Any number but zero rings; refused only if it rings already.
+    let _ = rustix::io::write(bell, &1u64.to_le_bytes());
 }
 
 /// The pager thread.

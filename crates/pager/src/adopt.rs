@@ -39,7 +39,7 @@ impl Engine {
         }
         if self.heir.is_unchecked {
             self.check_inheritance(io)?;
-            return Ok(true);
+            return Ok(!self.heir.is_unchecked);
         }
         let near = self.budget.estimate() >= self.budget.adoption_mark();
         let grown = self.adopted.is_empty()

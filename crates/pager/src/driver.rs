@@ -20,8 +20,12 @@ use crate::memory::{OwnMemory, SpaceId};
 const ANSWER_MICROS: u64 = 75;
 /// Forked children are asked this often whether they still live.
 const CHILD_CHECK_MICROS: u64 = 100_000;
-/// Retries of what had to wait come at least this often.
-const RETRY_MICROS: u64 = 100;
+/// What had to wait is tried again after this time, and after twice as long each time that nothing has happened
+/// meanwhile: who is waited for may need this processor.
+const RETRY_MICROS_MIN: u64 = 100;
+const RETRY_MICROS_MAX: u64 = 3_200;
+/// The same for pages that another thread of the pager makes the program's own: it rings.
+const UNSHARED_MICROS: u64 = 20_000;
 
 /// What has become ready since the last turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,26 @@ pub struct Pager<S> {
     had_events: bool,
     /// The store has completed something in this turn.
     had_completions: bool,
+    retries: Retries,
+}
+
+/// When to try again.
+#[derive(Debug)]
+struct Retries {
+    micros: u64,
+}
+
+impl Retries {
+    const fn new() -> Self {
+        Self { micros: RETRY_MICROS_MIN }
+    }
+
+    /// In how many microseconds to try again, after a turn in which something has happened, or not.
+    fn next(&mut self, happened: bool) -> u64 {
+        let micros = if happened { RETRY_MICROS_MIN } else { self.micros };
+        self.micros = (micros * 2).min(RETRY_MICROS_MAX);
+        micros
+    }
 }
 
 /// The monotonic clock, from an arbitrary zero.
@@ -102,6 +126,7 @@ impl<S: PageStore> Pager<S> {
             answers: LookOut::if_useful(true),
             had_events: false,
             had_completions: false,
+            retries: Retries::new(),
         }
     }
 
@@ -293,12 +318,17 @@ impl<S: PageStore> Pager<S> {
         Ok(())
     }
 
-    fn wait(&self, now: Nanos, busy: bool) -> Wait {
+    fn wait(&mut self, now: Nanos, busy: bool) -> Wait {
         let readiness = self.store.readiness();
         let mut deadline = self.engine.next_deadline();
-        let retries = self.engine.has_deferred() || self.engine.is_unsharing();
-        if retries || self.memory.is_holding() {
-            deadline = deadline.min(now.plus_micros(RETRY_MICROS));
+        let served = self.had_events || self.had_completions;
+        if self.engine.has_deferred() || self.memory.is_holding() {
+            deadline = deadline.min(now.plus_micros(self.retries.next(served || busy)));
+        } else {
+            self.retries = Retries::new();
+        }
+        if self.engine.is_unsharing() {
+            deadline = deadline.min(now.plus_micros(UNSHARED_MICROS));
         }
         if let Some(store) = readiness.deadline {
             deadline = deadline.min(store);
@@ -309,7 +339,7 @@ impl<S: PageStore> Pager<S> {
             now,
             deadline,
             again: busy,
-            served: self.had_events || self.had_completions,
+            served,
             more: self.had_events && self.memory.yields(),
         }
     }
@@ -406,5 +436,18 @@ impl Engine {
     fn on_hole_filled(&mut self, frame: FrameId) {
         self.frames.hole_filled(frame);
         self.budget.allocated(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_tried_less_and_less_often_until_something_happens() {
+        let mut retries = Retries::new();
+        let waits: Vec<_> = (0..8).map(|_| retries.next(false)).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1_600, 3_200, 3_200, 3_200]);
+        assert_eq!([retries.next(true), retries.next(false)], [100, 200]);
     }
 }

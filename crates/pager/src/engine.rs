@@ -314,6 +314,7 @@ impl Engine {
         put_off
             || !self.deferred.is_empty()
             || !self.arrived.is_empty()
+            || self.heir.is_unchecked
             || self.changes.wait_anywhere()
     }
 

@@ -545,11 +545,11 @@ fn windows_for(limit_bytes: u64) -> usize {
 
 /// Starts the pager's other threads. Without one of them its work is left undone, or the pager does it.
 fn start_threads(memory: &OwnMemory, waiter: &Waiter) {
-    let errands = memory.errands();
+    let (errands, porter) = (memory.errands(), memory.porter());
     // Without the thread pages that a forked child has too stay in memory.
     let _ = runtime::spawn("farmem-errands", ERRANDS_STACK_BYTES, move || {
         be_real_time();
-        errands.run();
+        errands.run(|| porter.ring());
     });
     let porter = memory.porter();
     if waiter.watch_edges(porter.bell(), Source::Bell).is_ok() {

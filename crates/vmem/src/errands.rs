@@ -69,9 +69,9 @@ impl Errands {
         self.lists().done.pop_front()
     }
 
-    /// Runs errands until [`Self::close`] is called. What this thread touches may be missing: then
-    /// it waits for the pager like any thread of the program.
-    pub fn run(&self) {
+    /// Runs errands until [`Self::close`] is called, and calls `done` after each. What this thread touches may
+    /// be missing: then it waits for the pager like any thread of the program.
+    pub fn run(&self, done: impl Fn()) {
         self.runs.store(true, Ordering::Relaxed);
         while let Some(range) = self.next() {
             self.pagemap.present(range, &mut |run| {
@@ -80,6 +80,7 @@ impl Errands {
                 }
             });
             self.lists().done.push_back(range);
+            done();
         }
         self.runs.store(false, Ordering::Relaxed);
     }
@@ -133,7 +134,7 @@ mod tests {
         let errands = Errands::new().unwrap();
         assert!(!errands.unshare(AddressRange::new(0, 0)));
         errands.close();
-        errands.run();
+        errands.run(|| ());
         assert_eq!(errands.unshared(), None);
     }
 }

@@ -191,7 +191,8 @@ impl Porter {
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
     }
 
-    fn ring(&self) {
+    /// Rings the bell: there is something for the pager to take.
+    pub fn ring(&self) {
         // Fails only when it has counted to 2^64.
         let _ = rustix::io::write(&self.bell, &1u64.to_le_bytes());
     }

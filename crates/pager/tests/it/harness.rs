@@ -149,7 +149,8 @@ fn page(
         heir_mark_bytes: 0,
     };
     let errands = memory.errands();
-    let errand_boy = std::thread::spawn(move || errands.run());
+    let porter = memory.porter();
+    let errand_boy = std::thread::spawn(move || errands.run(|| porter.ring()));
     let porter = memory.porter();
     let bell = memory.porter();
     let porter = std::thread::spawn(move || porter.run());
