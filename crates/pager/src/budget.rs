@@ -12,6 +12,11 @@ const GROWTH_BYTES_PER_MICRO: u64 = 8_000;
 const PERIOD_MIN_MICROS: u64 = 500;
 /// And at least this often.
 const PERIOD_MAX_MICROS: u64 = 50_000;
+/// And at least this often where the limit is near, though the program hardly runs: a turn costs 20 us or more.
+/// One that begins to run may touch 32 MiB until then at the speed above, far less at one that is seen.
+const PERIOD_QUIET_MICROS: u64 = 4_000;
+/// A program hardly runs if its threads together run for less than this share of the time.
+const QUIET_SHARE: u64 = 32;
 /// Changes of our own after which the size is read again, in pages.
 const CHANGES_MAX: usize = 1024;
 
@@ -40,6 +45,10 @@ pub(crate) struct Budget {
     measured: Residents,
     changes: usize,
     next_reading: Nanos,
+    /// When it was read last, and how long the program had run by then, if that is known.
+    last_reading: (Nanos, Option<Nanos>),
+    /// How long not to read again, as the program hardly runs.
+    quiet_micros: u64,
     unexplained: usize,
     /// What cannot be moved out (locked, shared since a fork, paged by the program itself) if that is
     /// more than the limit allows, or zero.
@@ -64,6 +73,8 @@ impl Budget {
             measured: Residents::default(),
             changes: 0,
             next_reading: Nanos::new(0),
+            last_reading: (Nanos::new(0), None),
+            quiet_micros: 0,
             unexplained: 0,
             unmovable: 0,
             unmovable_until: Nanos::new(0),
@@ -204,9 +215,9 @@ impl Budget {
         self.next_reading
     }
 
-    /// Takes a reading. Growth that the pager did not cause is added up, see
-    /// [`Budget::unexplained`].
-    pub(crate) fn measure(&mut self, now: Nanos, residents: Residents) {
+    /// Takes a reading, with how long the program has run so far if that is known. Growth that the pager did
+    /// not cause is added up, see [`Budget::unexplained`].
+    pub(crate) fn measure(&mut self, now: Nanos, residents: Residents, ran: Option<Nanos>) {
         if now >= self.unmovable_until {
             self.unmovable = 0;
         }
@@ -219,7 +230,20 @@ impl Budget {
         self.changes = 0;
         let room = bytes_of(self.limit.saturating_sub(self.estimate)) as u64;
         let micros = (room / GROWTH_BYTES_PER_MICRO).clamp(PERIOD_MIN_MICROS, PERIOD_MAX_MICROS);
-        self.next_reading = now.plus_micros(micros);
+        self.quiet_micros = if self.is_quiet(now, ran) {
+            (self.quiet_micros * 2).clamp(PERIOD_MIN_MICROS, PERIOD_QUIET_MICROS)
+        } else {
+            0
+        };
+        self.last_reading = (now, ran);
+        self.next_reading = now.plus_micros(micros.max(self.quiet_micros));
+    }
+
+    /// Whether the program has hardly run since the last reading.
+    fn is_quiet(&self, now: Nanos, ran: Option<Nanos>) -> bool {
+        let (last, ran_then) = self.last_reading;
+        let (Some(ran), Some(ran_then)) = (ran, ran_then) else { return false };
+        ran.since(ran_then) < now.since(last) / QUIET_SHARE
     }
 
     /// The last reading.
@@ -247,7 +271,7 @@ mod tests {
 
     fn of(limit: usize, anonymous: usize) -> Budget {
         let mut budget = Budget::new(bytes_of(limit) as u64);
-        budget.measure(Nanos::new(0), Residents { anonymous, shared: 0 });
+        budget.measure(Nanos::new(0), Residents { anonymous, shared: 0 }, None);
         budget
     }
 
@@ -259,7 +283,7 @@ mod tests {
         assert!(budget.round_ended(Nanos::new(0), 100));
         budget.counted(Nanos::new(0), 512);
         assert_eq!((budget.target(), budget.is_full()), (3584 + 2048, false));
-        budget.measure(Nanos::new(200_000_000), Residents { anonymous: 4096, shared: 0 });
+        budget.measure(Nanos::new(200_000_000), Residents { anonymous: 4096, shared: 0 }, None);
         assert!(budget.target() < 4096, "it is forgotten unless it is found again");
     }
 
@@ -278,6 +302,24 @@ mod tests {
             !budget.round_ended(Nanos::new(9_000_000), 100),
             "and where it has seen enough nobody need count"
         );
+    }
+
+    /// In microseconds, between readings of a program at its limit that runs for `share` of a thousand.
+    fn periods(budget: &mut Budget, share: u64, readings: usize) -> Vec<u64> {
+        let read = |_| {
+            let now = budget.next_reading();
+            let ran = Nanos::new(now.get() / 1000 * share);
+            budget.measure(now, Residents { anonymous: 4096, shared: 0 }, Some(ran));
+            budget.next_reading().since(now) / 1000
+        };
+        (0..readings).map(read).collect()
+    }
+
+    #[test]
+    fn a_program_that_hardly_runs_is_read_less_often() {
+        let mut budget = of(4096, 4096);
+        assert_eq!(periods(&mut budget, 10, 6), [500, 500, 1_000, 2_000, 4_000, 4_000]);
+        assert_eq!(periods(&mut budget, 500, 2), [500, 500], "it runs again");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! [`WINDOW_FRAMES`] pages at a time, so that what is moved out together lies together: on the
 //! servers too, for reading it back. A page whose use count is not zero loses one and stays.
 
-use farmem_region::{FrameId, PAGE_SHIFT, PAGE_SIZE, Request};
+use farmem_region::{FrameId, Nanos, PAGE_SHIFT, PAGE_SIZE, Request};
 use farmem_vmem::{AddressRange, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
@@ -515,14 +515,16 @@ impl Engine {
             return;
         }
         match self.scope {
-            Scope::Process => self.budget.measure(now, io.memory.resident()),
+            Scope::Process => self.budget.measure(now, io.memory.resident(), io.memory.ran()),
             Scope::Ranges => {
                 let anonymous = if std::mem::take(&mut self.recount) {
                     self.count_pages(io)
                 } else {
                     self.budget.estimate()
                 };
-                self.budget.measure(now, Residents { anonymous, shared: 0 });
+                // What is new there is reported: it does not grow unseen.
+                let ran = Some(Nanos::new(0));
+                self.budget.measure(now, Residents { anonymous, shared: 0 }, ran);
             }
         }
         let measured = self.budget.measured();

@@ -104,6 +104,10 @@ pub trait Memory: Frames {
     fn control_blocks(&mut self, each: &mut dyn FnMut(AddressRange));
     /// Memory that the own space uses.
     fn resident(&self) -> Residents;
+    /// Processor time that the program has used so far; `None` if it is not known.
+    fn ran(&self) -> Option<Nanos> {
+        None
+    }
     /// Pages of anonymous memory of the process of a thread; `None` if it is not known.
     fn resident_of(&self, thread: u32) -> Option<usize>;
     /// A forked child reports here from now on.
@@ -128,6 +132,7 @@ pub enum Registration {
 /// The real address space of the calling process.
 #[derive(Debug)]
 pub struct OwnMemory {
+    program: Pid,
     uffd: Uffd,
     children: Vec<(SpaceId, Uffd)>,
     scratch: Scratch,
@@ -201,6 +206,7 @@ impl OwnMemory {
         let scratch = Scratch::new(&uffd, windows)?;
         Ok(Self {
             uffd,
+            program,
             children: Vec::new(),
             scratch,
             pagemap: Pagemap::open().map_err(MemoryError::at("pagemap"))?,
@@ -530,6 +536,10 @@ impl Memory for OwnMemory {
 
     fn resident(&self) -> Residents {
         self.meter.read().unwrap_or_default()
+    }
+
+    fn ran(&self) -> Option<Nanos> {
+        farmem_vmem::processor_nanos(self.program).map(Nanos::new)
     }
 
     fn resident_of(&self, thread: u32) -> Option<usize> {

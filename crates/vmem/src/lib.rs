@@ -40,7 +40,8 @@ pub use pagemap::{Pagemap, PresentRun};
 pub use porter::Porter;
 pub use probe::{Probe, probe};
 pub use process::{
-    ProcessHandle, ResidentMeter, Residents, ThreadWatch, same_memory, shared_memory_bytes,
+    ProcessHandle, ResidentMeter, Residents, ThreadWatch, processor_nanos, same_memory,
+    shared_memory_bytes,
 };
 pub use range::AddressRange;
 pub use scratch::Scratch;

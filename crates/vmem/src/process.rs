@@ -135,6 +135,23 @@ impl ResidentMeter {
     }
 }
 
+/// Processor time that a process has used so far, all its threads together, those that have ended too. In
+/// nanoseconds; `None` once it has ended. Costs less than 1 us.
+#[must_use]
+pub fn processor_nanos(process: Pid) -> Option<u64> {
+    // clock_getcpuclockid(3): the clock of a process is made of its number.
+    const SCHEDULER_CLOCK: libc::clockid_t = 2;
+    let clock = !process.as_raw_nonzero().get() << 3 | SCHEDULER_CLOCK;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime(2) writes one timespec, which outlives the call.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    let nanos = || {
+        let seconds = u64::try_from(time.tv_sec).ok()?.checked_mul(1_000_000_000)?;
+        seconds.checked_add(u64::try_from(time.tv_nsec).ok()?)
+    };
+    if result == 0 { nanos() } else { None }
+}
+
 pub(crate) fn decimal(digits: &[u8]) -> usize {
     digits.iter().filter(|b| b.is_ascii_digit()).fold(0usize, |value, &digit| {
         value.saturating_mul(10).saturating_add(usize::from(digit - b'0'))
