@@ -198,6 +198,23 @@ pub fn be_real_time_with_heirs() -> bool {
     granted
 }
 
+/// Runs `work` with ordinary priority, if the calling thread has a real-time one.
+///
+/// For calls that wait in the kernel for somebody who is not let run meanwhile: who reaps a process whose
+/// files in /proc another one is just forgetting tries again and again until that one is through.
+pub fn without_real_time<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: sched_getscheduler(2) takes a number and changes nothing.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    let is_real_time = policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_FIFO;
+    if !is_real_time {
+        return work();
+    }
+    set_flagged_policy(None, libc::SCHED_OTHER, 0);
+    let result = work();
+    set_flagged_policy(None, policy, 1);
+    result
+}
+
 /// Gives another thread of the pager the lowest real-time priority, if the system lets it, or takes it
 /// back.
 pub(crate) fn hurry(thread: Pid, hurries: bool) {
@@ -435,5 +452,22 @@ mod tests {
         pauses.yielded(PAYS_FROM);
         pauses.starved(now);
         assert!(pauses.lasts(now) && !pauses.lasts(now + PAUSE_MIN));
+    }
+
+    #[test]
+    fn without_real_time_it_runs_at_ordinary_priority_and_has_its_own_back() {
+        let policy = || {
+            // SAFETY: sched_getscheduler(2) takes a number and changes nothing.
+            unsafe { libc::sched_getscheduler(0) }
+        };
+        std::thread::spawn(move || {
+            assert_eq!(without_real_time(policy), libc::SCHED_OTHER);
+            let granted = be_real_time();
+            let before = policy();
+            assert_eq!(without_real_time(policy), libc::SCHED_OTHER);
+            assert_eq!((policy(), before == libc::SCHED_OTHER), (before, !granted));
+        })
+        .join()
+        .unwrap();
     }
 }

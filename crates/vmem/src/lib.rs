@@ -27,7 +27,9 @@ mod shared;
 mod slices;
 mod uffd;
 
-pub use anchor::{Anchor, Lifeline, Pull, be_real_time, be_real_time_with_heirs};
+pub use anchor::{
+    Anchor, Lifeline, Pull, be_real_time, be_real_time_with_heirs, without_real_time,
+};
 pub use area::Area;
 pub use arena::{Arena, Slot};
 pub use errands::Errands;

@@ -298,7 +298,7 @@ impl Supervisor {
 
     fn reap(&mut self) {
         let changes = WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED;
-        while let Ok(Some((pid, status))) = wait(changes) {
+        while let Ok(Some((pid, status))) = farmem_vmem::without_real_time(|| wait(changes)) {
             let ended = status.exited() || status.signaled();
             if pid == self.parts.program {
                 self.program_changed(status);
