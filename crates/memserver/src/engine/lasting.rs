@@ -122,8 +122,14 @@ impl Rig {
     }
 
     fn hand_over(&mut self) {
+        let successor = self.successor();
+        self.go_on(successor);
+    }
+
+    /// What goes on with all that is known, and has put its journal in place.
+    fn successor(&self) -> Engine {
         let (ours, theirs) = Passage::pair().unwrap();
-        let successor = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let engine = &self.engine;
             let giver = scope.spawn(move || {
                 handover::greet(&ours).unwrap();
@@ -145,8 +151,7 @@ impl Rig {
             handed.taken();
             giver.join().unwrap();
             successor
-        });
-        self.go_on(successor);
+        })
     }
 
     /// Whatever happens to the process, all of it is known afterwards.
@@ -640,5 +645,32 @@ fn cap_14_a_copy_keeps_its_preference_though_the_server_is_killed() {
             _ => [0, 0, 64],
         };
         assert_eq!(prefers, expected.map(PageCount::new), "{:?}", at.1);
+    }
+}
+
+/// A successor puts its journal in place and dies. The server goes on, and its disk is full: what it is
+/// killed with is not what the successor wrote, and nobody may take that for it.
+#[test]
+fn cap_95_after_a_failed_hand_over_an_old_journal_is_not_believed() {
+    for is_full in [false, true] {
+        let mut rig = Rig::new(1);
+        let (size, source) = (PageCount::new(64).bytes(), Source::Fill(0));
+        let create = |name| Create { name, size, page_bytes: 4096, source, prefers: None };
+        rig.engine.create(&create("before")).unwrap();
+        drop(rig.successor());
+        let in_the_way = rig.path("data/journal.new");
+        if is_full {
+            fs::create_dir(&in_the_way).unwrap();
+        }
+        assert_eq!(rig.engine.serve_again().is_err(), is_full);
+        rig.engine.create(&create("after")).unwrap();
+        let incarnation = rig.engine.incarnation();
+        if is_full {
+            fs::remove_dir(&in_the_way).unwrap();
+        }
+        rig.kill();
+        let names: Vec<_> = rig.all().into_iter().filter_map(|(_, name)| name).collect();
+        assert_eq!(names, if is_full { vec![] } else { vec!["before", "after"] });
+        assert_eq!(rig.engine.incarnation() == incarnation, !is_full);
     }
 }

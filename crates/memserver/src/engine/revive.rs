@@ -674,7 +674,9 @@ impl Engine {
         self.keep_again();
         self.jobs.open();
         match self.tiers.journal() {
-            Some(journal) if !journal.is_in_place() => self.rewrite_journal(),
+            Some(journal) if !journal.is_in_place() => {
+                self.rewrite_journal().inspect_err(|_| journal.give_up())
+            }
             _ => Ok(()),
         }
     }

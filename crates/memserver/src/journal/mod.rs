@@ -418,10 +418,19 @@ impl Journal {
         if file.append(bytes) {
             self.is_short.store(file.is_short(), Ordering::Relaxed);
         } else {
-            // What it says is not true any more: another process must not believe it.
-            *is_broken = true;
-            let _ = fs::remove_file(self.directory.path.join("journal"));
+            self.disown(&mut log);
         }
+    }
+
+    /// What stands in the directory is not true any more, and cannot be written anew: whoever comes next must
+    /// not believe it.
+    pub(crate) fn give_up(&self) {
+        self.disown(&mut self.log());
+    }
+
+    fn disown(&self, log: &mut Log) {
+        log.is_broken = true;
+        let _ = fs::remove_file(self.directory.path.join("journal"));
     }
 
     /// Whether there is hardly any room to note more: nothing new is to be taken on.
@@ -453,8 +462,7 @@ impl Journal {
             Ok(file) => file,
             Err(error) => {
                 // The new journal lies where the old one was, and nothing could be noted in it.
-                log.is_broken = true;
-                let _ = fs::remove_file(self.directory.path.join("journal"));
+                self.disown(&mut log);
                 return Err(error);
             }
         };
