@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::ops::Bound;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,8 @@ pub(super) struct Keeper {
     hand: Mutex<Hand>,
     wanted: Mutex<Wanted>,
     woken: std::sync::Condvar,
+    /// Threads that hold pages to move them, for as long as a disk takes, or until they are let run.
+    movers: AtomicUsize,
     /// Slots that copies share and that one of them has moved: the others follow to the same
     /// place. Each holds a token for the slot, so that its number means nothing else.
     twins: Mutex<HashMap<u32, (Slot, Place)>>,
@@ -116,6 +118,22 @@ struct Cold {
     gains_nothing: bool,
     /// Whether it is the first one of its portion.
     is_first: bool,
+}
+
+/// Holds pages to move them.
+struct Mover<'a>(&'a AtomicUsize);
+
+impl<'a> Mover<'a> {
+    fn new(movers: &'a AtomicUsize) -> Self {
+        movers.fetch_add(1, Ordering::Relaxed);
+        Self(movers)
+    }
+}
+
+impl Drop for Mover<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the hand found.
@@ -245,6 +263,7 @@ impl Engine {
                         if is_out_of_place { heat / 2 } else { heat }
                     });
                 }
+                let _mover = self.mover(&cold);
                 while !cold.is_empty() {
                     let batch = cold.drain(..cold.len().min(BATCH)).collect();
                     moved += self.move_out(&shared, batch);
@@ -290,6 +309,7 @@ impl Engine {
         while moved < wanted && idle_rounds < PASSES_MAX {
             match self.step(idle_rounds) {
                 Step::Leaf(session, mut cold) => {
+                    let _mover = self.mover(&cold);
                     // A portion leaves as a whole.
                     while cold.first().is_some_and(|next| moved < wanted || !next.is_first) {
                         let batch = cold.drain(..cold.len().min(BATCH)).collect();
@@ -308,6 +328,16 @@ impl Engine {
             }
         }
         moved
+    }
+
+    /// Somebody holds these pages to move them, until this is dropped; who holds none moves nothing.
+    fn mover(&self, cold: &[Cold]) -> Option<Mover<'_>> {
+        (!cold.is_empty()).then(|| Mover::new(&self.keeper.movers))
+    }
+
+    /// Whether pages are on their way: there may be room soon.
+    pub(super) fn is_moving(&self) -> bool {
+        self.keeper.movers.load(Ordering::Relaxed) > 0
     }
 
     /// Leaves pages where they are until the hand comes again.
@@ -574,5 +604,45 @@ fn may_sink(portion: &Portion, preference: Option<Tier>, grip: Grip) -> bool {
 fn cannot_move(portion: &mut Portion, place: &Place) {
     if portion.place.is(place) {
         portion.heat = HEAT_MAX;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::PageCount;
+    use farmem_wire::RefusalCode;
+
+    use super::*;
+    use crate::config::ServerConfig;
+    use crate::engine::supply::Purpose;
+
+    /// More is promised than there is memory for, and nothing is there that could leave.
+    #[test]
+    fn cap_90_who_waits_for_pages_on_their_way_is_not_told_that_the_server_is_full() {
+        let mut config = ServerConfig::new(Vec::new(), PageCount::new(64).bytes());
+        config.tiers.compressed = PageCount::new(64).bytes();
+        config.promise_percent = 1000;
+        let engine = Engine::new(config).unwrap();
+        let mut slots = Vec::new();
+        engine.take_slots(Purpose::Keep, true, 1, &mut slots).unwrap();
+        let place = Place::Dram(slots.remove(0));
+        let mut take = || loop {
+            if let Err(refusal) = engine.take_slots(Purpose::Keep, true, 1, &mut slots) {
+                return refusal.code;
+            }
+        };
+        let cold = Cold {
+            page: PageIndex::new(0),
+            place,
+            to: None,
+            way: Way::Down,
+            gains_nothing: false,
+            is_first: true,
+        };
+        let mover = engine.mover(std::slice::from_ref(&cold));
+        assert_eq!(take(), RefusalCode::Busy);
+        drop(mover);
+        assert!(engine.mover(&[]).is_none());
+        assert_eq!(take(), RefusalCode::Full);
     }
 }

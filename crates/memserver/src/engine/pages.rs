@@ -29,10 +29,11 @@ const WRITTEN_HEAT: u8 = 1;
 /// Slots that are taken at once for pages that come from elsewhere: those of a usual message.
 pub(super) const SPARE_SLOTS: u32 = 64;
 
-/// Attempts to make room that moved nothing, with a pause after each, before a request is refused.
-/// Meanwhile others may have pages on their way to a disk.
+/// Attempts to make room that moved nothing, though nobody had pages on their way to a slower tier, before a
+/// request is refused: who is about to give memory back may wait for a processor.
 const FRUITLESS_MAX: u32 = 10;
-const FRUITLESS_PAUSE: Duration = Duration::from_micros(500);
+/// After each of them, and while pages are on their way.
+const FRUITLESS_PAUSE: Duration = Duration::from_millis(5);
 /// The longest that one request makes room before it is refused as busy: clients take a server that
 /// says nothing for a second for lost, and others wait for the same worker.
 const ROOM_TIME_MAX: Duration = Duration::from_millis(100);
@@ -399,7 +400,7 @@ impl Engine {
             let moved = || self.counters.demoted_pages.load(Ordering::Relaxed);
             let before = moved();
             if self.demote(count as usize) == 0 && moved() == before {
-                fruitless += 1;
+                fruitless += u32::from(!self.is_moving());
                 std::thread::sleep(FRUITLESS_PAUSE);
             }
         }
