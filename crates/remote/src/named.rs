@@ -23,6 +23,8 @@ use crate::map::RegionMap;
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
 /// How often a reader joins a region again for one request. Each time another writer has taken over.
 const JOINS_MAX: u32 = 8;
+/// Replies in a row that go on at the same page and changed nothing, until the server is taken for one that lies.
+const IN_VAIN_MAX: u32 = 100;
 
 /// What can be done to a range of a region.
 #[derive(Debug, Clone, std::marker::Copy, PartialEq, Eq)]
@@ -395,7 +397,7 @@ impl NamedRegion {
     /// As [`create`]. What was done before the error stays done.
     pub fn over(&mut self, action: RangeAction, range: PageRange) -> Result<u64, StoreError> {
         let end = range.start.get().saturating_add(range.count.get());
-        let (mut start, mut changed) = (range.start, 0);
+        let (mut start, mut changed, mut in_vain) = (range.start, 0, 0);
         loop {
             let count = PageCount::new(end - start.get());
             let entry = RangeEntry(PageRange { start, count });
@@ -410,8 +412,14 @@ impl NamedRegion {
             }
             match progress.next {
                 None => return Ok(changed),
-                // It is after what was done and before the end, or the server would not stop.
-                Some((_, page)) if (start.get()..end).contains(&page.get()) => start = page,
+                // A server may need several requests for the first page, but not change nothing for ever.
+                Some((_, page))
+                    if (start.get()..end).contains(&page.get()) && in_vain < IN_VAIN_MAX =>
+                {
+                    let is_vain = page == start && progress.changed.get() == 0;
+                    in_vain = if is_vain { in_vain + 1 } else { 0 };
+                    start = page;
+                }
                 Some((_, page)) => {
                     let what = format!("it goes on at page {page} of {start} to {end}");
                     return Err(self.error(ExchangeError::BadReply(what)));
@@ -507,7 +515,7 @@ impl NamedRegion {
         let skip = (at - start) as usize;
         content[skip..skip + bytes.len()].copy_from_slice(bytes);
         let (page, first) = (start / PAGE_SIZE as u64, (start % PAGE_SIZE as u64) as u16);
-        let (index, version) = (PageIndex::new(page), Version::new(former.get() + 1));
+        let (index, version) = (PageIndex::new(page), after(former)?);
         let header = Header { entries: 1, ..self.request(Action::WriteParts) };
         let checksum = part_checksum(header.region, index, version, first, &content);
         let bytes = content.len() as u16;
@@ -673,13 +681,13 @@ impl NamedRegion {
         let (pages, _) = content.as_chunks::<PAGE_SIZE>();
         let mut entries = Vec::new();
         for ((page, former), content) in (start..).zip(versions).zip(pages) {
-            let (page, version) = (PageIndex::new(page), Version::new(former.get() + 1));
+            let (page, version) = (PageIndex::new(page), after(*former)?);
             let checksum = page_checksum(header.region, page, version, content);
             PageEntry { page, version, checksum, slot: 0 }.encode(&mut entries);
         }
         self.connection.send(header, &entries, content)?;
         for (page, former) in (start..).zip(versions) {
-            self.note_own(page, 1, Some(Version::new(former.get() + 1)));
+            self.note_own(page, 1, Some(after(*former)?));
         }
         Ok(())
     }
@@ -813,6 +821,12 @@ enum Piece {
 }
 
 /// Divides bytes, in a region whose smallest part has so many.
+/// The version of a page that is written over one of this version.
+fn after(former: Version) -> Result<Version, ExchangeError> {
+    let next = former.get().checked_add(1).map(Version::new);
+    next.ok_or_else(|| ExchangeError::BadReply("a page has the last of all versions".to_owned()))
+}
+
 fn pieces(bytes: Range<u64>, unit: u64) -> impl Iterator<Item = Piece> {
     const PAGE: u64 = PAGE_SIZE as u64;
     let mut at = bytes.start;

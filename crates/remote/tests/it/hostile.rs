@@ -10,10 +10,11 @@ use farmem_region::{
     ByteCount, Epoch, ExternalAddress, FetchPage, FrameId, Incarnation, PAGE_SIZE, PageCount,
     PageIndex, PageRange, RegionId, Request, SessionId, StoreError, Version,
 };
+use farmem_remote::named::{NamedRegion, RangeAction};
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Absent, Action, GrantedSetup, HEADER_BYTES, Header, HelloReply, MapReply, PageEntry,
-    RefusalCode, page_checksum, seal,
+    Absent, Action, GrantedSetup, HEADER_BYTES, Header, HelloReply, MapReply, PageEntry, Progress,
+    RefusalCode, RegionInfo, page_checksum, seal,
 };
 
 use crate::client::{Client, config, fetch_pages, store_pages};
@@ -73,7 +74,7 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 };
                 send(&mut stream, reply, |out| granted.encode(out));
             }
-            Action::Read | Action::Write | Action::Free => {
+            Action::Read | Action::Write | Action::Free | Action::Prefetch => {
                 answer(&header, &entries, &mut stream);
             }
             Action::Map => {
@@ -87,8 +88,34 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 };
                 send(&mut stream, Header { leased: true, ..reply }, |out| map.encode(out));
             }
+            Action::Show => send(&mut stream, reply, |out| shown().encode(out)),
             _ => send(&mut stream, reply, |_| ()),
         }
+    }
+}
+
+/// A region of whole pages.
+fn shown() -> RegionInfo {
+    let none = PageCount::new(0);
+    RegionInfo {
+        region: RegionId::new(1),
+        pages: PageCount::new(256),
+        page_bytes: 4096,
+        is_frozen: false,
+        is_file: false,
+        is_server: false,
+        writes_back: false,
+        is_unfilled: false,
+        stored: none,
+        dirty: none,
+        changed: none,
+        pinned: none,
+        dram: none,
+        compressed: none,
+        file: none,
+        preferred: [none; 3],
+        name: "r".to_owned(),
+        source: String::new(),
     }
 }
 
@@ -395,4 +422,36 @@ fn a_write_waits_for_a_free_that_was_refused_as_busy() {
     client.finish(freed).unwrap();
     client.finish(stored).unwrap();
     assert_eq!(WRITES.load(Ordering::Relaxed), 1);
+}
+
+fn opened(answer: Answer) -> (NamedRegion, tempfile::TempDir) {
+    let (endpoint, directory) = serve(answer);
+    (NamedRegion::open(&endpoint, "r", true, Duration::from_secs(5)).unwrap(), directory)
+}
+
+#[test]
+fn a_server_that_goes_on_at_the_same_page_for_ever() {
+    let (mut region, _directory) = opened(|header, _, stream| {
+        let progress = Progress { changed: PageCount::new(0), next: Some((0, PageIndex::new(3))) };
+        send(stream, header.granted(), |out| progress.encode(out));
+    });
+    let range = PageRange { start: PageIndex::new(0), count: PageCount::new(8) };
+    let error = region.over(RangeAction::Prefetch, range).unwrap_err();
+    assert!(error.to_string().contains("it goes on at page 3"), "{error}");
+}
+
+#[test]
+fn a_page_of_the_last_version_is_not_written_over() {
+    let (mut region, _directory) = opened(|header, entries, stream| {
+        let last = |found: &mut Vec<PageEntry>, _: &mut Vec<u8>| {
+            for entry in found {
+                entry.version = Version::new(u64::MAX);
+                let content = &[1; PAGE_SIZE];
+                entry.checksum = page_checksum(header.region, entry.page, entry.version, content);
+            }
+        };
+        stream.write_all(&pages(header, entries, last)).unwrap();
+    });
+    let error = region.write(0, &[2; PAGE_SIZE]).unwrap_err();
+    assert!(error.to_string().contains("the last of all versions"), "{error}");
 }
