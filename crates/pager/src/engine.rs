@@ -198,7 +198,8 @@ pub struct Engine {
     pub(crate) deferred: VecDeque<Fault>,
     pub(crate) markers: VecDeque<(usize, FrameId)>,
     pub(crate) releases: Vec<PageRange>,
-    pub(crate) growing: bool,
+    /// The request for a larger region that is under way.
+    pub(crate) growing: Option<u64>,
     /// Over the limit, and nothing can be moved out nor is on its way out.
     pub(crate) stuck: bool,
     /// Pages of the ranges have come or gone without being counted.
@@ -268,7 +269,7 @@ impl Engine {
             deferred: VecDeque::new(),
             markers: VecDeque::new(),
             releases: Vec::new(),
-            growing: false,
+            growing: None,
             stuck: false,
             recount: false,
             full: None,
@@ -333,7 +334,7 @@ impl Engine {
     /// Whether requests to the store are under way.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        !self.fetches.is_empty() || !self.stores.is_empty() || self.growing
+        !self.fetches.is_empty() || !self.stores.is_empty() || self.growing.is_some()
     }
 
     pub(crate) fn fingerprint(&self, bytes: &[u8; PAGE_SIZE]) -> Fingerprint {
@@ -811,14 +812,14 @@ impl Engine {
             }
             Ok(Outcome::Released) => Ok(()),
             Ok(Outcome::Grown { pages }) => {
-                self.growing = false;
+                self.growing = None;
                 self.slots.set_capacity(pages);
                 Ok(())
             }
             Err(error @ (StoreError::Full { .. } | StoreError::DiskFull { .. }))
-                if self.growing =>
+                if self.growing == Some(ticket) =>
             {
-                self.growing = false;
+                self.growing = None;
                 self.full = Some(error);
                 Ok(())
             }

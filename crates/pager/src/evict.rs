@@ -144,11 +144,11 @@ impl Engine {
     /// Whether slots are free, asking for more ahead of need.
     fn has_slots(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
         let available = self.slots.available();
-        if available < SLOTS_LOW && !self.growing && self.full.is_none() {
+        if available < SLOTS_LOW && self.growing.is_none() && self.full.is_none() {
             let ticket = self.take_ticket();
             let pages = farmem_region::PageCount::new(GROW_PAGES);
             match io.store.submit(ticket, Request::Grow(pages)) {
-                Ok(()) => self.growing = true,
+                Ok(()) => self.growing = Some(ticket.0),
                 Err(farmem_region::StoreError::Busy { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -241,6 +241,9 @@ impl<'a> Service<'a> {
         };
         let mut memory = memory.map_err(|error| NotStarted::Unpaged(error.to_string()))?;
         memory.pull_threads();
+        let waiter = Waiter::for_program(arguments, link, memory.uffd());
+        let waiter =
+            waiter.map_err(|error| NotStarted::Unpaged(format!("epoll fails: {error}")))?;
         let (store, session) = opened.map_or_else(|| open_store(&welcome, None), Ok)?;
         let (place, secret) = memory.mark();
         link.send(&PagerMessage::Marked { place, secret }, &[])
@@ -261,13 +264,6 @@ impl<'a> Service<'a> {
             lent_pages_min: LENT_PAGES_MIN,
             heir_mark_bytes: welcome.pager_mark_bytes,
         };
-        let waiter = Waiter::new().map_err(|error| format!("epoll fails: {error}"))?;
-        waiter
-            .watch(memory.uffd().as_fd(), Source::Events)
-            .and_then(|()| waiter.watch(link.fd(), Source::Link))
-            .and_then(|()| waiter.watch(arguments.program_pidfd, Source::Program))
-            .and_then(|()| waiter.watch(arguments.supervisor_pidfd, Source::Supervisor))
-            .map_err(|error| format!("epoll fails: {error}"))?;
         warden::watch(&mut memory, waiter.epoll.as_raw_fd());
         start_threads(&memory, &waiter);
         let mut pager = Pager::new(&config, memory, store);
@@ -642,6 +638,16 @@ impl Waiter {
         let waiter =
             Self { epoll, timer, alarm: None, store: None, events: Vec::with_capacity(16) };
         waiter.watch(waiter.timer.as_fd(), Source::Timer)?;
+        Ok(waiter)
+    }
+
+    /// Waits for all that concerns a program.
+    fn for_program(arguments: &Arguments, link: &PagerLink, uffd: &Uffd) -> std::io::Result<Self> {
+        let waiter = Self::new()?;
+        waiter.watch(uffd.as_fd(), Source::Events)?;
+        waiter.watch(link.fd(), Source::Link)?;
+        waiter.watch(arguments.program_pidfd, Source::Program)?;
+        waiter.watch(arguments.supervisor_pidfd, Source::Supervisor)?;
         Ok(waiter)
     }
 

@@ -343,3 +343,35 @@ fn some_uffd() -> Uffd {
     let null = File::open("/dev/null").expect("/dev/null can be opened");
     Uffd::from_fd(null.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::{Completion, StoreError, Ticket};
+
+    use super::*;
+
+    /// While the region is to grow, a store is refused as full (more is promised than the server has), or
+    /// the growth is: without more slots the program goes on, but not without the pages of the store.
+    #[test]
+    fn a_store_that_is_refused_while_the_region_grows_is_not_taken_for_the_growth() {
+        let full = || StoreError::Full { server: "here".to_owned(), asked: 4096, free: 0 };
+        let refuse = |whose: fn(&farmem_region::Outcome) -> bool| {
+            let mut simulation =
+                Simulation::new(Setup { seed: 3, steps: 0, plant: Plant::Nothing });
+            let ticket: Ticket = loop {
+                simulation.step().unwrap();
+                let grows = simulation
+                    .store
+                    .pending(|outcome| matches!(outcome, farmem_region::Outcome::Grown { .. }));
+                if let Some(ticket) = grows.and_then(|_| simulation.store.pending(whose)) {
+                    break ticket;
+                }
+            };
+            let Simulation { engine, memory, store, .. } = &mut simulation;
+            let io = &mut Io { memory, store, clock: &|| Nanos::new(0) };
+            engine.on_completion(io, Completion { ticket, result: Err(full()) }).is_err()
+        };
+        assert!(refuse(|outcome| matches!(outcome, farmem_region::Outcome::Stored)));
+        assert!(!refuse(|outcome| matches!(outcome, farmem_region::Outcome::Grown { .. })));
+    }
+}

@@ -66,6 +66,12 @@ impl SimStore {
         }
     }
 
+    /// A request whose answer of this kind is on its way.
+    #[cfg(test)]
+    pub(crate) fn pending(&self, kind: impl Fn(&Outcome) -> bool) -> Option<Ticket> {
+        self.answers.iter().find(|answer| kind(&answer.outcome)).map(|answer| answer.ticket)
+    }
+
     /// When the next answer is due.
     pub(crate) fn next_due(&self) -> Option<u64> {
         self.answers.iter().map(|answer| answer.due).min()
