@@ -28,7 +28,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use farmem_supervise::{
@@ -58,6 +58,9 @@ const SIGNAL_BASE: i32 = 128;
 
 /// Less would hold little more than the pager itself, the victim buffer and a program's stacks.
 const LOCAL_MIN: u64 = 16 << 20;
+
+/// How long a server that was named may take to answer.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,13 +99,17 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     let limit_bytes = local_limit(options.local)?;
     let spill = options.spill.as_deref().map(spill_directory).transpose()?;
     let stats_file = options.stats.as_deref().map(create).transpose()?;
+    let named = options.server.as_deref().map(named_server).transpose()?;
     // From here on no other thread may exist, and every process that loses its parent is ours.
     let signals = SignalQueue::block(&supervisor::SIGNALS).context("cannot queue signals")?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("cannot become the parent of orphans (PR_SET_CHILD_SUBREAPER)")?;
     let socket = format!("farmem-{:032x}", random()?);
     let listener = Listener::bind(&socket)?;
-    let (server, private_server) = server(options, limit_bytes)?;
+    let (server, private_server) = match named {
+        Some(address) => (address, None),
+        None => private_server(limit_bytes)?,
+    };
 
     let variable = RunVariable { socket, limit_bytes, pagerd: artefacts.pagerd };
     let mut command = command(options, &variable, &artefacts.preload);
@@ -177,17 +184,22 @@ fn spill_directory(asked: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// The address that pagers connect to, and the private server if it is one.
-fn server(
-    options: &RunOptions,
-    limit_bytes: u64,
-) -> anyhow::Result<(String, Option<PrivateServer>)> {
-    if let Some(name) = &options.server {
-        let address: ServerAddress = name.parse()?;
-        // Pagers cannot resolve names: a resolver allocates, reads files and takes seconds.
-        let endpoint = address.resolve().with_context(|| format!("cannot resolve {name}"))?;
-        return Ok((endpoint.to_string(), None));
-    }
+/// The address that pagers connect to, of a server that answers: a program that comes to need it only after an
+/// hour would be stopped then for a name that was mistyped.
+fn named_server(name: &str) -> anyhow::Result<String> {
+    let address: ServerAddress = name.parse()?;
+    // Pagers cannot resolve names: a resolver allocates, reads files and takes seconds.
+    let endpoint = address.resolve().with_context(|| format!("cannot resolve {name}"))?;
+    farmem_remote::admin::ping(&endpoint, SERVER_TIMEOUT).with_context(|| {
+        format!(
+            "{name} does not serve; start one there by farmem serve, or name another by --server"
+        )
+    })?;
+    Ok(endpoint.to_string())
+}
+
+/// A memory server for this run alone, and its address.
+fn private_server(limit_bytes: u64) -> anyhow::Result<(String, Option<PrivateServer>)> {
     let server = PrivateServer::start(private_memory(limit_bytes))
         .context("cannot start a private memory server; name one by --server")?;
     Ok((server.address(), Some(server)))

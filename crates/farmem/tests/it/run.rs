@@ -55,6 +55,7 @@ fn own_failures_are_told_apart_from_the_programs() {
         (&["--local", "1MiB", "true"], 125, "the least is 16 MiB"),
         (&["--local", "4X", "true"], 125, "no unit"),
         (&["--server", "nowhere", "true"], 125, "HOST:PORT"),
+        (&["--server", "127.0.0.1:1", "true"], 125, "127.0.0.1:1 does not serve"),
         (&["--stats", "/no/such/folder/s", "true"], 125, "/no/such/folder/s"),
         (&["--spill", "/no/such/folder", "true"], 125, "--spill /no/such/folder"),
         (&["--spill", plain, "true"], 125, "no such directory"),
@@ -68,6 +69,20 @@ fn own_failures_are_told_apart_from_the_programs() {
         assert_eq!(code, Some(status), "{arguments:?}: {stderr}");
         assert!(stderr.contains(reason), "{arguments:?}: {stderr}");
     }
+}
+
+/// It says nothing for three seconds, though the kernel has taken the connection for it.
+#[test]
+fn a_server_that_says_nothing_is_refused_before_the_program_starts() {
+    let installation = Installation::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let started = installation.folder().join("started");
+    let (code, _, _, stderr) =
+        run_in(&installation, &["--server", &address, "touch", started.to_str().unwrap()]);
+    assert_eq!(code, Some(125), "{stderr}");
+    assert!(stderr.contains(&format!("{address} does not serve")), "{stderr}");
+    assert!(!started.exists());
 }
 
 #[test]
