@@ -15,8 +15,11 @@ const PERIOD_MAX_MICROS: u64 = 50_000;
 /// And at least this often where the limit is near, though the program hardly runs: a turn costs 20 us or more.
 /// One that begins to run may touch 32 MiB until then at the speed above, far less at one that is seen.
 const PERIOD_QUIET_MICROS: u64 = 4_000;
-/// A program hardly runs if its threads together run for less than this share of the time.
+/// A program hardly runs if its threads together run for less than this share of so long a time: five ticks of
+/// most kernels, for the time that a thread of another process has run is known up to the last tick of its
+/// processor.
 const QUIET_SHARE: u64 = 32;
+const QUIET_NANOS: u64 = 20_000_000;
 /// Changes of our own after which the size is read again, in pages.
 const CHANGES_MAX: usize = 1024;
 
@@ -45,8 +48,8 @@ pub(crate) struct Budget {
     measured: Residents,
     changes: usize,
     next_reading: Nanos,
-    /// When it was read last, and how long the program had run by then, if that is known.
-    last_reading: (Nanos, Option<Nanos>),
+    /// An earlier time, and how long the program had run by then, if that is known.
+    earlier: (Nanos, Option<Nanos>),
     /// How long not to read again, as the program hardly runs.
     quiet_micros: u64,
     unexplained: usize,
@@ -73,7 +76,7 @@ impl Budget {
             measured: Residents::default(),
             changes: 0,
             next_reading: Nanos::new(0),
-            last_reading: (Nanos::new(0), None),
+            earlier: (Nanos::new(0), None),
             quiet_micros: 0,
             unexplained: 0,
             unmovable: 0,
@@ -224,26 +227,33 @@ impl Budget {
         if now >= self.unadopted_until {
             self.unadopted = 0;
         }
-        self.unexplained += residents.anonymous.saturating_sub(self.estimate);
+        let growth = residents.anonymous.saturating_sub(self.estimate);
+        self.unexplained += growth;
         self.estimate = residents.anonymous;
         self.measured = residents;
         self.changes = 0;
         let room = bytes_of(self.limit.saturating_sub(self.estimate)) as u64;
         let micros = (room / GROWTH_BYTES_PER_MICRO).clamp(PERIOD_MIN_MICROS, PERIOD_MAX_MICROS);
-        self.quiet_micros = if self.is_quiet(now, ran) {
-            (self.quiet_micros * 2).clamp(PERIOD_MIN_MICROS, PERIOD_QUIET_MICROS)
-        } else {
-            0
-        };
-        self.last_reading = (now, ran);
+        self.note_quiet(now, ran, growth);
         self.next_reading = now.plus_micros(micros.max(self.quiet_micros));
     }
 
-    /// Whether the program has hardly run since the last reading.
-    fn is_quiet(&self, now: Nanos, ran: Option<Nanos>) -> bool {
-        let (last, ran_then) = self.last_reading;
-        let (Some(ran), Some(ran_then)) = (ran, ran_then) else { return false };
-        ran.since(ran_then) < now.since(last) / QUIET_SHARE
+    /// Reads less often while the program hardly runs and nobody else fills its memory.
+    fn note_quiet(&mut self, now: Nanos, ran: Option<Nanos>, growth: usize) {
+        let (earlier, ran_then) = self.earlier;
+        let (ran_since, passed) = match (ran, ran_then) {
+            (Some(ran), Some(then)) => (ran.since(then), now.since(earlier)),
+            _ => (u64::MAX, 0),
+        };
+        if growth > 0 || ran_since > passed / QUIET_SHARE {
+            self.quiet_micros = 0;
+        } else if passed >= QUIET_NANOS {
+            self.quiet_micros =
+                (self.quiet_micros * 2).clamp(PERIOD_MIN_MICROS, PERIOD_QUIET_MICROS);
+        } else {
+            return;
+        }
+        self.earlier = (now, ran);
     }
 
     /// The last reading.
@@ -304,22 +314,46 @@ mod tests {
         );
     }
 
-    /// In microseconds, between readings of a program at its limit that runs for `share` of a thousand.
-    fn periods(budget: &mut Budget, share: u64, readings: usize) -> Vec<u64> {
-        let read = |_| {
+    /// Reads the size of a program at its limit for so long, from where it was read last; `ran` tells how long it
+    /// has run at a time. Returns the readings.
+    fn readings(budget: &mut Budget, nanos: u64, ran: impl Fn(u64) -> u64) -> usize {
+        let end = budget.next_reading().get() + nanos;
+        let mut readings = 0;
+        while budget.next_reading().get() < end {
             let now = budget.next_reading();
-            let ran = Nanos::new(now.get() / 1000 * share);
+            let ran = Nanos::new(ran(now.get()));
             budget.measure(now, Residents { anonymous: 4096, shared: 0 }, Some(ran));
-            budget.next_reading().since(now) / 1000
-        };
-        (0..readings).map(read).collect()
+            readings += 1;
+        }
+        readings
     }
+
+    const SECOND: u64 = 1_000_000_000;
 
     #[test]
     fn a_program_that_hardly_runs_is_read_less_often() {
         let mut budget = of(4096, 4096);
-        assert_eq!(periods(&mut budget, 10, 6), [500, 500, 1_000, 2_000, 4_000, 4_000]);
-        assert_eq!(periods(&mut budget, 500, 2), [500, 500], "it runs again");
+        let readings = readings(&mut budget, SECOND, |now| now / 100);
+        assert!((250..500).contains(&readings), "{readings}");
+    }
+
+    /// Its clock is of the last tick, which may be 10 ms ago.
+    #[test]
+    fn a_program_that_runs_is_read_every_time() {
+        for tick in [1, 4_000_000, 10_000_000] {
+            let mut budget = of(4096, 4096);
+            let ran = |now: u64| now / 2 / tick * tick;
+            assert_eq!(readings(&mut budget, SECOND, ran), 2000, "{tick}");
+        }
+    }
+
+    #[test]
+    fn growth_ends_the_quiet_whoever_causes_it() {
+        let mut budget = of(4096, 4000);
+        readings(&mut budget, SECOND, |_| 0);
+        let now = budget.next_reading();
+        budget.measure(now, Residents { anonymous: 4097, shared: 0 }, Some(Nanos::new(0)));
+        assert_eq!(budget.next_reading().since(now), 500_000);
     }
 
     #[test]

@@ -24,7 +24,9 @@ const CHILD_CHECK_MICROS: u64 = 100_000;
 /// meanwhile: who is waited for may need this processor.
 const RETRY_MICROS_MIN: u64 = 100;
 const RETRY_MICROS_MAX: u64 = 3_200;
-/// The same for pages that another thread of the pager makes the program's own: it rings.
+/// Threads that are held so that something can be done are looked after this often.
+const HOLDING_MICROS: u64 = 100;
+/// What had to wait is tried again after this time for pages that another thread of the pager makes the program's own: it rings.
 const UNSHARED_MICROS: u64 = 20_000;
 
 /// What has become ready since the last turn.
@@ -322,8 +324,11 @@ impl<S: PageStore> Pager<S> {
         let readiness = self.store.readiness();
         let mut deadline = self.engine.next_deadline();
         let served = self.had_events || self.had_completions;
-        if self.engine.has_deferred() || self.memory.is_holding() {
-            deadline = deadline.min(now.plus_micros(self.retries.next(served || busy)));
+        let happened = served || busy || self.engine.has_cooled();
+        if self.memory.is_holding() {
+            deadline = deadline.min(now.plus_micros(HOLDING_MICROS));
+        } else if self.engine.has_deferred() {
+            deadline = deadline.min(now.plus_micros(self.retries.next(happened)));
         } else {
             self.retries = Retries::new();
         }

@@ -319,6 +319,11 @@ impl Engine {
             || self.changes.wait_anywhere()
     }
 
+    /// Whether pages under the clock hand have become colder in the last turn: they go out if it goes on.
+    pub(crate) const fn has_cooled(&self) -> bool {
+        self.scan.cooled
+    }
+
     /// Whether something waits for the kernel to let pages be filled or moved.
     #[must_use]
     pub fn is_held_up(&self) -> bool {

@@ -43,6 +43,8 @@ pub(crate) struct Scan {
     moved: Vec<FrameId>,
     /// The step has seen pages that stay for a reason that passes: hot, or about to vanish.
     passing: bool,
+    /// Pages have been hot in this turn, and are less so now.
+    pub(crate) cooled: bool,
 }
 
 /// What a step of eviction achieved.
@@ -134,7 +136,9 @@ impl Engine {
         spare_hot: bool,
     ) -> Result<usize, Fatal> {
         let mut scan = std::mem::take(&mut self.scan);
-        scan.passing |= self.choose(io, source, spare_hot, &mut scan.spans);
+        let (passing, cooled) = self.choose(io, source, spare_hot, &mut scan.spans);
+        scan.passing |= passing;
+        scan.cooled |= cooled;
         let result =
             if scan.spans.is_empty() { Ok(0) } else { self.move_spans(io, source, &mut scan) };
         self.scan = scan;
@@ -196,15 +200,15 @@ impl Engine {
     }
 
     /// Finds the spans of the window in which every page that is there may be moved. Returns whether
-    /// others may be later.
+    /// others may be later, and whether some of them are colder now.
     fn choose(
         &mut self,
         io: &mut Io<'_>,
         source: AddressRange,
         spare_hot: bool,
         spans: &mut Vec<AddressRange>,
-    ) -> bool {
-        let mut passing = false;
+    ) -> (bool, bool) {
+        let (mut passing, mut cooled) = (false, false);
         spans.clear();
         let quarantined = self.quarantine.overlaps(source);
         let pinned = self.pinned.overlapping(source);
@@ -224,6 +228,7 @@ impl Engine {
                     || pinned.iter().any(|part| part.contains(address));
                 if hot && let Some(entry) = table.get_mut(address) {
                     entry.set_uses(entry.uses() - 1);
+                    cooled = true;
                 }
                 let end = address + PAGE_SIZE;
                 if stays {
@@ -239,7 +244,7 @@ impl Engine {
                 }
             }
         });
-        passing
+        (passing, cooled)
     }
 
     fn move_spans(
@@ -444,6 +449,7 @@ impl Engine {
     /// # Errors
     /// [`Fatal`].
     pub fn balance(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
+        self.scan.cooled = false;
         self.measure(io);
         self.send_releases(io)?;
         if self.adopted.is_empty() {
