@@ -413,9 +413,7 @@ impl Shared {
         let line = LogLine::new(LogLevel::Error, "hand_over_failed", message);
         self.log.line(&line.with("error", error.to_string()));
         if let Err(error) = self.engine.serve_again() {
-            let message = format_args!(
-                "cannot write the journal anew, so whoever serves after a kill begins with nothing: {error}"
-            );
+            let message = format_args!("{error}");
             self.log.line(&LogLine::new(LogLevel::Error, "journal_failed", message));
         }
         let _ = rustix::io::read(&self.stop, &mut [0; 8]);

@@ -14,8 +14,8 @@
 
 use std::collections::HashMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use farmem_region::{PAGE_SIZE, PageIndex, SessionId};
@@ -73,8 +73,11 @@ pub(super) struct Keeper {
     hand: Mutex<Hand>,
     wanted: Mutex<Wanted>,
     woken: std::sync::Condvar,
-    /// Threads that hold pages to move them, for as long as a disk takes, or until they are let run.
+    /// Threads that have a new place for pages, or write them to a disk: there will be room.
     movers: AtomicUsize,
+    /// Since when nobody has found or made room, though somebody has tried.
+    short_since: Mutex<Option<Instant>>,
+    is_short: AtomicBool,
     /// Slots that copies share and that one of them has moved: the others follow to the same
     /// place. Each holds a token for the slot, so that its number means nothing else.
     twins: Mutex<HashMap<u32, (Slot, Place)>>,
@@ -120,7 +123,7 @@ struct Cold {
     is_first: bool,
 }
 
-/// Holds pages to move them.
+/// Pages are on their way to a slower tier.
 struct Mover<'a>(&'a AtomicUsize);
 
 impl<'a> Mover<'a> {
@@ -263,7 +266,6 @@ impl Engine {
                         if is_out_of_place { heat / 2 } else { heat }
                     });
                 }
-                let _mover = self.mover(&cold);
                 while !cold.is_empty() {
                     let batch = cold.drain(..cold.len().min(BATCH)).collect();
                     moved += self.move_out(&shared, batch);
@@ -309,7 +311,6 @@ impl Engine {
         while moved < wanted && idle_rounds < PASSES_MAX {
             match self.step(idle_rounds) {
                 Step::Leaf(session, mut cold) => {
-                    let _mover = self.mover(&cold);
                     // A portion leaves as a whole.
                     while cold.first().is_some_and(|next| moved < wanted || !next.is_first) {
                         let batch = cold.drain(..cold.len().min(BATCH)).collect();
@@ -330,9 +331,28 @@ impl Engine {
         moved
     }
 
-    /// Somebody holds these pages to move them, until this is dropped; who holds none moves nothing.
-    fn mover(&self, cold: &[Cold]) -> Option<Mover<'_>> {
-        (!cold.is_empty()).then(|| Mover::new(&self.keeper.movers))
+    /// Pages are on their way until this is dropped.
+    fn mover(&self) -> Mover<'_> {
+        Mover::new(&self.keeper.movers)
+    }
+
+    /// Somebody has found room.
+    pub(super) fn found_room(&self) {
+        if self.keeper.is_short.load(Ordering::Relaxed) {
+            *self.short_since() = None;
+            self.keeper.is_short.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody has tried in vain to make room. Returns for how long nobody has found any.
+    pub(super) fn found_no_room(&self) -> Duration {
+        let since = *self.short_since().get_or_insert_with(Instant::now);
+        self.keeper.is_short.store(true, Ordering::Relaxed);
+        since.elapsed()
+    }
+
+    fn short_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.keeper.short_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether pages are on their way: there may be room soon.
@@ -408,13 +428,19 @@ impl Engine {
 
     /// Moves pages of one leaf; returns how many.
     fn move_out(&self, shared: &SharedSession, mut cold: Vec<Cold>) -> usize {
+        let mut mover = None;
         for page in cold.iter_mut().filter(|page| page.way != Way::File) {
             match self.compressed(&page.place) {
-                Ok(place) => page.to = Some(place),
+                Ok(place) => {
+                    page.to = Some(place);
+                    mover.get_or_insert_with(|| self.mover());
+                }
                 Err(stays) => page.gains_nothing = stays == Stays::GainsNothing,
             }
         }
-        self.write_out(&mut cold);
+        if self.write_out(&mut cold) {
+            mover.get_or_insert_with(|| self.mover());
+        }
         let session = lock(shared);
         let (mut moved, mut unused) = (0, Vec::new());
         for Cold { page, place, to, gains_nothing, way: _, is_first: _ } in cold {
@@ -484,10 +510,11 @@ impl Engine {
         self.arena.release(unused);
     }
 
-    /// Writes what could not be compressed, or is to leave memory altogether, to the file.
-    fn write_out(&self, cold: &mut [Cold]) {
+    /// Writes what could not be compressed, or is to leave memory altogether, to the file. Returns whether
+    /// anything was written.
+    fn write_out(&self, cold: &mut [Cold]) -> bool {
         if !self.tiers.has_file() {
-            return;
+            return false;
         }
         let mut slots = Vec::new();
         let mut whose = Vec::new();
@@ -499,8 +526,10 @@ impl Engine {
             slots.push(slot);
             whose.push(at);
         }
-        match self.tiers.write_out(&slots) {
+        let mut is_written = false;
+        match self.tiers.write_out(&slots, || self.mover()) {
             Ok(places) => {
+                is_written = !places.is_empty();
                 for (at, place) in whose.into_iter().zip(places) {
                     if let Place::Dram(slot) = &cold[at].place
                         && self.arena.tokens(slot) > 3
@@ -516,6 +545,7 @@ impl Engine {
             }
         }
         self.arena.release(slots);
+        is_written
     }
 
     /// The page in a slot.
@@ -575,11 +605,11 @@ impl Engine {
         self.config.memory.get() / PAGE_SIZE as u64 * share / 32
     }
 
-    fn wanted(&self) -> std::sync::MutexGuard<'_, Wanted> {
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
         self.keeper.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn twins(&self) -> std::sync::MutexGuard<'_, HashMap<u32, (Slot, Place)>> {
+    fn twins(&self) -> MutexGuard<'_, HashMap<u32, (Slot, Place)>> {
         self.keeper.twins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -624,25 +654,21 @@ mod tests {
         config.promise_percent = 1000;
         let engine = Engine::new(config).unwrap();
         let mut slots = Vec::new();
-        engine.take_slots(Purpose::Keep, true, 1, &mut slots).unwrap();
-        let place = Place::Dram(slots.remove(0));
         let mut take = || loop {
             if let Err(refusal) = engine.take_slots(Purpose::Keep, true, 1, &mut slots) {
                 return refusal.code;
             }
         };
-        let cold = Cold {
-            page: PageIndex::new(0),
-            place,
-            to: None,
-            way: Way::Down,
-            gains_nothing: false,
-            is_first: true,
-        };
-        let mover = engine.mover(std::slice::from_ref(&cold));
+        let mover = engine.mover();
         assert_eq!(take(), RefusalCode::Busy);
         drop(mover);
-        assert!(engine.mover(&[]).is_none());
         assert_eq!(take(), RefusalCode::Full);
+        // Known from the attempts before.
+        let began = Instant::now();
+        assert_eq!(take(), RefusalCode::Full);
+        assert!(engine.found_no_room() >= began.elapsed());
+        engine.arena.release(vec![slots.pop().unwrap()]);
+        engine.take_slots(Purpose::Keep, true, 1, &mut slots).unwrap();
+        assert!(engine.short_since().is_none(), "there was room");
     }
 }

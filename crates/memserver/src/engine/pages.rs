@@ -29,10 +29,10 @@ const WRITTEN_HEAT: u8 = 1;
 /// Slots that are taken at once for pages that come from elsewhere: those of a usual message.
 pub(super) const SPARE_SLOTS: u32 = 64;
 
-/// Attempts to make room that moved nothing, though nobody had pages on their way to a slower tier, before a
-/// request is refused: who is about to give memory back may wait for a processor.
-const FRUITLESS_MAX: u32 = 10;
-/// After each of them, and while pages are on their way.
+/// A server is full if everybody has tried in vain to make room for so long, and nobody has pages on their
+/// way to a slower tier: who is about to give memory back may wait for a processor.
+const FULL_TIME: Duration = Duration::from_millis(50);
+/// After an attempt to make room that moved nothing.
 const FRUITLESS_PAUSE: Duration = Duration::from_millis(5);
 /// The longest that one request makes room before it is refused as busy: clients take a server that
 /// says nothing for a second for lost, and others wait for the same worker.
@@ -381,27 +381,33 @@ impl Engine {
         count: u32,
         slots: &mut Vec<Slot>,
     ) -> Result<(), Refusal> {
-        let (began, mut fruitless) = (Instant::now(), 0);
+        let began = Instant::now();
         loop {
             if self.take(purpose, count, slots) {
+                self.found_room();
                 self.note_pressure();
                 return Ok(());
             }
-            if !self.tiers.has_slower() || fruitless == FRUITLESS_MAX {
+            if !self.tiers.has_slower() {
                 break;
             }
             if !may_wait {
                 return Err(Refusal::waits());
             }
-            if began.elapsed() > ROOM_TIME_MAX {
-                return Err(RefusalCode::Busy.into());
-            }
             // What the keeper moves meanwhile counts too.
             let moved = || self.counters.demoted_pages.load(Ordering::Relaxed);
             let before = moved();
-            if self.demote(count as usize) == 0 && moved() == before {
-                fruitless += u32::from(!self.is_moving());
+            if self.demote(count as usize) > 0 || moved() != before {
+                self.found_room();
+            } else {
+                let short_for = self.found_no_room();
+                if short_for >= FULL_TIME && !self.is_moving() {
+                    break;
+                }
                 std::thread::sleep(FRUITLESS_PAUSE);
+            }
+            if began.elapsed() > ROOM_TIME_MAX {
+                return Err(RefusalCode::Busy.into());
             }
         }
         if self.config.promise() > self.config.memory {

@@ -2,6 +2,7 @@
 //! can know it too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -538,6 +539,28 @@ fn each_leaf<'a>(
     }
 }
 
+/// The journal could not be written anew after a hand-over that had failed.
+#[derive(Debug)]
+pub(crate) struct StaleJournal {
+    not_written: io::Error,
+    /// The one that the successor has left is there still.
+    not_removed: Option<io::Error>,
+}
+
+impl fmt::Display for StaleJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write the journal anew: {}; ", self.not_written)?;
+        match &self.not_removed {
+            None => write!(f, "whoever serves after a kill begins with nothing"),
+            Some(error) => write!(
+                f,
+                "nor remove the one that the successor has left: {error}; it is outdated: remove the directory for data \
+                 before another server uses it"
+            ),
+        }
+    }
+}
+
 impl Engine {
     /// Refuses if hardly anything more can be noted.
     pub(super) fn check_journal(&self) -> Result<(), RefusalCode> {
@@ -670,15 +693,14 @@ impl Engine {
 
     /// Begins anew after a hand-over that came to nothing. The successor may have put its journal in
     /// place.
-    pub(crate) fn serve_again(&self) -> io::Result<()> {
+    pub(crate) fn serve_again(&self) -> Result<(), StaleJournal> {
         self.keep_again();
         self.jobs.open();
-        match self.tiers.journal() {
-            Some(journal) if !journal.is_in_place() => {
-                self.rewrite_journal().inspect_err(|_| journal.give_up())
-            }
-            _ => Ok(()),
-        }
+        let Some(journal) = self.tiers.journal().filter(|journal| !journal.is_in_place()) else {
+            return Ok(());
+        };
+        let Err(not_written) = self.rewrite_journal() else { return Ok(()) };
+        Err(StaleJournal { not_written, not_removed: journal.give_up().err() })
     }
 
     /// Stops in order: the disk has all that is to be gone on with.
@@ -686,6 +708,10 @@ impl Engine {
         let Some(journal) = self.tiers.journal() else {
             return Ok(());
         };
+        if journal.is_broken() {
+            // There may be room for it by now.
+            self.rewrite_journal()?;
+        }
         self.tiers.file_tier().map_or(Ok(()), FileTier::sync)?;
         journal.stop(&self.arena)
     }

@@ -418,19 +418,30 @@ impl Journal {
         if file.append(bytes) {
             self.is_short.store(file.is_short(), Ordering::Relaxed);
         } else {
-            self.disown(&mut log);
+            let _ = self.disown(&mut log);
         }
     }
 
     /// What stands in the directory is not true any more, and cannot be written anew: whoever comes next must
     /// not believe it.
-    pub(crate) fn give_up(&self) {
-        self.disown(&mut self.log());
+    ///
+    /// # Errors
+    /// If it cannot be removed: then it would be believed.
+    pub(crate) fn give_up(&self) -> io::Result<()> {
+        self.disown(&mut self.log())
     }
 
-    fn disown(&self, log: &mut Log) {
+    fn disown(&self, log: &mut Log) -> io::Result<()> {
         log.is_broken = true;
-        let _ = fs::remove_file(self.directory.path.join("journal"));
+        match fs::remove_file(self.directory.path.join("journal")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether something could not be noted.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.log().is_broken
     }
 
     /// Whether there is hardly any room to note more: nothing new is to be taken on.
@@ -462,11 +473,13 @@ impl Journal {
             Ok(file) => file,
             Err(error) => {
                 // The new journal lies where the old one was, and nothing could be noted in it.
-                self.disown(&mut log);
+                let _ = self.disown(&mut log);
                 return Err(error);
             }
         };
         log.was = bytes.len();
+        // It says all that is known, also where one before it could not.
+        log.is_broken = false;
         self.is_short.store(log.file.is_short(), Ordering::Relaxed);
         Ok(())
     }

@@ -129,12 +129,19 @@ impl FileTier {
         u64::from(places.next) - places.free.len() as u64
     }
 
-    /// Writes as many of the first pages as there is room for.
+    /// Writes as many of the first pages as there is room for. If there is room, what `begin` returns lives
+    /// while they are written.
     ///
     /// # Errors
     /// If the kernel does not write, for example because the disk is full; nothing is taken.
-    pub(crate) fn write(&self, arena: &Arena, slots: &[Slot]) -> io::Result<Vec<FilePlace>> {
+    pub(crate) fn write<T>(
+        &self,
+        arena: &Arena,
+        slots: &[Slot],
+        begin: impl FnOnce() -> T,
+    ) -> io::Result<Vec<FilePlace>> {
         let numbers = self.places().take(slots.len());
+        let _begun = (!numbers.is_empty()).then(begin);
         let mut written = Ok(());
         let mut at = 0;
         for run in numbers.chunk_by(|number, next| *next == number + 1) {
@@ -235,9 +242,9 @@ mod tests {
         for (byte, slot) in (0..).zip(&mut slots) {
             arena.bytes_mut(slot).fill(byte);
         }
-        let places = tier.write(&arena, &slots).unwrap();
+        let places = tier.write(&arena, &slots, || ()).unwrap();
         assert_eq!((places.len(), tier.pages()), (20, 20), "there is no room for more");
-        assert!(tier.write(&arena, &slots).unwrap().is_empty());
+        assert!(tier.write(&arena, &slots, || ()).unwrap().is_empty());
         let twice = tier.share(&places[7]);
         // Direct I/O wants memory that begins with a page, as that of slots does.
         let mut into = slots.pop().unwrap();

@@ -365,12 +365,17 @@ impl Tiers {
         Ok(Place::Compressed(parcel))
     }
 
-    /// Writes pages to the file, as many of the first ones as there is room for.
-    pub(crate) fn write_out(&self, slots: &[Slot]) -> io::Result<Vec<Place>> {
+    /// Writes pages to the file, as many of the first ones as there is room for. If there is room, what `begin`
+    /// returns lives while they are written.
+    pub(crate) fn write_out<T>(
+        &self,
+        slots: &[Slot],
+        begin: impl FnOnce() -> T,
+    ) -> io::Result<Vec<Place>> {
         let Some(file) = &self.file else {
             return Ok(Vec::new());
         };
-        let written = file.write(&self.arena, slots)?;
+        let written = file.write(&self.arena, slots, begin)?;
         Ok(written.into_iter().map(Place::File).collect())
     }
 
