@@ -406,7 +406,7 @@ impl NamedRegion {
                 let reply = region.connection.ask(header, |out| entry.encode(out))?;
                 region.connection.progress(reply)
             })?;
-            changed += progress.changed.get();
+            changed = progress.changed.get().saturating_add(changed);
             if action == RangeAction::Invalidate {
                 self.note_own(start.get(), count.get(), None);
             }
@@ -787,6 +787,12 @@ impl Connection {
     }
 }
 
+/// The version of a page that is written over one of this version.
+fn after(former: Version) -> Result<Version, ExchangeError> {
+    let next = former.get().checked_add(1).map(Version::new);
+    next.ok_or_else(|| ExchangeError::BadReply("a page has the last of all versions".to_owned()))
+}
+
 fn bad_body(error: &BodyError) -> ExchangeError {
     ExchangeError::BadReply(error.to_string())
 }
@@ -821,12 +827,6 @@ enum Piece {
 }
 
 /// Divides bytes, in a region whose smallest part has so many.
-/// The version of a page that is written over one of this version.
-fn after(former: Version) -> Result<Version, ExchangeError> {
-    let next = former.get().checked_add(1).map(Version::new);
-    next.ok_or_else(|| ExchangeError::BadReply("a page has the last of all versions".to_owned()))
-}
-
 fn pieces(bytes: Range<u64>, unit: u64) -> impl Iterator<Item = Piece> {
     const PAGE: u64 = PAGE_SIZE as u64;
     let mut at = bytes.start;

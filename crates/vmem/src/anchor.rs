@@ -106,7 +106,7 @@ impl Yielding {
     /// The pager does not yield any more.
     fn ended(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
-            self.pauses.yielded(now.duration_since(since));
+            self.pauses.yielded(now.saturating_duration_since(since));
         }
     }
 
@@ -114,13 +114,14 @@ impl Yielding {
     fn rescued(&mut self) {
         self.rescues = self.lifeline.rescues.load(Ordering::Acquire);
         self.brought = 0;
-        let now = Instant::now();
-        self.ended(now);
+        let rescued = self.lifeline.rescued_nanos.load(Ordering::Relaxed);
+        // The pager may have slept since then.
+        self.ended(self.lifeline.born + Duration::from_nanos(rescued));
         let starvations = self.lifeline.starvations.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.starvations, starvations) == starvations {
             return;
         }
-        self.pauses.starved(now);
+        self.pauses.starved(Instant::now());
     }
 }
 
@@ -135,6 +136,9 @@ pub struct Lifeline {
     rescues: AtomicU32,
     /// How many of them were from starvation.
     starvations: AtomicU32,
+    born: Instant,
+    /// When the last one was, in nanoseconds since then.
+    rescued_nanos: AtomicU64,
 }
 
 impl Lifeline {
@@ -161,6 +165,8 @@ impl Lifeline {
     /// not been let do it.
     pub fn rescue(&self, starved: bool) {
         set_policy(Some(self.pager), libc::SCHED_FIFO, 1);
+        let nanos = u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.rescued_nanos.store(nanos, Ordering::Relaxed);
         self.starvations.fetch_add(u32::from(starved), Ordering::Relaxed);
         self.rescues.fetch_add(1, Ordering::Release);
     }
@@ -209,9 +215,14 @@ pub fn without_real_time<R>(work: impl FnOnce() -> R) -> R {
     if !is_real_time {
         return work();
     }
-    set_flagged_policy(None, libc::SCHED_OTHER, 0);
+    let mut parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_getparam(2) writes one parameter, which outlives the call.
+    let known = unsafe { libc::sched_getparam(0, &raw mut parameter) } == 0;
+    let priority = if known { parameter.sched_priority } else { 1 };
+    // Who is not privileged may not take the flag back.
+    set_flagged_policy(None, libc::SCHED_OTHER | (policy & libc::SCHED_RESET_ON_FORK), 0);
     let result = work();
-    set_flagged_policy(None, policy, 1);
+    set_flagged_policy(None, policy, priority);
     result
 }
 
@@ -266,6 +277,8 @@ impl Anchor {
             turns: AtomicU64::new(0),
             rescues: AtomicU32::new(0),
             starvations: AtomicU32::new(0),
+            born: Instant::now(),
+            rescued_nanos: AtomicU64::new(0),
         });
         self.yielding = Some(Yielding {
             lifeline: Arc::clone(&lifeline),

@@ -12,7 +12,9 @@ use farmem_supervise::{
     QueuedSignal, Received, SessionReport, SignalQueue, StatsSnapshot, SupervisorMessage, Use,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, kill_process, wait, waitid,
+};
 
 use crate::machine;
 use crate::run::descriptors::{self, Hearing};
@@ -298,7 +300,15 @@ impl Supervisor {
 
     fn reap(&mut self) {
         let changes = WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED;
-        while let Ok(Some((pid, status))) = farmem_vmem::without_real_time(|| wait(changes)) {
+        let look = WaitIdOptions::EXITED
+            | WaitIdOptions::STOPPED
+            | WaitIdOptions::CONTINUED
+            | WaitIdOptions::NOHANG
+            | WaitIdOptions::NOWAIT;
+        while let Ok(Some(_)) = waitid(WaitId::All, look) {
+            // Who gives its priority up may wait for it: only for what is there.
+            let reaped = farmem_vmem::without_real_time(|| wait(changes));
+            let Ok(Some((pid, status))) = reaped else { break };
             let ended = status.exited() || status.signaled();
             if pid == self.parts.program {
                 self.program_changed(status);
