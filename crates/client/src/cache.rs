@@ -189,7 +189,8 @@ impl Cache {
     }
 
     /// Makes pages `first..=last` be there and holds them, fetching those that `needed` says, and
-    /// up to `ahead` more behind them if something is fetched at all.
+    /// up to `ahead` more behind them if something is fetched at all. After an error nothing is held, and
+    /// nothing is there that was not before: what was not fetched does not pass for contents.
     fn bring(
         &mut self,
         exchange: &mut Exchange,
@@ -197,6 +198,23 @@ impl Cache {
         last: u64,
         ahead: u64,
         needed: impl Fn(u64) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut made = Vec::new();
+        let result = self.try_to_bring(exchange, (first, last, ahead), needed, &mut made);
+        if result.is_err() {
+            made.iter().for_each(|&number| self.drop_frame(number));
+            self.let_go(first, last);
+        }
+        result
+    }
+
+    /// As [`Cache::bring`], which undoes what was `made`, in frames, after an error.
+    fn try_to_bring(
+        &mut self,
+        exchange: &mut Exchange,
+        (first, last, ahead): (u64, u64, u64),
+        needed: impl Fn(u64) -> bool,
+        made: &mut Vec<u32>,
     ) -> Result<(), StoreError> {
         let mut missing = Vec::new();
         for page in first..=last {
@@ -232,6 +250,7 @@ impl Cache {
                 }),
             }
             self.pages.insert(page, number);
+            made.push(number);
             let held = page <= last;
             self.cached[number as usize] = Some(Cached { page, dirty: false, used: held, held });
         }
@@ -239,11 +258,7 @@ impl Cache {
             return Ok(());
         }
         self.counts.fetched_pages += fetch.len() as u64;
-        let result = exchange.ask(Request::Fetch(&fetch), &mut self.frames);
-        if result.is_err() {
-            fetch.iter().for_each(|page| self.drop_frame(page.frame.get()));
-        }
-        result.map(|_| ())
+        exchange.ask(Request::Fetch(&fetch), &mut self.frames).map(|_| ())
     }
 
     /// The version in which a page is to be fetched; `None` if that is not needed to know it.

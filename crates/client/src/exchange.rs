@@ -15,6 +15,8 @@ pub(crate) struct Exchange {
     pub(crate) store: ProgramStore,
     last: u64,
     done: Vec<Completion>,
+    /// The server is lost.
+    lost: Option<StoreError>,
 }
 
 /// The first number of our tickets: those of a pager that used the store before are far below.
@@ -22,11 +24,28 @@ const TICKETS_FROM: u64 = 1 << 62;
 
 impl Exchange {
     pub(crate) fn new(store: ProgramStore) -> Self {
-        Self { store, last: TICKETS_FROM, done: Vec::new() }
+        Self { store, last: TICKETS_FROM, done: Vec::new(), lost: None }
+    }
+
+    /// Says so if the server was found lost, also to those who need not ask it.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.lost.clone().map_or(Ok(()), Err)
     }
 
     /// Sends a request and waits for its end.
     pub(crate) fn ask(
+        &mut self,
+        request: Request<'_>,
+        frames: &mut dyn Frames,
+    ) -> Result<Outcome, StoreError> {
+        let result = self.send_and_wait(request, frames);
+        if let Err(error @ StoreError::Lost { .. }) = &result {
+            self.lost = Some(error.clone());
+        }
+        result
+    }
+
+    fn send_and_wait(
         &mut self,
         request: Request<'_>,
         frames: &mut dyn Frames,

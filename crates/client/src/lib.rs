@@ -75,7 +75,7 @@ mod spill;
 pub use cache::CacheCounts;
 pub use farmem_region::{ExternalAddress, StoreError};
 pub use farmem_transport::{Endpoint, ServerAddress};
-pub use mapped::MappedRegion;
+pub use mapped::{MappedRegion, UnmapError};
 pub use options::{RegionError, RegionOptions, WritePolicy};
 pub use region::Region;
 pub use spill::{ProgramStore, SpillFile, SpillStore};

@@ -10,14 +10,13 @@ use farmem_pager::{
     Config, Flush, Flushed, LookOut, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait,
 };
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageStore, Version};
-use farmem_remote::Absent;
 use farmem_vmem::{AddressRange, Area};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::cache::Cache;
 use crate::exchange::{Exchange, poll_store, wait_for};
 use crate::options::{RegionError, RegionOptions};
-use crate::region::Region;
+use crate::region::{Kind, Region};
 use crate::spill::ProgramStore;
 
 /// The smallest local memory of a mapping: the pager's own buffers need some of it.
@@ -42,23 +41,41 @@ type Versions = (HashMap<u64, Version>, Version);
 #[derive(Debug)]
 pub struct MappedRegion {
     options: RegionOptions,
-    absent: Absent,
+    kind: Kind,
     area: Area,
     pager: Option<PagerThread>,
+}
+
+/// A mapping that could not be ended. The region is in it still.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct UnmapError {
+    /// The mapping, as it was: flush it again, or drop it.
+    pub region: Box<MappedRegion>,
+    /// Why.
+    #[source]
+    pub error: RegionError,
+}
+
+/// The mapping ends with this, and an anonymous region with it.
+impl From<UnmapError> for RegionError {
+    fn from(error: UnmapError) -> Self {
+        error.error
+    }
 }
 
 impl MappedRegion {
     pub(crate) fn start(
         options: RegionOptions,
-        absent: Absent,
+        kind: Kind,
         store: ProgramStore,
         versions: Versions,
     ) -> Result<Self, RegionError> {
         let bytes = usize::try_from(options.size).unwrap_or(usize::MAX);
         let mapping = |source| RegionError::Map { bytes: options.size, source };
         let area = Area::new(bytes).map_err(mapping)?;
-        let pager = PagerThread::start(&options, area.range(), store, versions)?;
-        Ok(Self { options, absent, area, pager: Some(pager) })
+        let pager = PagerThread::start(&options, kind, area.range(), store, versions)?;
+        Ok(Self { options, kind, area, pager: Some(pager) })
     }
 
     /// Bytes of the region.
@@ -92,27 +109,25 @@ impl MappedRegion {
     /// # Errors
     /// [`RegionError::Pinned`] if the kernel holds some pages.
     pub fn flush(&self) -> Result<(), RegionError> {
-        let pinned = self.pager().flush()?;
+        let pinned = self.pager.as_ref().ok_or(RegionError::NoPager)?.flush()?;
         if pinned > 0 { Err(RegionError::Pinned { pages: pinned }) } else { Ok(()) }
     }
 
     /// Ends the mapping; the region goes on with the same contents.
     ///
     /// # Errors
-    /// Those of [`MappedRegion::flush`].
-    pub fn unmap(mut self) -> Result<Region, RegionError> {
-        self.flush()?;
-        let Some(pager) = self.pager.take() else { unreachable!("only here and in drop") };
-        let (store, (versions, next)) = pager.stop()?;
-        let cache = Cache::new(self.options.cache_size, versions, next, self.absent);
-        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache, self.absent))
-    }
-
-    fn pager(&self) -> &PagerThread {
-        match &self.pager {
-            Some(pager) => pager,
-            None => unreachable!("only `unmap` and `drop` take it"),
+    /// Those of [`MappedRegion::flush`], with the mapping, which goes on.
+    pub fn unmap(mut self) -> Result<Region, UnmapError> {
+        if let Err(error) = self.flush() {
+            return Err(UnmapError { region: Box::new(self), error });
         }
+        let stopped = self.pager.take().map(|pager| pager.stop(Stop::InOrder));
+        let (store, (versions, next)) = match stopped.unwrap_or(Err(RegionError::NoPager)) {
+            Ok(stopped) => stopped,
+            Err(error) => return Err(UnmapError { region: Box::new(self), error }),
+        };
+        let cache = Cache::new(self.options.cache_size, versions, next, self.kind.absent);
+        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache, self.kind))
     }
 
     fn bytes(&self) -> usize {
@@ -124,7 +139,8 @@ impl Drop for MappedRegion {
     fn drop(&mut self) {
         // Nothing is flushed: the region ends with this, and nobody can read it any more. The
         // thread ends before the mapping does, which would wait for it to read the event.
-        if let Some(Ok((store, _))) = self.pager.take().map(PagerThread::stop) {
+        let stopped = self.pager.take().map(|pager| pager.stop(Stop::AtOnce));
+        if let Some(Ok((store, _))) = stopped {
             // The server frees the region by itself if it cannot be told.
             let _ = store.disconnect();
         }
@@ -135,7 +151,28 @@ impl Drop for MappedRegion {
 #[derive(Debug)]
 enum Call {
     Flush(SyncSender<u64>),
-    Stop,
+    Stop(Stop),
+}
+
+/// How the pager stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Once the store has done all that it was asked: an answer that came later would be taken for one to
+    /// whoever uses the store next, in other frames.
+    InOrder,
+    /// The store is not used any more.
+    AtOnce,
+}
+
+/// Ends the process when the pager panics: without it the kernel would fill what is out with zeros.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            end_process("the pager failed, please report this");
+        }
+    }
 }
 
 /// The pager thread as its program sees it. The thread never touches the mapping.
@@ -149,6 +186,7 @@ struct PagerThread {
 impl PagerThread {
     fn start(
         options: &RegionOptions,
+        kind: Kind,
         range: AddressRange,
         store: ProgramStore,
         (versions, next): Versions,
@@ -169,6 +207,7 @@ impl PagerThread {
             region_pages: PageCount::new(range.pages() as u64),
             slots: SlotPolicy::Identity { base: range.start() },
             lent_pages_min: usize::MAX,
+            zeros_are_absent: kind.zeros_are_absent(),
             heir_mark_bytes: 0,
         };
         let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
@@ -188,7 +227,10 @@ impl PagerThread {
         // It ends with the pager.
         std::thread::Builder::new()
             .name("farmem-errands".to_owned())
-            .spawn(move || errands.run(|| ring(&done)))
+            .spawn(move || {
+                let _end = EndOnPanic;
+                errands.run(|| ring(&done));
+            })
             .map_err(|source| RegionError::Map { bytes: options.size, source })?;
         let (calls, receiver) = sync_channel(CALLS_MAX);
         let heard = bell.clone();
@@ -205,8 +247,8 @@ impl PagerThread {
         receiver.recv().map_err(|_| RegionError::NoPager)
     }
 
-    fn stop(self) -> Result<(ProgramStore, Versions), RegionError> {
-        self.call(Call::Stop)?;
+    fn stop(self, how: Stop) -> Result<(ProgramStore, Versions), RegionError> {
+        self.call(Call::Stop(how))?;
         self.thread.join().map_err(|_| RegionError::NoPager)
     }
 
@@ -229,13 +271,15 @@ fn serve(
     calls: &Receiver<Call>,
     bell: &OwnedFd,
 ) -> (ProgramStore, Versions) {
+    let _end = EndOnPanic;
     let mut flush: Option<(Flush, SyncSender<u64>)> = None;
+    let mut stops = false;
     let mut look_out = LookOut::new(pager.memory().pulls());
     loop {
-        let wait = pager.turn(Ready::ALL).unwrap_or_else(|fatal| end_process(&fatal));
+        let wait = pager.turn(Ready::ALL).unwrap_or_else(|fatal| end_process(fatal));
         pager.drain_samples(&mut |_| ());
         if let Some((progress, answer)) = &mut flush {
-            match pager.flush_step(progress).unwrap_or_else(|fatal| end_process(&fatal)) {
+            match pager.flush_step(progress).unwrap_or_else(|fatal| end_process(fatal)) {
                 Flushed::NotYet => {}
                 Flushed::Done { pinned } => {
                     // A caller that is gone needs no answer.
@@ -244,11 +288,17 @@ fn serve(
                 }
             }
         }
-        match calls.try_recv() {
-            Ok(Call::Flush(answer)) => flush = Some((Flush::default(), answer)),
-            Ok(Call::Stop) => break,
-            Err(_) if wait.again => {}
-            Err(_) => sleep(&pager, wait, &mut look_out, bell, flush.is_some()),
+        if stops && !pager.is_busy() {
+            break;
+        }
+        // One flush at a time: who calls meanwhile waits.
+        let call = if flush.is_none() { calls.try_recv().ok() } else { None };
+        match call {
+            Some(Call::Flush(answer)) => flush = Some((Flush::default(), answer)),
+            Some(Call::Stop(Stop::AtOnce)) => break,
+            Some(Call::Stop(Stop::InOrder)) => stops = true,
+            None if wait.again => {}
+            None => sleep(&pager, wait, &mut look_out, bell, flush.is_some()),
         }
     }
     let mut versions = HashMap::new();
@@ -292,8 +342,8 @@ fn sleep(
 
 /// No access to the mapping can be answered any more. Not through the standard library's stream:
 /// its lock may be held by a thread that waits for a page.
-fn end_process(fatal: &dyn std::error::Error) -> ! {
-    let text = format!("farmem: {fatal}; the contents of a mapped region are lost, this ends\n");
+fn end_process(why: impl std::fmt::Display) -> ! {
+    let text = format!("farmem: {why}; no access to a mapped region can be answered, this ends\n");
     let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
     std::process::abort()
 }

@@ -81,6 +81,14 @@ pub enum RegionError {
         /// The address as a number.
         address: u64,
     },
+    /// What is moved out of a mapping is written to the region, which a snapshot refuses.
+    #[error(
+        "region {name} is a snapshot, which can be read but not mapped; clone it, and map the clone"
+    )]
+    Frozen {
+        /// Its name.
+        name: String,
+    },
     /// This process cannot page memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),

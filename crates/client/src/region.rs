@@ -1,17 +1,21 @@
 //! [`Region`]: external memory that is read and written at offsets.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use farmem_region::{
     AddressWidths, ByteCount, ExternalAddress, PAGE_SIZE, PageCount, Request, StoreError, Version,
 };
-use farmem_remote::{Absent, RemoteConfig};
+use farmem_remote::{Absent, RemoteConfig, named};
 
 use crate::cache::{Cache, CacheCounts};
 use crate::exchange::{Exchange, now};
 use crate::mapped::MappedRegion;
 use crate::options::{RegionError, RegionOptions, WritePolicy};
 use crate::spill::ProgramStore;
+
+/// How long the server may take to say what a region is like.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A region on a memory server. It lives as long as this value (or the [`MappedRegion`] that it
 /// becomes): its end frees the region. What was never written reads as zero. A [named
@@ -21,8 +25,26 @@ pub struct Region {
     options: RegionOptions,
     /// `None` once the region has been handed on.
     parts: Option<(Exchange, Cache)>,
+    kind: Kind,
+    /// As it was opened by.
+    name: Option<String>,
+}
+
+/// What a region is like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
     /// What pages hold that the server does not have.
-    absent: Absent,
+    pub(crate) absent: Absent,
+    /// It was made with a name, by others: with a file, a page size, a fill value that matter when a page is
+    /// given back.
+    pub(crate) is_named: bool,
+}
+
+impl Kind {
+    /// Whether to give a page back is to make it zero.
+    pub(crate) const fn zeros_are_absent(self) -> bool {
+        !self.is_named
+    }
 }
 
 impl Region {
@@ -50,7 +72,7 @@ impl Region {
                 pages = goal;
             }
         }
-        Ok(Self::resume(options, exchange, cache, absent))
+        Ok(Self::resume(options, exchange, cache, Kind { absent, is_named: false }))
     }
 
     /// Opens a region that was made with a name (`farmem region create`), as its only writer:
@@ -69,16 +91,19 @@ impl Region {
         options.size = session.pages.bytes().get();
         let (next, absent) = (map.next_version(), map.absent);
         let cache = Cache::new(options.cache_size, map.stored, next, absent);
-        Ok(Self::resume(options, Exchange::new(store), cache, absent))
+        let kind = Kind { absent, is_named: true };
+        let mut region = Self::resume(options, Exchange::new(store), cache, kind);
+        region.name = Some(name.to_owned());
+        Ok(region)
     }
 
     pub(crate) const fn resume(
         options: RegionOptions,
         exchange: Exchange,
         cache: Cache,
-        absent: Absent,
+        kind: Kind,
     ) -> Self {
-        Self { options, parts: Some((exchange, cache)), absent }
+        Self { options, parts: Some((exchange, cache)), kind, name: None }
     }
 
     /// Bytes of the region.
@@ -97,6 +122,7 @@ impl Region {
         let pages = ByteCount::new(self.options.size).pages_rounded_up().get();
         let ahead = (u64::from(self.options.readahead_pages), pages);
         let (exchange, cache) = self.parts();
+        exchange.check()?;
         exchange.confirm(cache.frames())?;
         Ok(cache.read(exchange, offset, target, ahead)?)
     }
@@ -110,6 +136,7 @@ impl Region {
         self.check(offset, source.len())?;
         let through = self.options.write == WritePolicy::WriteThrough;
         let (exchange, cache) = self.parts();
+        exchange.check()?;
         Ok(cache.write(exchange, offset, source, through)?)
     }
 
@@ -170,6 +197,7 @@ impl Region {
     /// [`RegionError::Store`].
     pub fn flush(&mut self) -> Result<(), RegionError> {
         let (exchange, cache) = self.parts();
+        exchange.check()?;
         Ok(cache.flush(exchange)?)
     }
 
@@ -183,13 +211,19 @@ impl Region {
     /// the cache's size is local at a time.
     ///
     /// # Errors
-    /// [`RegionError::Memory`] if this process may not page memory, [`RegionError::Map`], and
-    /// those of [`Region::flush`]. The region is gone then.
+    /// [`RegionError::Memory`] if this process may not page memory, [`RegionError::Map`],
+    /// [`RegionError::Frozen`], and those of [`Region::flush`]. The region is gone then, unless it has a name.
     pub fn map(mut self) -> Result<MappedRegion, RegionError> {
         self.flush()?;
+        if let Some(name) = &self.name {
+            let regions = named::list(&self.options.server, SHOW_TIMEOUT)?;
+            if regions.iter().any(|region| region.name == *name && region.is_frozen) {
+                return Err(RegionError::Frozen { name: name.clone() });
+            }
+        }
         let Some((exchange, cache)) = self.parts.take() else { unreachable!("it is not closed") };
         let (mut versions, next) = cache.into_versions();
-        if !matches!(self.absent, Absent::Nothing | Absent::Fill(0)) {
+        if !matches!(self.kind.absent, Absent::Nothing | Absent::Fill(0)) {
             // A page that is touched first is zero to the kernel: these are to be fetched.
             let pages = ByteCount::new(self.options.size).pages_rounded_up().get();
             for page in 0..pages {
@@ -197,7 +231,7 @@ impl Region {
             }
         }
         let (options, versions) = (self.options.clone(), (versions, next));
-        MappedRegion::start(options, self.absent, exchange.store, versions)
+        MappedRegion::start(options, self.kind, exchange.store, versions)
     }
 
     /// Ends the region and frees it on the server. A named region stays there; flush before.

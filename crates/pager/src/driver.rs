@@ -249,6 +249,12 @@ impl<S: PageStore> Pager<S> {
         engine.flush_step(&mut Io { memory, store, clock: &clock }, flush)
     }
 
+    /// Whether the store has been asked for anything that it has not done yet, or is to be.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.engine.is_busy()
+    }
+
     /// Whether the program uses more than it may, as far as that is known.
     pub const fn exceeds_limit(&self) -> bool {
         self.engine.exceeds_limit()

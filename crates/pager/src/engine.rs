@@ -54,6 +54,8 @@ pub struct Config {
     /// memory that is touched here and there: its pages will come back one by one, and each time
     /// one is moved, every processor that runs a thread of this memory is interrupted.
     pub lent_pages_min: usize,
+    /// A page that the servers do not have is zero. If not, zero pages are stored like any other.
+    pub zeros_are_absent: bool,
     /// A forked child with so much memory gets a pager of its own; 0: none does.
     pub heir_mark_bytes: u64,
 }
@@ -212,6 +214,12 @@ pub struct Engine {
     next_version: u64,
     next_ticket: u64,
     pub(crate) scope: Scope,
+    /// A page that the servers do not have is zero.
+    pub(crate) zeros_are_absent: bool,
+    /// Requests to forget pages that are under way.
+    pub(crate) releasing: usize,
+    /// A move has ended early though pages were there that could have been moved.
+    pub(crate) cut_short: bool,
     secret: [u8; 192],
     zero_fingerprint: Fingerprint,
     zero_end: usize,
@@ -282,6 +290,9 @@ impl Engine {
             secret: config.secret,
             zero_fingerprint,
             scope: config.scope,
+            zeros_are_absent: config.zeros_are_absent,
+            releasing: 0,
+            cut_short: false,
             zero_end: 0,
             zero_run: 1,
             fetch_buffer: Vec::new(),
@@ -328,6 +339,12 @@ impl Engine {
     #[must_use]
     pub fn is_held_up(&self) -> bool {
         self.has_deferred() || self.budget.excess() > 0
+    }
+
+    /// Whether the store has been asked for anything that it has not done yet, or is to be.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.is_waiting() || self.releasing > 0 || !self.releases.is_empty()
     }
 
     /// Whether a thread waits for pages that the store is asked for.
@@ -815,7 +832,10 @@ impl Engine {
                 }
                 Ok(())
             }
-            Ok(Outcome::Released) => Ok(()),
+            Ok(Outcome::Released) => {
+                self.releasing = self.releasing.saturating_sub(1);
+                Ok(())
+            }
             Ok(Outcome::Grown { pages }) => {
                 self.growing = None;
                 self.slots.set_capacity(pages);

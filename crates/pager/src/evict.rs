@@ -326,7 +326,10 @@ impl Engine {
                     self.leave_for_now(io, at);
                     at += PAGE_SIZE;
                 }
-                Some(Stop::Retry | Stop::Gone | Stop::NoMemory) => return false,
+                Some(Stop::Retry | Stop::Gone | Stop::NoMemory) => {
+                    self.cut_short = true;
+                    return false;
+                }
             }
         }
         false
@@ -557,7 +560,10 @@ impl Engine {
         }
         let ticket = self.take_ticket();
         match io.store.submit(ticket, Request::Release(&self.releases)) {
-            Ok(()) => self.releases.drain(..).for_each(|run| self.slots.free(run)),
+            Ok(()) => {
+                self.releasing += 1;
+                self.releases.drain(..).for_each(|run| self.slots.free(run));
+            }
             Err(farmem_region::StoreError::Busy { .. }) => {}
             Err(error) => return Err(error.into()),
         }

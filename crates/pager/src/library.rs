@@ -18,6 +18,8 @@ pub struct Flush {
     at: usize,
     /// Once all has been: the newest store then under way.
     last_store: Option<u64>,
+    /// Once these have been done too: pages that were given back have been forgotten.
+    has_released: bool,
     /// Pages that the kernel has pinned, and that could not be moved out.
     pinned: u64,
 }
@@ -64,7 +66,8 @@ impl Engine {
     /// [`Fatal`].
     pub fn flush_step(&mut self, io: &mut Io<'_>, flush: &mut Flush) -> Result<Flushed, Fatal> {
         if let Some(last) = flush.last_store {
-            let waits = self.stores.keys().any(|&ticket| ticket <= last);
+            flush.has_released |= self.releasing == 0 && self.releases.is_empty();
+            let waits = !flush.has_released || self.stores.keys().any(|&ticket| ticket <= last);
             let done = Flushed::Done { pinned: flush.pinned };
             return Ok(if waits { Flushed::NotYet } else { done });
         }
@@ -83,8 +86,9 @@ impl Engine {
                 break;
             }
             let busy = self.counts.busy_pages;
+            self.cut_short = false;
             self.evict_window(io, source, false)?;
-            if self.sharing.is_pending() {
+            if self.sharing.is_pending() || self.cut_short {
                 // It is tried again when its pages can be moved.
                 break;
             }

@@ -184,7 +184,7 @@ impl Engine {
             self.frames.set(frame, FrameUse::Spent);
             return;
         };
-        if fingerprint == self.zero_fingerprint() {
+        if self.zeros_are_absent && fingerprint == self.zero_fingerprint() {
             self.counts.zero_drops += 1;
             self.frames.set(frame, FrameUse::Spent);
             let mut zero = Entry::new(Place::Zero);

@@ -262,6 +262,7 @@ impl<'a> Service<'a> {
             slots: SlotPolicy::Allocated,
             // Larger ones have a watcher that becomes their pager.
             lent_pages_min: LENT_PAGES_MIN,
+            zeros_are_absent: true,
             heir_mark_bytes: welcome.pager_mark_bytes,
         };
         warden::watch(&mut memory, waiter.epoll.as_raw_fd());

@@ -135,6 +135,7 @@ impl Simulation {
             region_pages: PageCount::new(REGION_PAGES),
             slots: SlotPolicy::Allocated,
             lent_pages_min: 1,
+            zeros_are_absent: true,
             heir_mark_bytes: 0,
         };
         let mut memory = SimMemory::new(random.next(), WINDOWS * 256, setup.plant);

@@ -115,3 +115,52 @@ fn the_end_of_a_mapping_frees_the_region() {
         assert_eq!(server.reserved(), 0);
     });
 }
+
+/// R1: answers to a mapping's read-ahead that come after its end do not reach the cache.
+#[test]
+fn what_a_mapping_reads_ahead_does_not_reach_the_cache_after_its_end() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        let mut options = server.options(16);
+        options.cache_size = 2 << 20;
+        options.readahead_pages = 256;
+        options.write = WritePolicy::WriteBack;
+        let mut region = Region::create(options).unwrap();
+        let content: Vec<u8> = (0..16 << 20).map(|at: u32| (at / 4096 % 250) as u8 + 1).collect();
+        region.write(0, &content).unwrap();
+        let mut numbers = Numbers(3);
+        for round in 0..40 {
+            let mapped = region.map().unwrap();
+            let start = numbers.below(3000) * 4096;
+            let pages = 8 + numbers.below(300);
+            let all = mapped.as_slice()[start..].chunks(4096).take(pages);
+            assert!(all.clone().all(|page| page[0] == page[4095]), "round {round}");
+            region = mapped.unmap().unwrap();
+            let mut found = vec![0; 1 << 20];
+            let offset = numbers.below(15 << 20);
+            region.read(offset as u64, &mut found).unwrap();
+            assert!(found == content[offset..offset + (1 << 20)], "round {round}");
+        }
+    });
+}
+
+/// Callers of a flush that come at the same time wait for each other.
+#[test]
+fn two_flushes_at_a_time_both_return() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        let mut options = server.options(16);
+        options.cache_size = 4 << 20;
+        let mut mapped = Region::create(options).unwrap().map().unwrap();
+        mapped.as_mut_slice().fill(7);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5 {
+                        mapped.flush().unwrap();
+                    }
+                });
+            }
+        });
+    });
+}

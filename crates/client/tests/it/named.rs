@@ -163,3 +163,85 @@ fn cap_8_a_region_made_from_a_file_is_opened_and_mapped() {
     region.read(0, &mut found).unwrap();
     assert!(found == expected);
 }
+
+/// A region of a file, with pages of `page_bytes`, and the file and what it holds.
+fn of_file(
+    page_bytes: u32,
+) -> (TestServer, tempfile::TempDir, std::path::PathBuf, Vec<u8>, RegionOptions) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    let content: Vec<u8> = (0..SIZE).map(|at| (at / 4096 * 7 + at % 251) as u8 | 1).collect();
+    std::fs::write(&path, &content).unwrap();
+    let server = TestServer::start_with(64, |config| {
+        config.directories = vec![directory.path().to_owned()];
+    });
+    let options = server.options(0);
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    let size = ByteCount::new(SIZE);
+    let create = Create { name: "file", size, page_bytes, source, prefers: None };
+    named::create(&options.server, &create, TIMEOUT).unwrap();
+    (server, directory, path, content, options)
+}
+
+/// Caps 8, 23: what a mapping of a region of a file makes zero is zero for who opens it next, and not what
+/// the file holds, whatever its pages' size. To read zeros of the file is no change.
+#[test]
+fn cap_8_zeros_that_a_mapping_writes_stay_zeros() {
+    if !may_page() {
+        return;
+    }
+    for page_bytes in [4096, 64 << 10, 2 << 20] {
+        let (_server, _directory, path, mut content, options) = of_file(page_bytes);
+        let zeros = 4096 * 700..4096 * 710;
+        content[zeros.clone()].fill(0);
+        std::fs::write(&path, &content).unwrap();
+        let mut mapped = Region::open("file", options.clone()).unwrap().map().unwrap();
+        assert!(mapped.as_slice()[zeros].iter().all(|byte| *byte == 0));
+        let made = 4096 * 5..4096 * 16;
+        mapped.as_mut_slice()[made.clone()].fill(0);
+        content[made].fill(0);
+        mapped.flush().unwrap();
+        let mut region = mapped.unmap().unwrap();
+        let mut found = vec![0xee; SIZE as usize];
+        region.read(0, &mut found).unwrap();
+        assert!(found == content, "{page_bytes}: as it goes on");
+        drop(region);
+        let mut region = Region::open("file", options).unwrap();
+        found.fill(0xee);
+        region.read(0, &mut found).unwrap();
+        assert!(found == content, "{page_bytes}: opened again");
+    }
+}
+
+/// R1: a write that fails, as a page of which it changes a part cannot be had, leaves nothing that a later
+/// read would take for contents; and may fail as often as it likes.
+#[test]
+fn a_failed_write_leaves_no_zeros_behind() {
+    let (_server, _directory, path, content, options) = of_file(4096);
+    let options = RegionOptions { write: WritePolicy::WriteBack, ..options };
+    let mut region = Region::open("file", options).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    for at in 0..60 {
+        let offset = 100 + at * 128 * 1024;
+        region.write(offset, &vec![9; 64 << 10]).unwrap_err();
+    }
+    std::fs::write(&path, &content).unwrap();
+    let mut found = vec![0xee; SIZE as usize];
+    region.read(0, &mut found).unwrap();
+    assert!(found == content);
+}
+
+/// Cap 10: a snapshot is read like any region, and not mapped: nothing of it is written.
+#[test]
+fn cap_10_a_snapshot_is_read_and_not_mapped() {
+    let (_server, _directory, _path, content, options) = of_file(4096);
+    let server = &options.server;
+    let mut original = named::NamedRegion::open(server, "file", false, TIMEOUT).unwrap();
+    original.copy("frozen", true, false).unwrap();
+    let mut region = Region::open("frozen", options).unwrap();
+    let mut found = vec![0xee; SIZE as usize];
+    region.read(0, &mut found).unwrap();
+    assert!(found == content);
+    let refused = region.map().unwrap_err();
+    assert!(matches!(&refused, RegionError::Frozen { name } if name == "frozen"), "{refused}");
+}

@@ -154,4 +154,7 @@ fn a_lost_server_is_told_by_every_call() {
         assert!(matches!(error, RegionError::Store(StoreError::Lost { .. })), "{error}");
     }
     assert!(region.write(4096, &bytes).is_err());
+    // Also those that would find what they want in the cache.
+    assert!(region.read((4 << 20) - 4096, &mut bytes).is_err());
+    assert!(region.flush().is_err());
 }

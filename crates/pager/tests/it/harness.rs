@@ -146,6 +146,7 @@ fn page(
         region_pages: PageCount::new(1 << 20),
         slots: SlotPolicy::Allocated,
         lent_pages_min: 64,
+        zeros_are_absent: true,
         heir_mark_bytes: 0,
     };
     let errands = memory.errands();
