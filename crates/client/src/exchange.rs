@@ -1,7 +1,9 @@
 //! One request after another to a store that does not wait.
 
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
+use farmem_pager::Pager;
 use farmem_region::{
     Completion, Frames, Nanos, Outcome, PageStore, Readiness, Request, StoreError, Ticket,
 };
@@ -93,12 +95,15 @@ impl Exchange {
     }
 }
 
-/// On a clock that goes on while the machine sleeps: what the server has promised for a time must not be
-/// believed for longer.
+/// The pager's clock, for a store goes from one to the other with the times that it has noted; but it goes on while
+/// the machine sleeps: what the server has promised for a time must not be believed for longer.
 pub(crate) fn now() -> Nanos {
+    static ZERO: OnceLock<u64> = OnceLock::new();
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    Nanos::new(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
+    let nanos = seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);
+    let pagers = || nanos.saturating_sub(Pager::<ProgramStore>::now().get());
+    Nanos::new(nanos.saturating_sub(*ZERO.get_or_init(pagers)))
 }
 
 /// What to poll of a store.
@@ -120,4 +125,18 @@ pub(crate) fn wait_for(fds: &mut [PollFd<'_>], nanos: Option<u64>) {
         tv_nsec: (nanos % 1_000_000_000).cast_signed(),
     });
     let _ = rustix::event::poll(fds, timeout.as_ref());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_changes_hands_does_not_see_another_time() {
+        let (ours, pagers) = (now(), Pager::<ProgramStore>::now());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let passed = (now().since(ours), Pager::<ProgramStore>::now().since(pagers));
+        assert!(ours.since(pagers).max(pagers.since(ours)) < 1_000_000_000, "{ours:?}, {pagers:?}");
+        assert!(passed.0 > 4_000_000 && passed.1 > 4_000_000);
+    }
 }
