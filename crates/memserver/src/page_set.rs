@@ -44,6 +44,19 @@ impl PageSet {
         self.ranges.get(after).map(|(start, _)| (*start).max(from))
     }
 
+    /// What of a range is not in it.
+    pub(crate) fn gaps(&self, range: PageRange) -> Vec<PageRange> {
+        let end = range.start.get().saturating_add(range.count.get());
+        let (mut at, mut gaps) = (self.first_missing(range.start.get()), Vec::new());
+        while at < end {
+            let stop = self.first_from(at).unwrap_or(end).min(end);
+            let count = PageCount::new(stop - at);
+            gaps.push(PageRange { start: PageIndex::new(at), count });
+            at = self.first_missing(stop);
+        }
+        gaps
+    }
+
     pub(crate) fn insert(&mut self, range: PageRange) {
         let (mut start, mut end) = bounds(range);
         if start == end {

@@ -133,6 +133,7 @@ impl Engine {
         session.region.is_frozen = true;
         session.attached.push(snapshot.connection);
         self.note_copy(&original, &session);
+        self.keep_pinned_apart(&mut original.region);
         let stored = session.region.table.stored().get();
         let file = match &session.region.source {
             Source::File(file) => Some(Arc::clone(file)),

@@ -73,6 +73,7 @@ impl Engine {
             session.region.has_own_range = true;
         }
         self.note_copy(&original, &session);
+        self.keep_pinned_apart(&mut original.region);
         let info = info(&session, None);
         let shared = Arc::new(Mutex::new(session));
         if let Source::File(file) = source {

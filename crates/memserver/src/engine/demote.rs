@@ -452,8 +452,11 @@ impl Engine {
                 continue;
             };
             let mut to = Some(to);
+            // It may have been pinned meanwhile.
+            let is_pinned = session.region.pins.contains(page);
             session.region.table.with(page, |portion| {
                 if portion.place.is(&place)
+                    && !is_pinned
                     && let Some(to) = to.take()
                 {
                     session.region.table.note_move(&self.tiers, page, &to);

@@ -12,7 +12,7 @@ use super::copies::fill_copy;
 use super::named::{Work, take_turn};
 use super::pages::SPARE_SLOTS;
 use super::parts::runs;
-use super::supply::{Stop, Supply};
+use super::supply::{Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal, lock};
 use crate::backing::BackingFile;
 use crate::region::Region;
@@ -89,12 +89,27 @@ impl Engine {
         {
             return;
         }
-        let table = &mut session.region.table;
+        self.mark_all_dirty(&mut session.region);
+    }
+
+    fn mark_all_dirty(&self, region: &mut Region) {
+        let table = &mut region.table;
         let mut from = PageIndex::new(0);
         while let Some((first, _)) = table.leaf_from(from) {
             table.make_own(&self.tiers, first);
             table.mark_dirty(&self.tiers, first);
             from = PageIndex::new(first.get() + LEAF_PAGES as u64);
+        }
+    }
+
+    /// Before the server stops in order: a flush that was cut off has pages for clean that no disk may have.
+    pub(super) fn sync_files(&self) {
+        for session in self.sessions().by_id.values() {
+            let mut session = lock(session);
+            let file = session.region.written_file().filter(|file| !file.is_distant());
+            if file.is_some_and(|file| file.sync().is_err()) {
+                self.mark_all_dirty(&mut session.region);
+            }
         }
     }
 
@@ -107,7 +122,7 @@ impl Engine {
         range: PageRange,
         work: &mut Work,
     ) -> Result<PageIndex, Refusal> {
-        let mut supply = Supply::default();
+        let mut supply = Supply::of(Purpose::Send);
         let collected = self.collect(caller, header, range, &mut supply);
         self.end_supply(supply);
         let (dirty, next) = collected?;

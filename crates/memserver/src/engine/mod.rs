@@ -338,6 +338,7 @@ impl Engine {
         session.region.pages = pages;
         session.region.begin_as_copy(&mut original.region);
         self.note_copy(&original, session);
+        self.keep_pinned_apart(&mut original.region);
         self.pages.fetch_add(original.region.table.stored().get(), Ordering::Relaxed);
         Ok(())
     }

@@ -262,6 +262,8 @@ impl Engine {
     ) -> Result<Option<PageIndex>, Refusal> {
         let end = range.start.get() + range.count.get();
         let mut page = range.start.get();
+        // What this request has pinned of the piece under way.
+        let mut pinned = Vec::new();
         while page < end {
             if work.left == 0 {
                 return Ok(Some(PageIndex::new(page)));
@@ -286,12 +288,13 @@ impl Engine {
             let piece =
                 PageRange { start: PageIndex::new(page), count: PageCount::new(stop - page) };
             if how == Bring::Pin {
-                self.pin(&mut session.region, piece)?;
+                self.pin(&mut session.region, piece, &mut pinned)?;
             }
             match self.bring_piece(&mut session.region, page..stop, how, work, supply) {
                 Ok(()) => {
                     work.left = work.left.saturating_sub(piece.count.get());
                     page = stop;
+                    pinned.clear();
                 }
                 Err(Stop::Needs(need)) => {
                     let needs = match how {
@@ -305,8 +308,8 @@ impl Engine {
                     self.supply(caller.may_wait, needs, supply)?;
                 }
                 Err(Stop::Refused(refusal)) => {
-                    if how == Bring::Pin {
-                        self.unpin_range(&mut session.region, piece);
+                    for range in pinned {
+                        self.unpin_range(&mut session.region, range);
                     }
                     return Err(refusal);
                 }
@@ -413,22 +416,36 @@ impl Engine {
         self.pages.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn pin(&self, region: &mut Region, range: PageRange) -> Result<(), Refusal> {
+    /// Pins a range, and appends what of it was not pinned to `pinned`.
+    fn pin(
+        &self,
+        region: &mut Region,
+        range: PageRange,
+        pinned_now: &mut Vec<PageRange>,
+    ) -> Result<(), Refusal> {
         let before = region.pins.pages().get();
+        let fresh = region.pins.gaps(range);
         region.pins.insert(range);
         self.tiers.note(|| Record::Pin { region: region.id, range });
         let added = region.pins.pages().get() - before;
         let limit = self.config.memory.get() / PAGE_SIZE as u64 * PINNED_32NDS / 32;
         let pinned = self.pinned.fetch_add(added, Ordering::Relaxed) + added;
         if pinned > limit {
-            self.unpin_range(region, range);
+            fresh.into_iter().for_each(|range| self.unpin_range(region, range));
             let asked = range.count.bytes();
             let free = PageCount::new((limit + added).saturating_sub(pinned)).bytes();
             return Err(Refusal::full(FullBody { asked, free }));
         }
         // In a leaf of their own, or a copy's use of them would decide.
         region.table.unshare(&self.tiers, range);
+        pinned_now.extend(fresh);
         Ok(())
+    }
+
+    /// After a region was copied: the copy's use of pinned pages must not decide where they lie.
+    pub(super) fn keep_pinned_apart(&self, region: &mut Region) {
+        let ranges: Vec<_> = region.pins.ranges().collect();
+        ranges.into_iter().for_each(|range| region.table.unshare(&self.tiers, range));
     }
 
     fn unpin_range(&self, region: &mut Region, range: PageRange) {

@@ -11,6 +11,7 @@ use farmem_wire::{
     Tier, page_checksum,
 };
 
+use super::named::take_turn;
 use super::supply::{Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
@@ -720,6 +721,15 @@ impl Engine {
         slots: &mut Vec<Slot>,
     ) -> Result<Progress, Refusal> {
         let mut session = self.enter(caller, header)?;
+        // What is being written back must not reach the file once it is forgotten here, nor be read from
+        // there half-way.
+        let file = session.region.written_file().cloned();
+        let mut _turn = None;
+        if let Some(file) = &file {
+            drop(session);
+            _turn = take_turn(Some(file))?;
+            session = self.enter(caller, header)?;
+        }
         if ranges.clone().next().is_none() {
             // Asks whether the caller still is who may change the region.
             return Ok(Progress { changed: PageCount::new(0), next: None });

@@ -18,6 +18,7 @@ use farmem_region::{Checksum, PAGE_SIZE, PageCount, PageIndex, PageRange, Versio
 use farmem_vmem::Slot;
 use farmem_wire::{Header, PageEntry, PartEntry, RefusalCode, part_checksum};
 
+use super::named::take_turn;
 use super::supply::{FromSource, Made, Need, Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
@@ -133,6 +134,9 @@ impl Engine {
         parts: &[PartEntry],
     ) -> Result<(), Refusal> {
         let changes: Vec<_> = parts.iter().map(|part| (*part, Change::Forget)).collect();
+        let file = self.enter_parts(caller, header, parts)?.region.written_file().cloned();
+        // As for whole pages.
+        let _turn = take_turn(file.as_deref())?;
         if self.change_parts(caller, header, parts, &changes)? == 0 {
             self.warn("free_refused", format_args!("parts are freed that are free already"));
             return Err(RefusalCode::AlreadyFree.into());

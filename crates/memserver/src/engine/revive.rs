@@ -713,6 +713,7 @@ impl Engine {
             self.rewrite_journal()?;
         }
         self.tiers.file_tier().map_or(Ok(()), FileTier::sync)?;
+        self.sync_files();
         journal.stop(&self.arena)
     }
 }

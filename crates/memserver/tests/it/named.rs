@@ -347,7 +347,13 @@ fn cap_11_pinned_pages_are_not_given_up_and_cannot_be_more_than_fit() {
     assert_eq!(region.delete(), Err(RefusalCode::Pinned));
     assert_eq!(region.over(Action::Pin, 1024, 1024), Err(RefusalCode::Full));
     assert_eq!(server.stat().pinned_pages, 512);
-    assert_eq!(region.over(Action::Unpin, 0, 2048).unwrap(), 512);
+    // What was pinned before stays so when more is refused.
+    assert_eq!(region.over(Action::Unpin, 300, 212).unwrap(), 212);
+    let rest = 1024 * 3 / 4 - 310;
+    assert_eq!(region.over(Action::Pin, 512, rest).unwrap(), rest);
+    assert_eq!(region.over(Action::Pin, 290, 90), Err(RefusalCode::Full));
+    assert_eq!(server.stat().pinned_pages, 300 + rest);
+    assert_eq!(region.over(Action::Unpin, 0, 2048).unwrap(), 300 + rest);
     region.delete().unwrap();
     assert_eq!(server.stat().pinned_pages, 0);
 }
