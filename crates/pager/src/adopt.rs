@@ -56,6 +56,8 @@ impl Engine {
             // What has been moved would be taken for new.
             return Ok(false);
         }
+        // What is reported from now on of memory that was moved away is news.
+        self.changes.all_reported();
         self.adoption.next_scan = now.plus_micros(SCAN_PERIOD_MICROS);
         self.budget.reset_unexplained();
         self.adoption.unknown = false;

@@ -33,6 +33,10 @@ const SLOTS_MIN: u64 = 2 * WINDOW_FRAMES as u64;
 /// Free slots below which the region grows ahead of need: 64 MiB, some tens of milliseconds of
 /// writing at full speed.
 const SLOTS_LOW: u64 = 16 << 10;
+/// Requests to forget pages under way at most, and ranges in one of them: together half of the store's queue,
+/// or there would be no room in it for what is moved out.
+const RELEASES_MAX: usize = 8;
+const RELEASED_RUNS_MAX: usize = 16 << 10;
 /// Growth of the region asked for at once: 64 MiB.
 const GROW_PAGES: u64 = 16 << 10;
 
@@ -555,14 +559,15 @@ impl Engine {
 
     fn send_releases(&mut self, io: &mut Io<'_>) -> Result<(), Fatal> {
         self.slots.take_dropped().into_iter().for_each(|slot| self.release(slot));
-        if self.releases.is_empty() {
+        if self.releases.is_empty() || self.releasing >= RELEASES_MAX {
             return Ok(());
         }
         let ticket = self.take_ticket();
-        match io.store.submit(ticket, Request::Release(&self.releases)) {
+        let count = self.releases.len().min(RELEASED_RUNS_MAX);
+        match io.store.submit(ticket, Request::Release(&self.releases[..count])) {
             Ok(()) => {
                 self.releasing += 1;
-                self.releases.drain(..).for_each(|run| self.slots.free(run));
+                self.releases.drain(..count).for_each(|run| self.slots.free(run));
             }
             Err(farmem_region::StoreError::Busy { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -108,7 +108,7 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     let listener = Listener::bind(&socket)?;
     let (server, private_server) = match named {
         Some(address) => (address, None),
-        None => private_server(limit_bytes)?,
+        None => start_private_server(limit_bytes)?,
     };
 
     let variable = RunVariable { socket, limit_bytes, pagerd: artefacts.pagerd };
@@ -199,7 +199,7 @@ fn named_server(name: &str) -> anyhow::Result<String> {
 }
 
 /// A memory server for this run alone, and its address.
-fn private_server(limit_bytes: u64) -> anyhow::Result<(String, Option<PrivateServer>)> {
+fn start_private_server(limit_bytes: u64) -> anyhow::Result<(String, Option<PrivateServer>)> {
     let server = PrivateServer::start(private_memory(limit_bytes))
         .context("cannot start a private memory server; name one by --server")?;
     Ok((server.address(), Some(server)))
