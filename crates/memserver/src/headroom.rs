@@ -27,6 +27,11 @@ impl MemoryLeft {
     pub fn new(look: impl Fn() -> Option<ByteCount> + Send + Sync + 'static) -> Self {
         Self(Arc::new(look))
     }
+
+    /// What is left now.
+    pub(crate) fn now(&self) -> Option<ByteCount> {
+        (self.0)()
+    }
 }
 
 impl fmt::Debug for MemoryLeft {

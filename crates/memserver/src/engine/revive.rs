@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -20,8 +21,8 @@ use crate::backing::BackingFile;
 use crate::config::ServerConfig;
 use crate::handover::{Given, HandOverError, Handed};
 use crate::journal::{
-    self, About, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past, PastSession,
-    Record, Remains, SessionRecord, SourceRecord,
+    self, About, Anew, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past,
+    PastSession, Record, Remains, SessionRecord, SourceRecord,
 };
 use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine};
@@ -30,7 +31,7 @@ use crate::region::{OwnRange, Region, Source, block_pages};
 use crate::server::ServerError;
 use crate::session::Session;
 use crate::table::{self, LEAF_PAGES};
-use crate::tiers::{FileTier, Tiers};
+use crate::tiers::{FileLacks, FileTier, RestoreError, Tiers};
 
 /// What a server begins with.
 pub(super) struct Revived {
@@ -81,9 +82,16 @@ pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
         Err(reason) => reason,
     };
     if let Some(reason) = lost {
+        let tier = tier_path(config, &directory);
+        let size = config.tiers.file.as_ref().map_or(0, |tier| tier.size.get());
+        let kept = directory.set_aside(&Anew {
+            arena: Arena::file_bytes(slots),
+            tier: tier.as_deref().map(|path| (path, size)),
+            left: config.memory_left.as_ref(),
+        })?;
         let message = format_args!(
             "what the former server held in {} is lost: {reason}; its clients will be told, this \
-             server is a new incarnation",
+             server is a new incarnation; {kept}",
             path.display()
         );
         config.log.line(&LogLine::new(LogLevel::Error, "contents_lost", message));
@@ -116,7 +124,7 @@ pub(super) fn take_over(
     handed: &mut Handed,
 ) -> Result<Revived, ServerError> {
     let does_not_fit = |text: String| ServerError::from(HandOverError::DoesNotFit(text));
-    let (given, has_file) = (handed.given, handed.file.is_some());
+    let given = handed.given;
     let directory = adopted_directory(config, handed.lock.take()).map_err(does_not_fit)?;
     let arena = handed.arena.take().ok_or(HandOverError::NotUnderstood)?;
     let slots = slots_of(config, &given, directory.as_ref(), &arena)?;
@@ -131,21 +139,22 @@ pub(super) fn take_over(
     let mut tiers = Tiers::over(arena, &config.tiers, file);
     tiers.begin_replay();
     let records = std::mem::take(&mut handed.records);
-    let past = journal::replay(&records, &tiers).map_err(|reason| match config.tiers.file {
-        None if has_file => does_not_fit(
-            "the running server has pages in a file: give it the same --tier file=DIR:SIZE, or \
-             a larger one"
-                .to_owned(),
-        ),
-        _ => does_not_fit(format!("what was handed over cannot be read: {reason}")),
-    })?;
+    let past = journal::replay(&records, &tiers)
+        .map_err(|reason| does_not_fit(format!("what was handed over cannot be read: {reason}")))?;
     if past.end != records.len() {
         return Err(does_not_fit("what was handed over cannot be read whole".to_owned()));
     }
     let incarnation = given.incarnation;
     let revived = restore(config, tiers, past, incarnation, given.next_session);
-    let mut revived = revived.map_err(|_| {
-        does_not_fit("its pages do not fit: give it tiers at least as large as it has".to_owned())
+    let mut revived = revived.map_err(|error| match error {
+        RestoreError::File(FileLacks::File) => does_not_fit(
+            "the running server has pages in a file: give it the same --tier file=DIR:SIZE, or \
+             a larger one"
+                .to_owned(),
+        ),
+        _ => does_not_fit(
+            "its pages do not fit: give it tiers at least as large as it has".to_owned(),
+        ),
     })?;
     if let Some(directory) = directory {
         let arena = revived.tiers.arena.descriptor();
@@ -229,13 +238,40 @@ fn file_tier(
     directory: Option<&DataDirectory>,
     empty: bool,
 ) -> io::Result<Option<FileTier>> {
-    // One name for each directory of data, so that servers do not share a file.
-    let name = directory.map(|directory| {
-        let path = directory.path().canonicalize().unwrap_or_default();
-        format!("farmem-tier{}", path.display().to_string().replace('/', "-"))
-    });
+    let name = directory.map(tier_name);
     let open = |file| FileTier::create(file, name.as_deref(), empty);
     config.tiers.file.as_ref().map(open).transpose()
+}
+
+/// One name for each directory of data, so that servers do not share a file.
+fn tier_name(directory: &DataDirectory) -> String {
+    let path = directory.path().canonicalize().unwrap_or_default();
+    format!("farmem-tier{}", path.display().to_string().replace('/', "-"))
+}
+
+fn tier_path(config: &ServerConfig, directory: &DataDirectory) -> Option<PathBuf> {
+    config.tiers.file.as_ref().map(|tier| tier.directory.join(tier_name(directory)))
+}
+
+/// What a server is told whose file tier does not hold what lies in it.
+fn missing_in_file(lacks: FileLacks, path: Option<PathBuf>) -> String {
+    match (lacks, path) {
+        (_, None) => "pages of it lie in a file: give it the same --tier file=DIR:SIZE".to_owned(),
+        (FileLacks::File, Some(path)) => format!(
+            "pages of it lie in {}, which is not there: look whether its disk is mounted, and \
+             whether --tier file=DIR:SIZE names the same DIR",
+            path.display()
+        ),
+        (FileLacks::Limit(bytes), Some(path)) => format!(
+            "pages of it lie in {} up to byte {bytes}: give --tier file=DIR:SIZE at least that SIZE",
+            path.display()
+        ),
+        (FileLacks::Content(bytes), Some(path)) => format!(
+            "pages of it lie in {} up to byte {bytes}, and that is shorter: bring back the file, or \
+             remove the directory with all that it holds",
+            path.display()
+        ),
+    }
 }
 
 /// A revived server with the journal that it goes on with, or why all is lost.
@@ -261,9 +297,7 @@ fn resume(
     let no_arena = |source| ServerError::Arena { memory: config.memory, source };
     let arena = Arena::over(remains.arena, slots, true).map_err(no_arena)?;
     let file = match file_tier(config, Some(directory), false) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            file_tier(config, Some(directory), true).map_err(no_arena)?
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         file => file.map_err(no_arena)?,
     };
     let mut tiers = Tiers::over(arena, &config.tiers, file);
@@ -284,10 +318,20 @@ fn resume(
         ),
     };
     let revived = restore(config, tiers, past, remains.incarnation, remains.next_session);
-    Ok(match revived {
-        Ok(revived) => Ok((revived, old)),
-        Err(error) => Err(format!("its pages are not where its journal says ({error})")),
-    })
+    match revived {
+        Ok(mut revived) => {
+            if !revived.tiers.has_file() {
+                let file = file_tier(config, Some(directory), true).map_err(no_arena)?;
+                revived.tiers.keep_file(file);
+            }
+            Ok(Ok((revived, old)))
+        }
+        Err(RestoreError::File(lacks)) => {
+            let what = missing_in_file(lacks, tier_path(config, directory));
+            Err(DataError::DoesNotFit { path: path(), what }.into())
+        }
+        Err(error) => Ok(Err(format!("its pages are not where its journal says ({error})"))),
+    }
 }
 
 fn restore(
@@ -296,7 +340,7 @@ fn restore(
     mut past: Past,
     incarnation: Incarnation,
     next_session: u64,
-) -> io::Result<Revived> {
+) -> Result<Revived, RestoreError> {
     let mends = mend(config, &tiers, &mut past.sessions);
     let mut spots = Vec::new();
     each_leaf(past.sessions.values().map(|session| &session.table), |leaf| {

@@ -15,6 +15,7 @@
 //! So what another boot of the machine left behind counts as lost, unless the server was stopped in
 //! order: then the disk has it.
 
+mod aside;
 mod record;
 mod replay;
 
@@ -33,6 +34,7 @@ use farmem_wire::crc32c;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+pub(crate) use self::aside::Anew;
 use self::record::RECORD_BYTES_MAX;
 pub(crate) use self::record::{PageRecord, Record, SessionRecord, SourceRecord, Spot};
 pub(crate) use self::replay::{About, Past, PastSession, Shelved, replay};

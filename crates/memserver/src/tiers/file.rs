@@ -39,6 +39,17 @@ impl FilePlace {
     }
 }
 
+/// Why a file does not hold what is to lie in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileLacks {
+    /// There is none.
+    File,
+    /// It may not become as long as so many bytes.
+    Limit(u64),
+    /// It is shorter than so many bytes.
+    Content(u64),
+}
+
 /// The file, and which of its places are taken.
 #[derive(Debug)]
 pub(crate) struct FileTier {
@@ -105,22 +116,28 @@ impl FileTier {
         Ok(rustix::fs::fsync(&self.file)?)
     }
 
-    /// Says how many tokens there are for places from before. `None` if the file does not reach as
-    /// far.
-    pub(crate) fn restore(&self, tokens: &HashMap<u32, u32>) -> Option<()> {
+    /// Says how many tokens there are for places from before.
+    ///
+    /// # Errors
+    /// [`FileLacks`] if the file does not reach as far, or may not.
+    pub(crate) fn restore(&self, tokens: &HashMap<u32, u32>) -> Result<(), FileLacks> {
         let mut places = self.places();
         let Some(last) = tokens.keys().max() else {
-            return Some(());
+            return Ok(());
         };
-        let bytes = rustix::fs::fstat(&self.file).ok()?.st_size;
-        if *last >= places.limit || offset(*last) + PAGE_SIZE as u64 > u64::try_from(bytes).ok()? {
-            return None;
+        let end = offset(*last) + PAGE_SIZE as u64;
+        let bytes = rustix::fs::fstat(&self.file).map_or(0, |about| about.st_size);
+        if *last >= places.limit {
+            return Err(FileLacks::Limit(end));
+        }
+        if u64::try_from(bytes).unwrap_or(0) < end {
+            return Err(FileLacks::Content(end));
         }
         places.next = last + 1;
         places.free = (0..*last).filter(|number| !tokens.contains_key(number)).collect();
         let shared = tokens.iter().filter(|(_, tokens)| **tokens > 1);
         places.sharers = shared.map(|(number, tokens)| (*number, tokens - 1)).collect();
-        Some(())
+        Ok(())
     }
 
     /// Pages that lie here.

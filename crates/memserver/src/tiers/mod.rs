@@ -23,7 +23,7 @@ use farmem_vmem::{Arena, Slot};
 use crate::config::TierConfig;
 use crate::journal::{Journal, Record, Shelved, Spot};
 use crate::tiers::file::FilePlace;
-pub(crate) use crate::tiers::file::FileTier;
+pub(crate) use crate::tiers::file::{FileLacks, FileTier};
 use crate::tiers::shelf::{PARCEL_BYTES_MAX, Parcel, Shelves};
 
 /// Where one page lies.
@@ -85,6 +85,19 @@ pub(crate) enum LoadError {
     File(io::Error),
     #[error("its checksum is not what it was")]
     Damaged,
+}
+
+/// Why places from before cannot be counted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    /// Nothing of what was said of them is to be believed.
+    #[error("there are no such places")]
+    NoPlace,
+    /// Pages lie in the file tier, which is not as it was.
+    #[error("the file tier does not hold them")]
+    File(FileLacks),
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 /// Why a page is not compressed.
@@ -187,24 +200,22 @@ impl Tiers {
         self.is_replaying = true;
     }
 
-    /// A token for a place that a journal speaks of. `None` if there is no such place.
+    /// A token for a place that a journal speaks of. `None` if there is no such place. Whether there is a file
+    /// for those in the file is asked last, by [`Tiers::restore`]: they may all have been left since.
     pub(crate) fn place(&self, spot: Spot) -> Option<Place> {
-        if matches!(spot, Spot::File(_)) && self.file.is_none() {
-            return None;
-        }
         Place::adopt(&self.arena, spot)
     }
 
     /// Counts the tokens that tables hold which were made from a journal.
     ///
     /// # Errors
-    /// If there are no such places.
+    /// [`RestoreError`].
     pub(crate) fn restore(
         &mut self,
         shelved: &HashMap<u32, Shelved>,
         spots: impl Iterator<Item = Spot>,
-    ) -> io::Result<()> {
-        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+    ) -> Result<(), RestoreError> {
+        let missing = || RestoreError::NoPlace;
         let (mut slots, mut parcels, mut places) =
             (vec![0_u32; self.arena.slots() as usize], HashMap::new(), HashMap::new());
         for spot in spots {
@@ -225,11 +236,18 @@ impl Tiers {
             *count = tokens;
         }
         self.arena.restore((0..).zip(slots))?;
-        if let Some(file) = &self.file {
-            file.restore(&places).ok_or_else(missing)?;
+        match &self.file {
+            Some(file) => file.restore(&places).map_err(RestoreError::File)?,
+            None if places.is_empty() => {}
+            None => return Err(RestoreError::File(FileLacks::File)),
         }
         self.is_replaying = false;
         Ok(())
+    }
+
+    /// Gets a file of the slowest tier, in which nothing lies.
+    pub(crate) fn keep_file(&mut self, file: Option<FileTier>) {
+        self.file = file;
     }
 
     /// From now on everything is noted in a journal.

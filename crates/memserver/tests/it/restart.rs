@@ -273,6 +273,96 @@ fn cap_95_lost_contents_are_another_incarnation() {
     }
 }
 
+/// What is lost is set aside, once: whoever knows how to mend it has it back.
+#[test]
+fn cap_95_what_is_given_up_as_lost_is_set_aside_and_can_be_mended() {
+    let place = in_memory();
+    let data = place.path().join("data");
+    let harm = |name: &str| {
+        let journal = fs::OpenOptions::new().read(true).write(true).open(data.join(name)).unwrap();
+        let mut byte = [0];
+        journal.read_exact_at(&mut byte, 20).unwrap();
+        journal.write_all_at(&[byte[0] ^ 0x10], 20).unwrap();
+    };
+    let fill = |client: &mut Raw| {
+        for page in 0..2000 {
+            client.write_pages(&[(page, 1, content(page, 1, false))]).unwrap();
+        }
+    };
+    let server = started(place.path(), |_| ());
+    let mut client = Raw::with_region(&server, 2000);
+    fill(&mut client);
+    drop(server);
+    harm("journal");
+    let server = started(place.path(), |_| ());
+    assert!(server.logs("end with .lost"));
+    // What the new server does touches nothing of it.
+    fill(&mut Raw::with_region(&server, 2000));
+    drop(server);
+    let files: Vec<PathBuf> = [&data, place.path()]
+        .into_iter()
+        .flat_map(|directory| fs::read_dir(directory).unwrap())
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "lost"))
+        .collect();
+    assert_eq!(files.len(), 3, "{files:?}");
+    for file in files {
+        fs::rename(&file, file.with_extension("")).unwrap();
+    }
+    harm("journal");
+    let server = started(place.path(), |_| ());
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    for page in 0..2000 {
+        let found = client.read_page(page).unwrap();
+        assert!(found == (1, content(page, 1, false).to_vec()), "page {page}");
+    }
+}
+
+/// Without the file that pages lie in the server does not start, and what it has stays for one that has it.
+#[test]
+fn cap_95_a_start_without_the_former_file_tier_is_refused_and_loses_nothing() {
+    let place = in_memory();
+    let server = started(place.path(), |_| ());
+    let mut client = Raw::with_region(&server, 2000);
+    for page in 0..2000 {
+        client.write_pages(&[(page, 1, content(page, 1, false))]).unwrap();
+    }
+    assert!(server.stat().file_bytes > 1000 * PAGE_SIZE as u64);
+    drop(server);
+    let none = refusal(place.path(), |config| config.tiers.file = None);
+    assert!(none.contains("--tier file=DIR:SIZE"), "{none}");
+    let tier = |config: &mut ServerConfig| config.tiers.file.clone().unwrap();
+    let small = refusal(place.path(), |config| {
+        config.tiers.file = Some(FileTierConfig { size: pages(100), ..tier(config) });
+    });
+    assert!(small.contains("at least that SIZE"), "{small}");
+    // As if its disk was not mounted.
+    let empty = place.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let unmounted = refusal(place.path(), |config| {
+        config.tiers.file = Some(FileTierConfig { directory: empty.clone(), ..tier(config) });
+    });
+    assert!(unmounted.contains("is mounted"), "{unmounted}");
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    let mut files = fs::read_dir(place.path()).unwrap().map(|file| file.unwrap().path());
+    let file = files.find(|path| path.to_str().unwrap().contains("farmem-tier")).unwrap();
+    fs::rename(&file, empty.join("kept")).unwrap();
+    fs::write(&file, [0; 100]).unwrap();
+    let cut = refusal(place.path(), |_| ());
+    assert!(cut.contains("is shorter"), "{cut}");
+    fs::rename(empty.join("kept"), &file).unwrap();
+    let server = started(place.path(), |_| ());
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    for page in 0..2000 {
+        let found = client.read_page(page).unwrap();
+        assert!(found == (1, content(page, 1, false).to_vec()), "page {page}");
+    }
+    // Once nothing lies in the file it is not asked for, though the journal still speaks of it.
+    client.call(client.request(Action::Disconnect), |_| ());
+    drop(server);
+    started(place.path(), |config| config.tiers.file = None);
+}
+
 /// What another boot of the machine has left is believed only if the disk had all of it.
 #[test]
 fn cap_95_only_what_was_stopped_in_order_outlives_the_machine() {
