@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use farmem_region::{ByteCount, Incarnation};
 use farmem_transport::{Endpoint, Listener, Passage};
@@ -24,6 +25,9 @@ use crate::worker::{Mailbox, Purpose, Shared, Worker};
 
 /// How often the journal is looked at: the disk must hold what is noted in between.
 const JOURNAL_PAUSE_NANOS: i64 = 100_000_000;
+/// How often it is written anew where its disk has no room: each try takes the disk's time, and all that are
+/// connected wait for it.
+const JOURNAL_RETRY: Duration = Duration::from_secs(1);
 
 /// Priority of an urgent server among programs without real-time priority, from 19 (last) to -20: it
 /// gets nine times the share of an ordinary one.
@@ -230,7 +234,7 @@ impl MemServer {
             stop: event().map_err(ServerError::Events)?,
             purpose: Mutex::new(Purpose::Serve),
             log: RateLimitedLog::new(log),
-            began: std::time::Instant::now(),
+            began: Instant::now(),
         };
         let (shared, listeners) = (Arc::new(shared), Arc::new(listeners));
         Ok(Self { shared, listeners, metrics, prefetches: AtomicBool::new(false) })
@@ -426,15 +430,30 @@ impl Shared {
         }
     }
 
-    /// Rewrites the journal whenever that is worth it, until the server is stopped.
+    /// Rewrites the journal whenever that is worth it, and where its disk was full and may have room, until the
+    /// server is stopped.
     fn keep_journal(&self) {
         let pause = Timespec { tv_sec: 0, tv_nsec: JOURNAL_PAUSE_NANOS };
         // Whatever poll says: nobody waits for this thread but who stops the server.
         while !matches!(poll(&mut [PollFd::new(&self.stop, PollFlags::IN)], Some(&pause)), Ok(1)) {
-            if self.engine.has_long_journal()
-                && let Err(error) = self.engine.rewrite_journal()
+            let is_broken = self.engine.has_broken_journal();
+            if is_broken != was_broken {
+                self.tell_of_journal(is_broken);
+                was_broken = is_broken;
+            }
+            let is_long = self.engine.has_long_journal();
+            let may_try = tried.is_none_or(|tried| tried.elapsed() > JOURNAL_RETRY);
+            let lacks_room = may_try && (is_broken || self.engine.lacks_journal_room());
+            if !is_long && !lacks_room {
+                continue;
+            }
+            tried = Some(Instant::now());
+            // Of one whose disk is full it was told.
+            if let Err(error) = self.engine.rewrite_journal()
+                && !lacks_room
             {
                 let message = format_args!("cannot rewrite the journal: {error}");
+        let (mut tried, mut was_broken) = (None::<Instant>, false);
                 self.log.line(&LogLine::new(LogLevel::Error, "journal_failed", message));
             }
         }
@@ -446,6 +465,21 @@ impl Shared {
         metrics::render(&Snapshot {
             stat: engine.stat(),
             counters: &engine.counters,
+    fn tell_of_journal(&self, is_broken: bool) {
+        let (level, event, message) = if is_broken {
+            let text = "cannot note in the journal what happens, and have removed it: writes are refused as busy, and \
+                        whoever serves after a kill begins with nothing, until the disk has room for a new one";
+            (LogLevel::Error, "journal_failed", text)
+        } else {
+            (
+                LogLevel::Info,
+                "journal_mended",
+                "the journal is written anew, and all is noted again",
+            )
+        };
+        self.log.line(&LogLine::new(level, event, format_args!("{message}")));
+    }
+
             incarnation: engine.incarnation().get(),
             uptime: self.began.elapsed(),
         })
@@ -454,4 +488,36 @@ impl Shared {
 
 pub(crate) fn event() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::PageCount;
+
+    use super::*;
+
+    /// A journal that could not be written, and is removed, is written anew once it can be.
+    #[test]
+    fn cap_95_a_journal_that_is_given_up_is_written_anew() {
+        let place = tempfile::tempdir().unwrap();
+        let (sender, lines) = std::sync::mpsc::channel();
+        let endpoint = Endpoint::Unix(place.path().join("socket"));
+        let mut config = ServerConfig::new(vec![endpoint], PageCount::new(64).bytes());
+        config.data = Some(place.path().join("data"));
+        config.log = LogSink::new(move |line| sender.send(line.event).unwrap_or(()));
+        let server = MemServer::bind(config.clone()).unwrap();
+        let (stop, shared) = (server.stop_handle(), Arc::clone(&server.shared));
+        let incarnation = server.incarnation();
+        let served = thread::spawn(move || server.run().unwrap());
+        shared.engine.give_journal_up();
+        let patience = Duration::from_secs(10);
+        assert_eq!(lines.recv_timeout(patience).unwrap(), "journal_failed");
+        assert_eq!(lines.recv_timeout(patience).unwrap(), "journal_mended");
+        let lacks = (shared.engine.has_broken_journal(), shared.engine.lacks_journal_room());
+        assert_eq!(lacks, (false, false));
+        stop.stop();
+        assert_eq!(served.join().unwrap(), Ended::Stopped);
+        drop((shared, stop));
+        assert_eq!(MemServer::bind(config).unwrap().incarnation(), incarnation);
+    }
 }

@@ -416,6 +416,7 @@ impl Engine {
             .chunk_by(is_run)
             .flat_map(|run| run.chunks(self.batch() * BATCHES_PER_WRITE))
         {
+            self.check_journal().map_err(Refusal::from)?;
             let descriptor = files.get(folder, run[0].file)?;
             let mut slots = Vec::new();
             patiently(|| self.take_slots(Purpose::Keep, true, run.len() as u32, &mut slots))?;

@@ -235,6 +235,7 @@ impl Engine {
     /// Looks once at every page that has a preference for a slower tier. Returns how many were moved,
     /// or `None` if all lie where they are to be kept.
     fn order_pass(&self) -> Option<usize> {
+        self.check_journal().ok()?;
         let sessions: Vec<_> = self.sessions().by_id.values().cloned().collect();
         let (mut moved, mut in_place) = (0, true);
         for shared in sessions {
@@ -308,7 +309,8 @@ impl Engine {
     /// were. The caller holds no lock.
     pub(crate) fn demote(&self, wanted: usize) -> usize {
         let (mut moved, mut idle_rounds) = (0, 0);
-        while moved < wanted && idle_rounds < PASSES_MAX {
+        // Nothing is taken on, so that nothing needs the room, where no move can be noted.
+        while moved < wanted && idle_rounds < PASSES_MAX && self.check_journal().is_ok() {
             match self.step(idle_rounds) {
                 Step::Leaf(session, mut cold) => {
                     // A portion leaves as a whole.
@@ -584,7 +586,7 @@ impl Engine {
     /// Whether a page that is asked for often may stay in memory.
     pub(super) fn may_promote(&self) -> bool {
         let free = self.arena.slots() - self.arena.taken();
-        free > self.demotion_slots() + self.reading_slots()
+        free > self.demotion_slots() + self.reading_slots() && self.check_journal().is_ok()
     }
 
     /// Whether compressed pages are to leave memory: they take more of it than they should, or

@@ -9,7 +9,7 @@ use farmem_region::{ByteCount, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange
 use farmem_transport::Passage;
 use farmem_wire::{
     Action, Attach, AttachMode, Copy, Create, Delete, FileRange, Header, Malloc, Open, PAGE_SIZES,
-    PageEntry, Prefer, RangeEntry, Resize, Setup, Source, Tier, page_checksum,
+    PageEntry, Prefer, RangeEntry, RefusalCode, Resize, Setup, Source, Tier, page_checksum,
 };
 
 use super::{Bring, Caller, Engine, Refusal, lock};
@@ -646,6 +646,51 @@ fn cap_14_a_copy_keeps_its_preference_though_the_server_is_killed() {
         };
         assert_eq!(prefers, expected.map(PageCount::new), "{:?}", at.1);
     }
+}
+
+/// What takes a region's pages on is refused where hardly anything more can be noted, as a write is; and nothing
+/// is noted that need not be.
+#[test]
+fn cap_95_nothing_is_taken_on_where_the_journal_has_no_room() {
+    let mut rig = Rig::new(1);
+    let file = rig.path("file");
+    let source = Source::File { path: file.to_str().unwrap(), offset: 0 };
+    let size = PageCount::new(1024).bytes();
+    let create = Create { name: "file", size, page_bytes: 4096, source, prefers: None };
+    rig.engine.create(&create).unwrap();
+    let at = rig.named("file");
+    for start in (0..1024).step_by(8) {
+        rig.write(&at, range(start, 4)).unwrap();
+    }
+    rig.back_up_and_restore(&at).unwrap();
+    let at = rig.named("file");
+    let create = Create { name: "other", ..create };
+    let other = Source::File { path: file.to_str().unwrap(), offset: PAGES * PAGE_SIZE as u64 };
+    rig.engine.create(&Create { source: other, ..create }).unwrap();
+    let other = rig.named("other");
+    let journal = |rig: &Rig| rig.engine.tiers.journal().unwrap().len();
+    let seems_short = |rig: &Rig, is_short| {
+        let journal = rig.engine.tiers.journal().unwrap();
+        journal.seems_short.store(is_short, std::sync::atomic::Ordering::Relaxed);
+    };
+    seems_short(&rig, true);
+    let busy = Err(RefusalCode::Busy);
+    for how in [Bring::Initialise, Bring::Prefetch, Bring::Pin] {
+        let brought = rig.at(&other, false, |engine, caller, header| {
+            let ranges = std::iter::once(RangeEntry(range(0, 8)));
+            engine.bring(caller, header, ranges, how).map(|_| ()).map_err(|refusal| refusal.code)
+        });
+        assert_eq!(brought, busy, "{how:?}");
+    }
+    assert_eq!(rig.read(&other, range(0, 8)).map_err(|refusal| refusal.code), busy);
+    assert_eq!(rig.write(&at, range(0, 8)).map_err(|refusal| refusal.code), busy);
+    assert_eq!(rig.back_up_and_restore(&at).map_err(|refusal| refusal.code), busy);
+    let before = journal(&rig);
+    rig.engine.demote(100);
+    assert_eq!(journal(&rig), before);
+    seems_short(&rig, false);
+    rig.read(&other, range(0, 8)).unwrap();
+    assert!(rig.engine.demote(100) > 0 && journal(&rig) > before);
 }
 
 /// A successor puts its journal in place and dies. The server goes on, and its disk is full: what it is

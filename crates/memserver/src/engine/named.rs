@@ -230,6 +230,7 @@ impl Engine {
             session.check_region(header)?;
             session.check_ranges(ranges.clone())?;
         }
+        self.check_journal()?;
         let mut supply = Supply::default();
         let mut work = Work::of_one_request();
         let mut next = None;

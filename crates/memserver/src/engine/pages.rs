@@ -223,6 +223,7 @@ impl Engine {
         let slot = match own {
             Some(slot) => slot,
             None => {
+                self.check_journal()?;
                 supply.purpose = Purpose::Keep;
                 let copied = region.table.with(page, |portion| self.copy_in(page, portion, supply));
                 let slot = copied.unwrap_or(Err(RefusalCode::NoPage.into()))?;

@@ -266,6 +266,7 @@ impl Engine {
         let Source::File(file) = &region.source else {
             return Err(Refusal::page(RefusalCode::NoPage, about(page)).into());
         };
+        self.check_journal()?;
         match supply.take_made(page, region.removals, missing) {
             Some(made) => self.add_made(region, made, supply),
             None => Err(Need::Source(FromSource::parts(file, region, page, missing)).into()),

@@ -665,6 +665,25 @@ impl Engine {
         self.tiers.journal().is_some()
     }
 
+    /// Whether something could not be noted, so that nobody could go on where this process is killed.
+    pub(crate) fn has_broken_journal(&self) -> bool {
+        self.tiers.journal().is_some_and(Journal::is_broken)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn give_journal_up(&self) {
+        self.tiers.journal().unwrap().give_up().unwrap();
+    }
+
+    /// Whether hardly anything more can be noted, though it was just looked for room.
+    pub(crate) fn lacks_journal_room(&self) -> bool {
+        let Some(journal) = self.tiers.journal().filter(|journal| journal.is_short()) else {
+            return false;
+        };
+        journal.look_again();
+        journal.is_short()
+    }
+
     /// Whether the journal is worth being rewritten.
     pub(crate) fn has_long_journal(&self) -> bool {
         let least = self.config.limits.journal_bytes;

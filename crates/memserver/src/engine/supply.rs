@@ -238,6 +238,7 @@ impl Engine {
         let Some(source) = from_source(region, pages) else {
             return Ok(());
         };
+        self.check_journal()?;
         let is_made = |page: &u64| {
             let is_it = |made: &Made| {
                 (made.page, made.removals, made.eighths) == (*page, source.removals, WHOLE)

@@ -321,6 +321,9 @@ pub(crate) struct Journal {
     log: Mutex<Log>,
     /// Whether its disk is full: then nothing new is taken on.
     is_short: AtomicBool,
+    /// As if it was.
+    #[cfg(test)]
+    pub(crate) seems_short: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -405,7 +408,13 @@ impl Journal {
 
     fn over(directory: DataDirectory, file: MappedLog) -> Self {
         let log = Log { was: file.len(), file, bytes: Vec::new(), is_broken: false };
-        Self { directory, log: Mutex::new(log), is_short: AtomicBool::new(false) }
+        Self {
+            directory,
+            log: Mutex::new(log),
+            is_short: AtomicBool::new(false),
+            #[cfg(test)]
+            seems_short: AtomicBool::new(false),
+        }
     }
 
     /// Notes something. It is there once this returns.
@@ -441,6 +450,22 @@ impl Journal {
         }
     }
 
+    /// Looks whether there is room by now.
+    pub(crate) fn look_again(&self) {
+        let mut log = self.log();
+        if !log.is_broken {
+            // It grows by the way.
+            let _ = log.file.append(&[]);
+            self.is_short.store(log.file.is_short(), Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that were noted.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.log().file.len()
+    }
+
     /// Whether something could not be noted.
     pub(crate) fn is_broken(&self) -> bool {
         self.log().is_broken
@@ -448,6 +473,10 @@ impl Journal {
 
     /// Whether there is hardly any room to note more: nothing new is to be taken on.
     pub(crate) fn is_short(&self) -> bool {
+        #[cfg(test)]
+        if self.seems_short.load(Ordering::Relaxed) {
+            return true;
+        }
         self.is_short.load(Ordering::Relaxed)
     }
 
@@ -458,7 +487,8 @@ impl Journal {
         log.file.len() as u64 > long.max(least.get()) && !log.is_broken
     }
 
-    /// Rewrites the journal as what `tell` appends. Nothing is noted meanwhile.
+    /// Rewrites the journal as what `tell` appends. Nothing is noted meanwhile. If that fails, the former one
+    /// goes on.
     pub(crate) fn rewrite(
         &self,
         header: &JournalHeader,
@@ -470,16 +500,10 @@ impl Journal {
         // Not again at once if it fails.
         log.was = log.file.len();
         let file = self.directory.write_journal(&bytes)?;
+        // Before it counts: one in which nothing can be noted is of no use.
+        let file = MappedLog::new(file, bytes.len())?;
         self.directory.put_journal()?;
-        log.file = match MappedLog::new(file, bytes.len()) {
-            Ok(file) => file,
-            Err(error) => {
-                // The new journal lies where the old one was, and nothing could be noted in it.
-                let _ = self.disown(&mut log);
-                return Err(error);
-            }
-        };
-        log.was = bytes.len();
+        (log.file, log.was) = (file, bytes.len());
         // It says all that is known, also where one before it could not.
         log.is_broken = false;
         self.is_short.store(log.file.is_short(), Ordering::Relaxed);
