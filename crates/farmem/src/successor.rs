@@ -8,7 +8,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use farmem_memserver::{Handed, LogLevel, LogLine, LogSink, StopHandle};
@@ -17,10 +19,17 @@ use farmem_transport::Passage;
 /// What tells the program that it is a successor.
 const TAKE_OVER: &str = "--take-over";
 
+/// How often it is looked whether a successor has ended, or was given up.
+const LOOK: Duration = Duration::from_millis(20);
+
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Starts a successor, on a thread of its own, and hands over to it. If nothing comes of it the
 /// server goes on, and the log says why.
 pub(crate) fn start(server: StopHandle, log: LogSink) {
     thread::spawn(move || {
+        // A successor that has failed has ended before there is another one.
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = succeed(&server) {
             let message = format_args!("no successor: {error:#}");
             let line = LogLine::new(LogLevel::Error, "successor_failed", message);
@@ -33,7 +42,20 @@ pub(crate) fn start(server: StopHandle, log: LogSink) {
 fn succeed(server: &StopHandle) -> anyhow::Result<()> {
     let (mut child, passage) = spawn()?;
     let handed = server.hand_over(passage);
-    let status = child.wait().context("cannot wait for it")?;
+    let mut is_late = handed.is_err();
+    let status = loop {
+        if is_late {
+            // It may have ended by itself.
+            let _ = child.kill();
+            break child.wait().context("cannot wait for it")?;
+        }
+        if let Some(status) = child.try_wait().context("cannot wait for it")? {
+            break status;
+        }
+        thread::sleep(LOOK);
+        // Then it was given up, and must not go on with what it was handed.
+        is_late = server.serves();
+    };
     handed.context("it is not let in")?;
     anyhow::bail!("it has ended ({status})")
 }

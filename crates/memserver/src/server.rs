@@ -109,6 +109,12 @@ pub struct StopHandle {
 }
 
 impl StopHandle {
+    /// Whether the server serves, and is not about to end or to hand over.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(*self.shared.purpose(), Purpose::Serve)
+    }
+
     /// Tells the server to stop: its `run` returns, all connections close, all memory is freed.
     pub fn stop(&self) {
         *self.shared.purpose() = Purpose::Stop;
@@ -434,6 +440,7 @@ impl Shared {
     /// server is stopped.
     fn keep_journal(&self) {
         let pause = Timespec { tv_sec: 0, tv_nsec: JOURNAL_PAUSE_NANOS };
+        let (mut tried, mut was_broken) = (None::<Instant>, false);
         // Whatever poll says: nobody waits for this thread but who stops the server.
         while !matches!(poll(&mut [PollFd::new(&self.stop, PollFlags::IN)], Some(&pause)), Ok(1)) {
             let is_broken = self.engine.has_broken_journal();
@@ -453,18 +460,11 @@ impl Shared {
                 && !lacks_room
             {
                 let message = format_args!("cannot rewrite the journal: {error}");
-        let (mut tried, mut was_broken) = (None::<Instant>, false);
                 self.log.line(&LogLine::new(LogLevel::Error, "journal_failed", message));
             }
         }
     }
 
-    /// What is asked for at the HTTP port.
-    fn metrics(&self) -> String {
-        let engine = &self.engine;
-        metrics::render(&Snapshot {
-            stat: engine.stat(),
-            counters: &engine.counters,
     fn tell_of_journal(&self, is_broken: bool) {
         let (level, event, message) = if is_broken {
             let text = "cannot note in the journal what happens, and have removed it: writes are refused as busy, and \
@@ -480,6 +480,12 @@ impl Shared {
         self.log.line(&LogLine::new(level, event, format_args!("{message}")));
     }
 
+    /// What is asked for at the HTTP port.
+    fn metrics(&self) -> String {
+        let engine = &self.engine;
+        metrics::render(&Snapshot {
+            stat: engine.stat(),
+            counters: &engine.counters,
             incarnation: engine.incarnation().get(),
             uptime: self.began.elapsed(),
         })

@@ -4,6 +4,7 @@
 //! ```text
 //! directory:   arena      the pages, mapped: what was written is there after a kill
 //!              journal    appended to, mapped as well; rewritten when it is long
+//!              journal.PID-N.new   one in the making, which counts once it is named journal
 //!              lock       held by the server that uses the directory
 //! ```
 //!
@@ -24,7 +25,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -208,7 +209,11 @@ impl DataDirectory {
         let began = Instant::now();
         loop {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { path: path.to_owned(), lock }),
+                Ok(()) => {
+                    let directory = Self { path: path.to_owned(), lock };
+                    directory.remove_unfinished();
+                    return Ok(directory);
+                }
                 Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_PATIENCE => {
                     std::thread::sleep(LOCK_PAUSE);
                 }
@@ -287,16 +292,69 @@ impl DataDirectory {
         &self.path
     }
 
-    /// Writes a journal that does not count yet.
-    fn write_journal(&self, bytes: &[u8]) -> io::Result<OwnedFd> {
-        let mut file = private().create(true).truncate(true).open(self.path.join("journal.new"))?;
-        file.write_all(bytes)?;
-        Ok(file.into())
+    /// Journals that former processes did not come to put in place. Nobody else makes one: a process that one
+    /// is being handed over to has the lock too.
+    fn remove_unfinished(&self) {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let is_unfinished = |name: &str| name.starts_with("journal.") && name.ends_with(".new");
+        for file in files.filter(|file| file.file_name().to_str().is_some_and(is_unfinished)) {
+            // It takes room, and harms nobody.
+            let _ = fs::remove_file(file.path());
+        }
     }
 
-    /// Puts the journal that was written last in place of the former one, at once.
-    fn put_journal(&self) -> io::Result<()> {
-        fs::rename(self.path.join("journal.new"), self.path.join("journal"))
+    /// Writes a journal that does not count yet.
+    fn write_journal(&self, bytes: &[u8]) -> io::Result<Unfinished> {
+        // During a hand-over two processes have the directory: under one name, one would write over what the
+        // other has put in place. Whatever the numbers, nobody writes to a file that is there.
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("journal.{}-{number}-{:x}.new", std::process::id(), clock());
+        let path = self.path.join(name);
+        let file = private().create_new(true).open(&path)?;
+        let mut unfinished = Unfinished { path: Some(path), file: file.into() };
+        unfinished.write(bytes)?;
+        Ok(unfinished)
+    }
+}
+
+/// Journals that this process has made.
+static MADE: AtomicU64 = AtomicU64::new(0);
+
+/// Tells processes with the same number, one after the other or in containers, from each other.
+fn clock() -> u128 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos())
+}
+
+/// A journal that does not count yet. Removed if it never does.
+#[derive(Debug)]
+struct Unfinished {
+    /// Until it is in place.
+    path: Option<PathBuf>,
+    file: OwnedFd,
+}
+
+impl Unfinished {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut file = File::from(self.file.try_clone()?);
+        file.write_all(bytes)
+    }
+
+    /// Puts it in place of the former one, at once. Does nothing if it is.
+    fn put(&mut self) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            fs::rename(path, path.with_file_name("journal"))?;
+            self.path = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -319,11 +377,16 @@ pub(crate) fn boot() -> [u8; 16] {
 pub(crate) struct Journal {
     directory: DataDirectory,
     log: Mutex<Log>,
+    /// Until [`Journal::put`], in one that was prepared.
+    unfinished: Mutex<Option<Unfinished>>,
     /// Whether its disk is full: then nothing new is taken on.
     is_short: AtomicBool,
     /// As if it was.
     #[cfg(test)]
     pub(crate) seems_short: AtomicBool,
+    /// As if there was no room for a new one.
+    #[cfg(test)]
+    pub(crate) seems_full: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -380,16 +443,20 @@ impl Journal {
     ) -> Result<Self, DataError> {
         let path = directory.path.join("journal");
         let bytes = [&header.encode()[..], records].concat();
-        let made = directory.write_journal(&bytes);
-        let mapped = made.and_then(|file| MappedLog::new(file, bytes.len()));
-        let file = mapped.map_err(|source| DataError::Io { what: "make", path, source })?;
-        Ok(Self::over(directory, file))
+        let made = directory.write_journal(&bytes).and_then(|made| {
+            let file = MappedLog::new(made.file.try_clone()?, bytes.len())?;
+            Ok((made, file))
+        });
+        let (made, file) = made.map_err(|source| DataError::Io { what: "make", path, source })?;
+        let journal = Self::over(directory, file);
+        *journal.unfinished() = Some(made);
+        Ok(journal)
     }
 
     /// From now on this is the journal of its directory.
     pub(crate) fn put(&self) -> Result<(), DataError> {
         let path = self.directory.path.join("journal");
-        let put = self.directory.put_journal();
+        let put = self.unfinished().as_mut().map_or(Ok(()), Unfinished::put);
         put.map_err(|source| DataError::Io { what: "put in place", path, source })
     }
 
@@ -411,9 +478,12 @@ impl Journal {
         Self {
             directory,
             log: Mutex::new(log),
+            unfinished: Mutex::new(None),
             is_short: AtomicBool::new(false),
             #[cfg(test)]
             seems_short: AtomicBool::new(false),
+            #[cfg(test)]
+            seems_full: AtomicBool::new(false),
         }
     }
 
@@ -499,10 +569,14 @@ impl Journal {
         tell(&mut bytes);
         // Not again at once if it fails.
         log.was = log.file.len();
-        let file = self.directory.write_journal(&bytes)?;
+        #[cfg(test)]
+        if self.seems_full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let mut made = self.directory.write_journal(&bytes)?;
         // Before it counts: one in which nothing can be noted is of no use.
-        let file = MappedLog::new(file, bytes.len())?;
-        self.directory.put_journal()?;
+        let file = MappedLog::new(made.file.try_clone()?, bytes.len())?;
+        made.put()?;
         (log.file, log.was) = (file, bytes.len());
         // It says all that is known, also where one before it could not.
         log.is_broken = false;
@@ -519,6 +593,10 @@ impl Journal {
         Ok(rustix::fs::fsync(&directory)?)
     }
 
+    fn unfinished(&self) -> MutexGuard<'_, Option<Unfinished>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -532,4 +610,74 @@ pub(crate) fn records(said: &[u8]) -> &[u8] {
 /// Where in the file the record at a place of [`records`] stands.
 pub(crate) const fn offset(at: usize) -> usize {
     HEADER_BYTES + at
+}
+
+#[cfg(test)]
+mod tests {
+    use farmem_region::RegionId;
+
+    use super::*;
+
+    const HEADER: JournalHeader = JournalHeader {
+        slots: 1,
+        incarnation: Incarnation::new(7),
+        boot: [1; 16],
+        arena: 3,
+        next_session: 9,
+    };
+
+    fn names(path: &Path) -> Vec<String> {
+        let files = fs::read_dir(path).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<_> = files.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn said(path: &Path) -> Vec<RegionId> {
+        let said = fs::read(path.join("journal")).unwrap();
+        let (mut rest, mut ends) = (records(&said), Vec::new());
+        while let Ok((record, bytes)) = Record::decode(rest) {
+            let Record::End(region) = record else { panic!("{record:?}") };
+            ends.push(region);
+            rest = &rest[bytes..];
+        }
+        ends
+    }
+
+    /// A process that was to take over and is late writes its journal, and whatever else, while the one that goes
+    /// on writes its own.
+    #[test]
+    fn cap_95_two_processes_write_journals_apart() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("data");
+        let directory = DataDirectory::open(&path).unwrap();
+        let lock = directory.lock.try_clone().unwrap();
+        let ends = |number| Record::End(RegionId::new(number));
+        let journal = Journal::create(directory, &HEADER, &[]).unwrap();
+        let prepare = || {
+            let lock = lock.try_clone().unwrap().into();
+            Journal::prepare(DataDirectory::adopt(&path, lock).unwrap(), &HEADER, &[]).unwrap()
+        };
+        let late = prepare();
+        journal.rewrite(&HEADER, |out| ends(1).encode(out)).unwrap();
+        journal.note(&ends(2));
+        late.note(&ends(100));
+        let later = prepare();
+        later.note(&ends(101));
+        journal.note(&ends(3));
+        assert_eq!(said(&path), [1, 2, 3].map(RegionId::new));
+        drop(late);
+        later.put().unwrap();
+        later.note(&ends(102));
+        assert!(!journal.is_in_place() && later.is_in_place());
+        assert_eq!(said(&path), [101, 102].map(RegionId::new));
+        assert_eq!(names(&path), ["journal", "lock"]);
+        // What nobody came to put in place is removed by who comes next.
+        std::mem::forget(prepare());
+        assert_eq!(names(&path).len(), 3);
+        drop((journal, later));
+        rustix::fs::flock(&lock, FlockOperation::Unlock).unwrap();
+        DataDirectory::open(&path).unwrap();
+        assert_eq!(names(&path), ["journal", "lock"]);
+    }
 }
