@@ -260,7 +260,7 @@ impl DataDirectory {
         if about.ino() != header.arena || about.len() < Arena::file_bytes(header.slots) {
             return lost("the file of its pages is another one, or shorter");
         }
-        if header.boot != boot() && !replay::was_stopped(&said[HEADER_BYTES..]) {
+        if !is_this_boot(&header.boot, &boot()) && !replay::was_stopped(&said[HEADER_BYTES..]) {
             return lost("the machine has ended since, and the server had not been stopped before");
         }
         let JournalHeader { slots, incarnation, next_session, .. } = header;
@@ -365,11 +365,16 @@ fn private() -> OpenOptions {
     options
 }
 
-/// Which boot of the machine this is; zeros, which match nothing but themselves, if nobody knows.
+/// Which boot of the machine this is; zeros if nobody knows.
 pub(crate) fn boot() -> [u8; 16] {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&digits, 16).unwrap_or(0).to_le_bytes()
+}
+
+/// Whether what another process noted at one boot was noted at this one. Of one that is not known nobody can say so.
+fn is_this_boot(then: &[u8; 16], now: &[u8; 16]) -> bool {
+    then == now && *now != [0; 16]
 }
 
 /// Where changes are noted. `None` in a server that keeps nothing.
@@ -642,6 +647,16 @@ mod tests {
             rest = &rest[bytes..];
         }
         ends
+    }
+
+    #[test]
+    fn a_boot_that_nobody_knows_is_another_one() {
+        let known = [7; 16];
+        assert!(is_this_boot(&known, &known) && !is_this_boot(&known, &[8; 16]));
+        for (then, now) in [([0; 16], [0; 16]), ([0; 16], known), (known, [0; 16])] {
+            assert!(!is_this_boot(&then, &now));
+        }
+        assert_ne!(boot(), [0; 16]);
     }
 
     /// A process that was to take over and is late writes its journal, and whatever else, while the one that goes
