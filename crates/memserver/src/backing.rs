@@ -13,6 +13,7 @@ use farmem_transport::{read_at, write_at};
 use farmem_wire::RefusalCode;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::journal::FileIdentity;
 use crate::neighbour::{Neighbour, Neighbours, Use};
 use crate::session::Session;
 
@@ -43,7 +44,10 @@ enum Content {
     /// In a region of another server.
     Distant(Box<Neighbour>),
     /// Nowhere: it could not be opened again after a restart.
-    Missing,
+    Missing {
+        /// Which file it was, so that no other one is taken for it after the next restart either.
+        identity: FileIdentity,
+    },
 }
 
 impl BackingFile {
@@ -101,7 +105,7 @@ impl BackingFile {
     pub(crate) const fn neighbour(&self) -> Option<&Neighbour> {
         match &self.content {
             Content::Distant(neighbour) => Some(neighbour),
-            Content::Local { .. } | Content::Missing => None,
+            Content::Local { .. } | Content::Missing { .. } => None,
         }
     }
 
@@ -112,13 +116,22 @@ impl BackingFile {
         match self.content {
             Content::Distant(_) => RefusalCode::SourceAway,
             Content::Local { .. } if is_full => RefusalCode::DiskFull,
-            Content::Local { .. } | Content::Missing => RefusalCode::FileFailed,
+            Content::Local { .. } | Content::Missing { .. } => RefusalCode::FileFailed,
         }
     }
 
     /// A file that cannot be opened any more: whatever is asked of it fails.
-    pub(crate) fn missing(path: &str, offset: u64) -> Self {
-        Self::over(Content::Missing, path.into(), offset)
+    pub(crate) fn missing(path: &str, offset: u64, identity: FileIdentity) -> Self {
+        Self::over(Content::Missing { identity }, path.into(), offset)
+    }
+
+    /// Which file it is, whatever its name; nothing if nobody knows.
+    pub(crate) const fn identity(&self) -> FileIdentity {
+        match &self.content {
+            Content::Local { identity, .. } => Some(*identity),
+            Content::Missing { identity } => *identity,
+            Content::Distant(_) => None,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -140,8 +153,8 @@ impl BackingFile {
             (Content::Local { identity: one, .. }, Content::Local { identity: two, .. }) => {
                 one == two
             }
-            (Content::Missing, Content::Missing | Content::Local { .. })
-            | (Content::Local { .. }, Content::Missing) => self.path == other.path,
+            (Content::Missing { .. }, Content::Missing { .. } | Content::Local { .. })
+            | (Content::Local { .. }, Content::Missing { .. }) => self.path == other.path,
             (Content::Distant(_), _) | (_, Content::Distant(_)) => false,
         }
     }
@@ -174,7 +187,7 @@ impl BackingFile {
                 }
                 Ok(())
             }
-            Content::Missing => Err(io::ErrorKind::NotFound.into()),
+            Content::Missing { .. } => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -214,7 +227,7 @@ impl BackingFile {
                 }
                 Ok(())
             }
-            Content::Missing => Err(io::ErrorKind::NotFound.into()),
+            Content::Missing { .. } => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -235,7 +248,7 @@ impl BackingFile {
                     slices.iter().flat_map(|slice| slice.iter().copied()).collect();
                 neighbour.with(Use::Write, |region| region.write(start, &bytes))
             }
-            Content::Missing => Err(io::ErrorKind::NotFound.into()),
+            Content::Missing { .. } => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -249,7 +262,7 @@ impl BackingFile {
             Content::Distant(neighbour) => {
                 return neighbour.with(Use::Write, |region| region.flush());
             }
-            Content::Missing => return Err(io::ErrorKind::NotFound.into()),
+            Content::Missing { .. } => return Err(io::ErrorKind::NotFound.into()),
         };
         if rustix::fs::fstat(file)?.st_nlink == 0 {
             return Err(io::ErrorKind::NotFound.into());

@@ -21,8 +21,8 @@ use crate::backing::BackingFile;
 use crate::config::ServerConfig;
 use crate::handover::{Given, HandOverError, Handed};
 use crate::journal::{
-    self, About, Anew, DataDirectory, DataError, Journal, JournalHeader, OldJournal, Past,
-    PastSession, Record, Remains, SessionRecord, SourceRecord,
+    self, About, Anew, DataDirectory, DataError, FileIdentity, Journal, JournalHeader, OldJournal,
+    OwnAbout, OwnRecord, Past, PastSession, Record, Remains, SessionRecord, SourceRecord,
 };
 use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine};
@@ -303,7 +303,7 @@ fn resume(
     let mut tiers = Tiers::over(arena, &config.tiers, file);
     tiers.begin_replay();
     let past = match journal::replay(journal::records(&remains.said), &tiers) {
-        Ok(past) => past,
+        Ok(past) => Past { is_other_boot: !remains.is_this_boot, ..past },
         Err(reason) => return Ok(Err(reason)),
     };
     let old = OldJournal {
@@ -357,7 +357,8 @@ fn restore(
         next,
         blocks: BlockIds::default(),
     };
-    let (mut files, mut descended) = (HashMap::new(), Vec::new());
+    let mut files = Files { open: HashMap::new(), is_other_boot: past.is_other_boot };
+    let mut descended = Vec::new();
     let mut taken = BTreeSet::new();
     for (id, past) in past.sessions {
         taken.extend(past.blocks.iter().copied());
@@ -466,7 +467,24 @@ fn tell_descent(sessions: &Sessions, descended: &[(SessionId, SessionId)]) {
     }
 }
 
-type Files = HashMap<(String, u64), Arc<BackingFile>>;
+/// Files that were opened again.
+struct Files {
+    open: HashMap<(String, u64, FileIdentity), Arc<BackingFile>>,
+    /// Whether devices may have other numbers by now.
+    is_other_boot: bool,
+}
+
+impl Files {
+    /// Whether what was opened is the file that it was.
+    const fn is_it(&self, then: FileIdentity, now: FileIdentity) -> bool {
+        match (then, now) {
+            (Some((device, inode)), Some((found, number))) => {
+                inode == number && (device == found || self.is_other_boot)
+            }
+            _ => true,
+        }
+    }
+}
 
 fn session(
     config: &ServerConfig,
@@ -480,8 +498,9 @@ fn session(
     let has = |flag| record.flags & flag != 0;
     let pages = PageCount::new(record.pages);
     let source = source(config, &about, files);
-    let own = about.own.as_ref().map(|(path, offset)| {
-        let file = reopen(config, &about.name, path, *offset, pages.bytes().get(), files);
+    let own = about.own.as_ref().map(|OwnAbout { path, offset, identity }| {
+        let range = (path.as_str(), *offset, *identity);
+        let file = reopen(config, &about.name, range, pages.bytes().get(), files);
         // What of it was written before is written again: nobody knows whether the disk has it.
         OwnRange { file, held: PageSet::default() }
     });
@@ -530,40 +549,52 @@ fn source(config: &ServerConfig, about: &About, files: &mut Files) -> Source {
         SourceRecord::Fill(byte) => Source::Fill(byte),
         SourceRecord::Server { offset, .. } => {
             let (address, region) = about.path.split_once('\n').unwrap_or((&about.path, ""));
-            let file = files.entry((about.path.clone(), offset)).or_insert_with(|| {
+            let file = files.open.entry((about.path.clone(), offset, None)).or_insert_with(|| {
                 let neighbours = config.neighbours.clone();
                 Arc::new(BackingFile::distant(neighbours, address, region, offset))
             });
             Source::File(Arc::clone(file))
         }
-        SourceRecord::File { offset, .. } => {
+        SourceRecord::File { offset, identity, .. } => {
             let bytes = PageCount::new(about.record.pages).bytes().get();
-            Source::File(reopen(config, &about.name, &about.path, offset, bytes, files))
+            let range = (about.path.as_str(), offset, identity);
+            Source::File(reopen(config, &about.name, range, bytes, files))
         }
     }
 }
 
-/// A range of a file, opened again.
+/// A range of a file, opened again: path, offset, and which file it was.
 fn reopen(
     config: &ServerConfig,
     name: &str,
-    path: &str,
-    offset: u64,
+    (path, offset, identity): (&str, u64, FileIdentity),
     bytes: u64,
     files: &mut Files,
 ) -> Arc<BackingFile> {
-    let file = files.entry((path.to_owned(), offset)).or_insert_with(|| {
-        let opened = BackingFile::open(&config.directories, path, offset, bytes);
-        Arc::new(opened.unwrap_or_else(|error| {
-            let message = format_args!(
-                "cannot open {path} again, of which region {name} is made: {error}; what is not \
-                 in memory of it is refused"
-            );
-            config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
-            BackingFile::missing(path, offset)
-        }))
-    });
-    Arc::clone(file)
+    let key = (path.to_owned(), offset, identity);
+    if let Some(file) = files.open.get(&key) {
+        return Arc::clone(file);
+    }
+    let missing = |message: fmt::Arguments<'_>| {
+        config.log.line(&LogLine::new(LogLevel::Error, "file_refused", message));
+        BackingFile::missing(path, offset, identity)
+    };
+    let file = match BackingFile::open(&config.directories, path, offset, bytes) {
+        Ok(file) if files.is_it(identity, file.identity()) => file,
+        // Pages of both would be mixed.
+        Ok(_) => missing(format_args!(
+            "{path} is another file than the one that region {name} is made from; what is not in \
+             memory of it is refused: put the former file back under that name and start the \
+             server again, or delete the region"
+        )),
+        Err(error) => missing(format_args!(
+            "cannot open {path} again, of which region {name} is made: {error}; what is not \
+             in memory of it is refused"
+        )),
+    };
+    let file = Arc::new(file);
+    files.open.insert(key, Arc::clone(&file));
+    file
 }
 
 /// Shows each leaf of some tables once, though tables share leaves.
@@ -837,7 +868,7 @@ fn with_record(session: &Session, then: impl FnOnce(SessionRecord<'_>)) {
             } else {
                 // It came as text.
                 let path = file.path().to_str().unwrap_or_default();
-                SourceRecord::File { path, offset }
+                SourceRecord::File { path, offset, identity: file.identity() }
             }
         }
     };
@@ -863,9 +894,10 @@ fn with_record(session: &Session, then: impl FnOnce(SessionRecord<'_>)) {
         source,
         name: &session.name,
         // It came as text.
-        own: region
-            .own
-            .as_ref()
-            .map(|own| (own.file.path().to_str().unwrap_or_default(), own.file.offset())),
+        own: region.own.as_ref().map(|own| OwnRecord {
+            path: own.file.path().to_str().unwrap_or_default(),
+            offset: own.file.offset(),
+            identity: own.file.identity(),
+        }),
     });
 }

@@ -37,8 +37,10 @@ use rustix::io::Errno;
 
 pub(crate) use self::aside::Anew;
 use self::record::RECORD_BYTES_MAX;
-pub(crate) use self::record::{PageRecord, Record, SessionRecord, SourceRecord, Spot};
-pub(crate) use self::replay::{About, Past, PastSession, Shelved, replay};
+pub(crate) use self::record::{
+    FileIdentity, OwnRecord, PageRecord, Record, SessionRecord, SourceRecord, Spot,
+};
+pub(crate) use self::replay::{About, OwnAbout, Past, PastSession, Shelved, replay};
 
 const MAGIC: [u8; 8] = *b"FMJOURNL";
 /// Versions of the journal's bytes, a line each. A server goes on with those from the oldest to its
@@ -48,7 +50,8 @@ const MAGIC: [u8; 8] = *b"FMJOURNL";
 /// 2: sizes that shrink, preferences, who is a copy of whom, regions made from another server's.
 /// 3: which pages are read first.
 /// 4: ranges of clones' own that are not filled yet.
-const VERSION: u32 = 4;
+/// 5: which file each region is made from.
+const VERSION: u32 = 5;
 const OLDEST_VERSION: u32 = 1;
 /// That of the records alone is the same one.
 pub(crate) const RECORDS_VERSION: u32 = VERSION;
@@ -122,6 +125,8 @@ pub(crate) struct Remains {
     pub(crate) incarnation: Incarnation,
     /// Ids of sessions that may have been used.
     pub(crate) next_session: u64,
+    /// Whether it was written at this boot of the machine, as far as anybody knows.
+    pub(crate) is_this_boot: bool,
 }
 
 /// A journal that was replayed.
@@ -260,12 +265,13 @@ impl DataDirectory {
         if about.ino() != header.arena || about.len() < Arena::file_bytes(header.slots) {
             return lost("the file of its pages is another one, or shorter");
         }
-        if !is_this_boot(&header.boot, &boot()) && !replay::was_stopped(&said[HEADER_BYTES..]) {
+        let is_this_boot = is_this_boot(&header.boot, &boot());
+        if !is_this_boot && !replay::was_stopped(&said[HEADER_BYTES..]) {
             return lost("the machine has ended since, and the server had not been stopped before");
         }
         let JournalHeader { slots, incarnation, next_session, .. } = header;
         let (arena, file) = (arena.into(), file.into());
-        Ok(Ok(Remains { arena, slots, said, file, incarnation, next_session }))
+        Ok(Ok(Remains { arena, slots, said, file, incarnation, next_session, is_this_boot }))
     }
 
     /// A new file for pages, in place of a former one.

@@ -23,6 +23,17 @@ pub(crate) enum Spot {
     File(u32),
 }
 
+/// Device and inode of a file: what was noted before journals had them is of any file.
+pub(crate) type FileIdentity = Option<(u64, u64)>;
+
+/// A range of a file that a clone has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OwnRecord<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) offset: u64,
+    pub(crate) identity: FileIdentity,
+}
+
 /// All that is known of a session and its region, but for pages, blocks and pins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionRecord<'a> {
@@ -37,8 +48,8 @@ pub(crate) struct SessionRecord<'a> {
     pub(crate) flags: u16,
     pub(crate) source: SourceRecord<'a>,
     pub(crate) name: &'a str,
-    /// The range of its own that a clone has, if that does not hold all of it yet: file and offset.
-    pub(crate) own: Option<(&'a str, u64)>,
+    /// The range of its own that a clone has, if that does not hold all of it yet.
+    pub(crate) own: Option<OwnRecord<'a>>,
 }
 
 impl SessionRecord<'_> {
@@ -51,6 +62,8 @@ impl SessionRecord<'_> {
     pub(crate) const HAS_OWN_RANGE: u16 = 64;
     /// Set by what encodes: `own` follows the path.
     const UNFILLED: u16 = 128;
+    /// Set by what encodes: each file's path comes with which file that is.
+    const IDENTIFIED: u16 = 256;
 
     /// The same session, gone after a restart.
     pub(crate) const fn temporary(self) -> Self {
@@ -66,6 +79,7 @@ pub(crate) enum SourceRecord<'a> {
     File {
         path: &'a str,
         offset: u64,
+        identity: FileIdentity,
     },
     /// The other server's address and its region's name, with a line feed between them.
     Server {
@@ -328,15 +342,30 @@ impl<'a> Record<'a> {
 
 impl<'a> SessionRecord<'a> {
     fn encode(&self, out: &mut Vec<u8>) -> u8 {
+        let mut of_source = None;
         let (kind, number, path) = match self.source {
             SourceRecord::Nothing => (0, 0, ""),
             SourceRecord::Fill(byte) => (1, u64::from(byte), ""),
-            SourceRecord::File { path, offset } => (2, offset, path),
+            SourceRecord::File { path, offset, identity } => {
+                of_source = Some(identity);
+                (2, offset, path)
+            }
             SourceRecord::Server { path, offset } => (3, offset, path),
         };
+        let of_own = self.own.map(|own| own.identity);
+        let is_identified = of_source.flatten().or(of_own.flatten()).is_some();
+        let unfilled = if self.own.is_some() { Self::UNFILLED } else { 0 };
+        let identified = if is_identified { Self::IDENTIFIED } else { 0 };
         let tags = u64::from(self.page_bytes)
             | u64::from(self.generation) << 32
-            | u64::from(self.flags | if self.own.is_some() { Self::UNFILLED } else { 0 }) << 48;
+            | u64::from(self.flags | unfilled | identified) << 48;
+        let tell = |identity: Option<FileIdentity>, out: &mut Vec<u8>| {
+            if let Some(identity) = identity.filter(|_| is_identified) {
+                let (device, inode) = identity.unwrap_or_default();
+                out.extend_from_slice(&device.to_le_bytes());
+                out.extend_from_slice(&inode.to_le_bytes());
+            }
+        };
         let lengths = self.name.len() as u64 | (path.len() as u64) << 32;
         for number in [
             self.session.get(),
@@ -352,8 +381,10 @@ impl<'a> SessionRecord<'a> {
         }
         out.extend_from_slice(self.name.as_bytes());
         out.extend_from_slice(path.as_bytes());
-        if let Some((path, offset)) = self.own {
+        tell(of_source, out);
+        if let Some(OwnRecord { path, offset, .. }) = self.own {
             out.extend_from_slice(&offset.to_le_bytes());
+            tell(of_own, out);
             out.extend_from_slice(path.as_bytes());
         }
         kind
@@ -370,21 +401,26 @@ impl<'a> SessionRecord<'a> {
         let (name, rest) = fields.0.split_at_checked(name as usize)?;
         let (path, rest) = rest.split_at_checked(path as usize)?;
         let (name, path) = (str::from_utf8(name).ok()?, str::from_utf8(path).ok()?);
-        let own = match (flags & Self::UNFILLED != 0, rest) {
-            (false, []) => None,
-            (false, _) => return None,
-            (true, _) => {
-                let mut fields = Numbers(rest);
-                let offset = fields.next()?;
-                Some((str::from_utf8(fields.0).ok()?, offset))
-            }
+        let mut fields = Numbers(rest);
+        let is_identified = flags & Self::IDENTIFIED != 0;
+        let identity = |fields: &mut Numbers<'_>| -> Option<FileIdentity> {
+            let found = if is_identified { (fields.next()?, fields.next()?) } else { (0, 0) };
+            Some(Some(found).filter(|found| *found != (0, 0)))
         };
         let source = match kind {
             0 => SourceRecord::Nothing,
             1 => SourceRecord::Fill(u8::try_from(number).ok()?),
-            2 => SourceRecord::File { path, offset: number },
+            2 => SourceRecord::File { path, offset: number, identity: identity(&mut fields)? },
             3 => SourceRecord::Server { path, offset: number },
             _ => return None,
+        };
+        let own = if flags & Self::UNFILLED != 0 {
+            let (offset, identity) = (fields.next()?, identity(&mut fields)?);
+            Some(OwnRecord { path: str::from_utf8(fields.0).ok()?, offset, identity })
+        } else if fields.0.is_empty() {
+            None
+        } else {
+            return None;
         };
         Some(Self {
             session,
@@ -394,7 +430,7 @@ impl<'a> SessionRecord<'a> {
             pages,
             page_bytes,
             generation,
-            flags: flags & !Self::UNFILLED,
+            flags: flags & !(Self::UNFILLED | Self::IDENTIFIED),
             source,
             name,
             own,
@@ -478,9 +514,13 @@ mod tests {
         let range = PageRange { start: page, count: PageCount::new(9) };
         let clone = SessionRecord {
             flags: SessionRecord::HAS_OWN_RANGE | SessionRecord::WRITES_BACK,
-            own: Some(("/b/ç", 1 << 42)),
-            ..session(SourceRecord::File { path: "/a/b", offset: 4096 })
+            own: Some(OwnRecord { path: "/b/ç", offset: 1 << 42, identity: None }),
+            ..session(SourceRecord::File { path: "/a/b", offset: 4096, identity: None })
         };
+        let known = Some((u64::MAX, 3));
+        let own = OwnRecord { path: "/c", offset: 7, identity: known };
+        let identified = |source| SessionRecord { own: Some(own), ..session(source) };
+        let file = |identity| SourceRecord::File { path: "/a/b", offset: 1 << 41, identity };
         let put = |spot| {
             let (version, checksum) = (Version::new(5), Checksum::new(6));
             Record::Put(PageRecord {
@@ -497,7 +537,11 @@ mod tests {
         let all = [
             Record::Session(session(SourceRecord::Nothing)),
             Record::Session(session(SourceRecord::Fill(255))),
-            Record::Session(session(SourceRecord::File { path: "/a/b", offset: 1 << 41 })),
+            Record::Session(session(file(None))),
+            Record::Session(session(file(known))),
+            Record::Session(identified(file(None))),
+            Record::Session(identified(file(known))),
+            Record::Session(identified(SourceRecord::Nothing)),
             Record::Session(clone),
             Record::Block { region, block: u32::MAX },
             Record::End(region),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use farmem_region::{PageRange, RegionId};
 
-use super::record::{NotARecord, RECORD_BYTES_MAX, Record, SessionRecord};
+use super::record::{FileIdentity, NotARecord, OwnRecord, RECORD_BYTES_MAX, Record, SessionRecord};
 use crate::page_set::PageSet;
 use crate::prefer::Preferences;
 use crate::table::{Portion, Table};
@@ -26,6 +26,8 @@ pub(crate) struct Past {
     pub(crate) end: usize,
     /// Whether the last thing that happened is that the server was stopped in order.
     pub(crate) was_stopped: bool,
+    /// Whether devices may have other numbers by now, as the machine was started anew.
+    pub(crate) is_other_boot: bool,
 }
 
 /// A session of it.
@@ -47,8 +49,16 @@ pub(crate) struct About {
     pub(crate) record: SessionRecord<'static>,
     pub(crate) name: String,
     pub(crate) path: String,
-    /// The range of its own that a clone has, if that is not filled: file and offset.
-    pub(crate) own: Option<(String, u64)>,
+    /// The range of its own that a clone has, if that is not filled.
+    pub(crate) own: Option<OwnAbout>,
+}
+
+/// As [`OwnRecord`], with a text of its own.
+#[derive(Debug)]
+pub(crate) struct OwnAbout {
+    pub(crate) path: String,
+    pub(crate) offset: u64,
+    pub(crate) identity: FileIdentity,
 }
 
 /// A shelf as it was built last.
@@ -205,14 +215,18 @@ impl About {
         let (source, path) = match record.source {
             SourceRecord::Nothing => (SourceRecord::Nothing, String::new()),
             SourceRecord::Fill(byte) => (SourceRecord::Fill(byte), String::new()),
-            SourceRecord::File { path, offset } => {
-                (SourceRecord::File { path: "", offset }, path.to_owned())
+            SourceRecord::File { path, offset, identity } => {
+                (SourceRecord::File { path: "", offset, identity }, path.to_owned())
             }
             SourceRecord::Server { path, offset } => {
                 (SourceRecord::Server { path: "", offset }, path.to_owned())
             }
         };
-        let own = record.own.map(|(path, offset)| (path.to_owned(), offset));
+        let own = record.own.map(|OwnRecord { path, offset, identity }| OwnAbout {
+            path: path.to_owned(),
+            offset,
+            identity,
+        });
         Self { record: SessionRecord { source, name: "", own: None, ..record }, name, path, own }
     }
 }

@@ -157,7 +157,7 @@ fn hello(passage: &Passage, version: u32, records: u32) {
 
 /// Gets all that the predecessor has.
 fn given(passage: &Passage) {
-    hello(passage, 1, 4);
+    hello(passage, 1, 5);
     match passage.receive(None).unwrap() {
         Arrival::Packet(bytes, passed) => {
             assert!(passed.len() >= 3 && bytes[8] == 2, "{bytes:?}");

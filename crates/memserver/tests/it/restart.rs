@@ -232,6 +232,43 @@ fn cap_95_named_regions_copies_files_and_pins_outlive_the_server() {
     assert!(server.logs("cannot open"));
 }
 
+/// A file that has another one's name is not that one: of a region nothing comes from it, and nothing goes there.
+#[test]
+fn cap_95_a_backing_file_that_was_replaced_is_not_mixed_with_the_former_one() {
+    let place = in_memory();
+    let [table, former] = ["table", "former"].map(|name| place.path().join(name));
+    fs::write(&table, [7; 64 * PAGE_SIZE]).unwrap();
+    let source = Source::File { path: table.to_str().unwrap(), offset: 0 };
+    let server = started(place.path(), |_| ());
+    Raw::greeted(&server).create("file", 64 * PAGE_SIZE as u64, 4096, source).unwrap();
+    let mut file = Raw::opened(&server, "file").unwrap();
+    file.write(&[(3, 1, 33)]).unwrap();
+    assert_eq!(file.read(&[(5, 0)]), Ok(vec![7]));
+    fs::rename(&table, &former).unwrap();
+    fs::write(&table, [9; 64 * PAGE_SIZE]).unwrap();
+    assert_eq!(file.read(&[(6, 0)]), Ok(vec![7]), "the server has the former one open");
+    let check = |server: &TestServer| {
+        assert!(server.logs_all(&["table is another file than", "put the former file back"]));
+        let mut file = Raw::opened(server, "file").unwrap();
+        assert_eq!(file.read(&[(3, 1), (5, 0), (6, 0)]), Ok(vec![33, 7, 7]));
+        assert_eq!(file.read(&[(60, 0)]), Err(RefusalCode::FileFailed));
+        assert_eq!(file.over(Action::Flush, 0, 64), Err(RefusalCode::FileFailed));
+    };
+    server.hand_over();
+    check(&server);
+    drop(server);
+    // Nor is it forgotten by the next one.
+    for _ in 0..2 {
+        check(&started(place.path(), |_| ()));
+    }
+    assert_eq!(fs::read(&table).unwrap(), [9; 64 * PAGE_SIZE]);
+    fs::rename(&former, &table).unwrap();
+    let server = started(place.path(), |_| ());
+    let mut file = Raw::opened(&server, "file").unwrap();
+    assert_eq!(file.read(&[(60, 0), (3, 1)]), Ok(vec![7, 33]));
+    assert_eq!(file.over(Action::Flush, 0, 64), Ok(1));
+}
+
 /// What is lost is said to be lost: never zeros in place of data.
 #[test]
 fn cap_95_lost_contents_are_another_incarnation() {
