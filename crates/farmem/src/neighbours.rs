@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use farmem_memserver::{DistantRegion, Neighbours, Use};
-use farmem_region::{PageIndex, PageRange, StoreError};
+use farmem_region::{Incarnation, PageIndex, PageRange, RegionId, StoreError};
 use farmem_remote::named::{NamedRegion, RangeAction};
 use farmem_transport::ServerAddress;
 use farmem_wire::RegionInfo;
@@ -33,6 +33,10 @@ pub(crate) fn neighbours() -> Neighbours {
 struct Neighbour(NamedRegion);
 
 impl DistantRegion for Neighbour {
+    fn identity(&self) -> (Incarnation, RegionId) {
+        self.0.identity()
+    }
+
     fn size(&mut self) -> io::Result<u64> {
         // Asked anew, as it may have been made larger.
         let RegionInfo { pages, .. } = self.0.show().map_err(failed)?;

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
+use farmem_region::{Incarnation, RegionId};
 use farmem_transport::{read_at, write_at};
 use farmem_wire::RefusalCode;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -86,9 +87,12 @@ impl BackingFile {
         address: &str,
         region: &str,
         offset: u64,
+        identity: FileIdentity,
     ) -> Self {
         let path = format!("server:{address}/{region}").into();
-        let content = Content::Distant(Box::new(Neighbour::new(neighbours, address, region)));
+        let first = identity.map(|(one, other)| (Incarnation::new(one), RegionId::new(other)));
+        let neighbour = Neighbour::new(neighbours, address, region, first);
+        let content = Content::Distant(Box::new(neighbour));
         Self::over(content, path, offset)
     }
 
@@ -125,12 +129,14 @@ impl BackingFile {
         Self::over(Content::Missing { identity }, path.into(), offset)
     }
 
-    /// Which file it is, whatever its name; nothing if nobody knows.
-    pub(crate) const fn identity(&self) -> FileIdentity {
+    /// Which file or region it is, whatever its name; nothing if nobody knows.
+    pub(crate) fn identity(&self) -> FileIdentity {
         match &self.content {
             Content::Local { identity, .. } => Some(*identity),
             Content::Missing { identity } => *identity,
-            Content::Distant(_) => None,
+            Content::Distant(neighbour) => {
+                neighbour.identity().map(|(incarnation, region)| (incarnation.get(), region.get()))
+            }
         }
     }
 

@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use farmem_region::RegionId;
+use farmem_region::{Incarnation, RegionId};
 
 /// A server that did not answer is not asked again for so long: whoever waits for it meanwhile is
 /// refused at once, and keeps no thread.
@@ -20,6 +21,9 @@ const CLAIM_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A named region of another memory server, over a connection of its own.
 pub trait DistantRegion: Send {
+    /// What tells it from a later region of the same name: the incarnation of its server, and the region's number.
+    fn identity(&self) -> (Incarnation, RegionId);
+
     /// How many bytes it has.
     ///
     /// # Errors
@@ -85,6 +89,10 @@ pub(crate) struct Neighbour {
     /// Apart, so that who reads does not wait for who writes.
     reads: Mutex<Line>,
     writes: Mutex<Line>,
+    /// As it was when it was first open: pages of another one must not be mixed with its.
+    first: Mutex<Option<(Incarnation, RegionId)>>,
+    /// Whether another one was found in its place.
+    is_gone: AtomicBool,
     claims: Arc<Claims>,
 }
 
@@ -156,10 +164,41 @@ impl Neighbour {
         drop(self.claims.released.wait_timeout_while(claimed, CLAIM_PATIENCE, is_claimed));
     }
 
-    pub(crate) fn new(neighbours: Option<Neighbours>, address: &str, region: &str) -> Self {
+    /// A region of another server; which one, if that is known from before.
+    pub(crate) fn new(
+        neighbours: Option<Neighbours>,
+        address: &str,
+        region: &str,
+        first: Option<(Incarnation, RegionId)>,
+    ) -> Self {
         let (reads, writes) = (Mutex::default(), Mutex::default());
         let (address, region) = (address.to_owned(), region.to_owned());
-        Self { neighbours, address, region, reads, writes, claims: Arc::default() }
+        let (first, is_gone) = (Mutex::new(first), AtomicBool::new(false));
+        Self { neighbours, address, region, reads, writes, first, is_gone, claims: Arc::default() }
+    }
+
+    /// Which one it is, once it was open.
+    pub(crate) fn identity(&self) -> Option<(Incarnation, RegionId)> {
+        *self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is gone for good: another one was found in its place. What was written to it may be, too.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// If it is another region than the first time.
+    fn check(&self, found: (Incarnation, RegionId)) -> io::Result<()> {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if *first.get_or_insert(found) == found {
+            return Ok(());
+        }
+        self.is_gone.store(true, Ordering::Relaxed);
+        Err(io::Error::other(
+            "it is another one than it was, as its server has lost it or it was made anew: what is not in memory of it \
+             is refused; delete the region here, and make it again",
+        ))
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -198,6 +237,7 @@ impl Neighbour {
             None => Err(io::Error::other("this server is told of no other servers")),
         };
         let result = connected.and_then(|mut open| {
+            self.check(open.identity())?;
             let done = then(&mut *open)?;
             Ok((open, done))
         });

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use farmem_region::{
-    ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, StoreError, Version,
+    ByteCount, Incarnation, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, StoreError,
+    Version,
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
@@ -199,6 +200,12 @@ impl NamedRegion {
             self.download()?;
         }
         Ok(())
+    }
+
+    /// What tells it from a later region of the same name: the incarnation of its server, and the region's number.
+    #[must_use]
+    pub const fn identity(&self) -> (Incarnation, RegionId) {
+        (self.session.incarnation, self.session.region)
     }
 
     /// Its size.

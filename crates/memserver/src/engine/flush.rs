@@ -15,6 +15,7 @@ use super::parts::runs;
 use super::supply::{Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal, lock};
 use crate::backing::BackingFile;
+use crate::neighbour::Neighbour;
 use crate::region::Region;
 use crate::table::{self, LEAF_PAGES};
 use crate::tiers::Place;
@@ -118,7 +119,7 @@ impl Engine {
         &self,
         caller: &Caller,
         header: &Header,
-        file: &BackingFile,
+        file: &Arc<BackingFile>,
         range: PageRange,
         work: &mut Work,
     ) -> Result<PageIndex, Refusal> {
@@ -135,6 +136,10 @@ impl Engine {
             }
         }
         self.forget(dirty);
+        if written.is_err() && file.neighbour().is_some_and(Neighbour::is_gone) {
+            // With what was written to it before.
+            self.mark_dirty(caller, file);
+        }
         written.map(|()| next)
     }
 

@@ -64,7 +64,7 @@ impl Engine {
                     return Err(RefusalCode::Malformed.into());
                 }
                 let neighbours = self.config.neighbours.clone();
-                let distant = BackingFile::distant(neighbours, address, region, offset);
+                let distant = BackingFile::distant(neighbours, address, region, offset, None);
                 distant.check(size).map_err(|error| {
                     self.file_failed("find so much in", &distant, &error);
                     distant.refusal(&error)

@@ -547,11 +547,12 @@ fn source(config: &ServerConfig, about: &About, files: &mut Files) -> Source {
     match about.record.source {
         SourceRecord::Nothing => Source::Nothing,
         SourceRecord::Fill(byte) => Source::Fill(byte),
-        SourceRecord::Server { offset, .. } => {
+        SourceRecord::Server { offset, identity, .. } => {
             let (address, region) = about.path.split_once('\n').unwrap_or((&about.path, ""));
-            let file = files.open.entry((about.path.clone(), offset, None)).or_insert_with(|| {
+            let key = (about.path.clone(), offset, identity);
+            let file = files.open.entry(key).or_insert_with(|| {
                 let neighbours = config.neighbours.clone();
-                Arc::new(BackingFile::distant(neighbours, address, region, offset))
+                Arc::new(BackingFile::distant(neighbours, address, region, offset, identity))
             });
             Source::File(Arc::clone(file))
         }
@@ -864,7 +865,7 @@ fn with_record(session: &Session, then: impl FnOnce(SessionRecord<'_>)) {
             let offset = file.offset();
             if let Some(neighbour) = file.neighbour() {
                 both = format!("{}\n{}", neighbour.address(), neighbour.region());
-                SourceRecord::Server { path: &both, offset }
+                SourceRecord::Server { path: &both, offset, identity: file.identity() }
             } else {
                 // It came as text.
                 let path = file.path().to_str().unwrap_or_default();

@@ -23,7 +23,7 @@ pub(crate) enum Spot {
     File(u32),
 }
 
-/// Device and inode of a file: what was noted before journals had them is of any file.
+/// Device and inode of a file, or incarnation and number of another server's region: what was noted before journals had them is of any file.
 pub(crate) type FileIdentity = Option<(u64, u64)>;
 
 /// A range of a file that a clone has.
@@ -85,6 +85,7 @@ pub(crate) enum SourceRecord<'a> {
     Server {
         path: &'a str,
         offset: u64,
+        identity: FileIdentity,
     },
 }
 
@@ -350,7 +351,10 @@ impl<'a> SessionRecord<'a> {
                 of_source = Some(identity);
                 (2, offset, path)
             }
-            SourceRecord::Server { path, offset } => (3, offset, path),
+            SourceRecord::Server { path, offset, identity } => {
+                of_source = Some(identity);
+                (3, offset, path)
+            }
         };
         let of_own = self.own.map(|own| own.identity);
         let is_identified = of_source.flatten().or(of_own.flatten()).is_some();
@@ -411,7 +415,7 @@ impl<'a> SessionRecord<'a> {
             0 => SourceRecord::Nothing,
             1 => SourceRecord::Fill(u8::try_from(number).ok()?),
             2 => SourceRecord::File { path, offset: number, identity: identity(&mut fields)? },
-            3 => SourceRecord::Server { path, offset: number },
+            3 => SourceRecord::Server { path, offset: number, identity: identity(&mut fields)? },
             _ => return None,
         };
         let own = if flags & Self::UNFILLED != 0 {
@@ -542,6 +546,11 @@ mod tests {
             Record::Session(identified(file(None))),
             Record::Session(identified(file(known))),
             Record::Session(identified(SourceRecord::Nothing)),
+            Record::Session(session(SourceRecord::Server {
+                path: "a\nb",
+                offset: 3,
+                identity: known,
+            })),
             Record::Session(clone),
             Record::Block { region, block: u32::MAX },
             Record::End(region),

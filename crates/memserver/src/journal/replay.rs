@@ -218,8 +218,8 @@ impl About {
             SourceRecord::File { path, offset, identity } => {
                 (SourceRecord::File { path: "", offset, identity }, path.to_owned())
             }
-            SourceRecord::Server { path, offset } => {
-                (SourceRecord::Server { path: "", offset }, path.to_owned())
+            SourceRecord::Server { path, offset, identity } => {
+                (SourceRecord::Server { path: "", offset, identity }, path.to_owned())
             }
         };
         let own = record.own.map(|OwnRecord { path, offset, identity }| OwnAbout {

@@ -262,6 +262,10 @@ impl Drop for Opens<'_> {
 struct Held(Arc<Gate>);
 
 impl DistantRegion for Held {
+    fn identity(&self) -> (farmem_region::Incarnation, farmem_region::RegionId) {
+        Default::default()
+    }
+
     fn size(&mut self) -> io::Result<u64> {
         self.0.pass();
         Ok(1 << 20)

@@ -167,6 +167,10 @@ struct Disk {
 struct OnDisk(Arc<Mutex<Disk>>);
 
 impl DistantRegion for OnDisk {
+    fn identity(&self) -> (farmem_region::Incarnation, farmem_region::RegionId) {
+        Default::default()
+    }
+
     fn size(&mut self) -> io::Result<u64> {
         Ok(self.0.lock().unwrap().kept.len() as u64)
     }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use farmem_memserver::{DistantRegion, Neighbours, Use};
+use farmem_region::{Incarnation, RegionId};
 use farmem_wire::{Action, AttachMode, RefusalCode, Source};
 
-use crate::raw::{Raw, TestServer};
+use crate::raw::{Raw, TestServer, patiently};
 
 /// What the other server holds, and how it behaves.
 #[derive(Default)]
@@ -20,13 +21,33 @@ struct Other {
     read_pages: AtomicU64,
     written: Mutex<Vec<Range<u64>>>,
     flushes: AtomicU64,
+    /// What tells its region from a former one under the same name.
+    incarnation: AtomicU64,
+    region: AtomicU64,
+    /// Writes after which it is killed, and made anew with nothing.
+    lives_for: AtomicU64,
 }
 
-struct Connection(Arc<Other>);
+impl Other {
+    fn identity(&self) -> (Incarnation, RegionId) {
+        let numbers = [&self.incarnation, &self.region];
+        let [incarnation, region] = numbers.map(|number| 7 + number.load(Ordering::Relaxed));
+        (Incarnation::new(incarnation), RegionId::new(region))
+    }
+
+    /// It has ended; another one comes, where the region is made again.
+    fn is_killed(&self) {
+        self.incarnation.fetch_add(1, Ordering::Relaxed);
+        self.content.lock().unwrap().fill(0);
+    }
+}
+
+/// With what tells it from another one under its name.
+struct Connection(Arc<Other>, (Incarnation, RegionId));
 
 impl Connection {
     fn answer(&self) -> io::Result<()> {
-        if self.0.is_away.load(Ordering::Relaxed) {
+        if self.0.is_away.load(Ordering::Relaxed) || self.0.identity() != self.1 {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         Ok(())
@@ -34,6 +55,10 @@ impl Connection {
 }
 
 impl DistantRegion for Connection {
+    fn identity(&self) -> (Incarnation, RegionId) {
+        self.1
+    }
+
     fn size(&mut self) -> io::Result<u64> {
         self.answer()?;
         Ok(self.0.content.lock().unwrap().len() as u64)
@@ -52,6 +77,10 @@ impl DistantRegion for Connection {
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.answer()?;
+        if self.0.lives_for.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.is_killed();
+            return self.answer();
+        }
         self.0.written.lock().unwrap().push(at..at + bytes.len() as u64);
         self.0.content.lock().unwrap()[at as usize..at as usize + bytes.len()]
             .copy_from_slice(bytes);
@@ -74,7 +103,7 @@ fn start(pages: u64) -> (Arc<Other>, TestServer) {
     let server = TestServer::start(4096, |config| {
         config.promise_percent = 1000;
         config.neighbours = Some(Neighbours::new(move |address, region, _: Use| {
-            let connection = Connection(Arc::clone(&played));
+            let connection = Connection(Arc::clone(&played), played.identity());
             connection.answer()?;
             if (address, region) != ("other:1", "there") {
                 return Err(io::ErrorKind::NotFound.into());
@@ -182,6 +211,45 @@ fn cap_9_a_server_that_is_away_is_told_and_never_taken_for_zeros() {
     assert_eq!(odd.err(), Some(RefusalCode::Malformed));
     let lines = Source::Server { address: "a\nb", region: "x", offset: 0, writes_back: false };
     assert_eq!(client.create("x", 4096, 4096, lines).err(), Some(RefusalCode::Malformed));
+}
+
+/// Its server was killed, and the region made again under its name: pages of both are never mixed, and what the
+/// former one took with it is dirty again.
+#[test]
+fn cap_9_cap_16_a_region_that_was_made_again_is_not_taken_for_its_former_self() {
+    let (other, server) = start(256);
+    let mut client = Raw::greeted(&server);
+    client.create("here", 128 * 4096, 4096, there(0, true)).unwrap();
+    client.create("again", 128 * 4096, 4096, there(128 * 4096, false)).unwrap();
+    let [mut here, mut again] = ["here", "again"].map(|name| Raw::opened(&server, name).unwrap());
+    assert_eq!([&mut here, &mut again].map(|region| region.read(&[(3, 0)]).unwrap()[0]), [3, 131]);
+    // Apart, so that each is a write of its own.
+    for page in (0..20).step_by(2) {
+        here.write(&[(page, 1, 100 + page as u8)]).unwrap();
+    }
+    other.lives_for.store(4, Ordering::Relaxed);
+    let flushed = patiently(|| here.over(Action::Flush, 0, 128));
+    assert_eq!(flushed, Err(RefusalCode::SourceAway));
+    assert!(server.logs_all(&["server:other:1/there", "another one than it was"]));
+    assert_eq!(here.show().dirty.get(), 10, "also what it had acknowledged");
+    let writes = other.written.lock().unwrap().len();
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    for region in [&mut here, &mut again] {
+        assert_eq!(region.read(&[(3, 0)]).unwrap().len(), 1, "what is here is served");
+        assert_eq!(region.read(&[(90, 0)]), Err(RefusalCode::SourceAway), "and never its zeros");
+    }
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    assert_eq!(here.over(Action::Flush, 0, 128), Err(RefusalCode::SourceAway));
+    assert_eq!(
+        (other.written.lock().unwrap().len(), other.flushes.load(Ordering::Relaxed)),
+        (writes, 0)
+    );
+    // Under the same incarnation too, if it was deleted and made again.
+    client.create("new", 128 * 4096, 4096, there(0, true)).unwrap();
+    let mut new = Raw::opened(&server, "new").unwrap();
+    assert_eq!(new.read(&[(90, 0)]), Ok(vec![0]));
+    other.region.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(new.read(&[(91, 0)]), Err(RefusalCode::SourceAway));
 }
 
 #[test]
