@@ -15,7 +15,7 @@
 mod disk;
 mod manifest;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub(crate) struct Backup<'a> {
     /// The next one of it that may be meant.
     next: usize,
     table: Manifest,
+    /// A file of the former backup that is gone or cut: then nothing of that is relied on.
+    lacks: Option<u32>,
     lanes: [Lane; LANES],
     /// The one that pages are added to.
     lane: usize,
@@ -109,10 +111,23 @@ impl<'a> Backup<'a> {
         let numbers = disk.names()?;
         let numbers = numbers.iter().filter_map(|name| name.strip_prefix(PAGES)?.parse().ok());
         let number = numbers.max().unwrap_or(0_u32).saturating_add(1);
+        // Pages that each file must have.
+        let mut files = BTreeMap::<u32, u64>::new();
+        for entry in &former {
+            let needed = files.entry(entry.file).or_default();
+            *needed = (*needed).max(u64::from(entry.at) + 1);
+        }
+        let (mut in_files, mut lacks) = (0, None);
+        for (file, needed) in files {
+            let found = pages_in(disk, file);
+            in_files += found;
+            if found < needed && !is_full {
+                lacks = Some(file);
+            }
+        }
         // Whoever keeps all former files for a few of their pages needs more and more room.
-        let files: BTreeSet<u32> = former.iter().map(|entry| entry.file).collect();
-        let in_files = files.iter().map(|file| pages_in(disk, *file)).sum::<u64>();
-        let keeps = !is_full && in_files <= OLD_PAGES_TIMES * former.len() as u64;
+        let is_worth_it = in_files <= OLD_PAGES_TIMES * former.len() as u64;
+        let keeps = !is_full && lacks.is_none() && is_worth_it;
         let former = if keeps { former } else { Vec::new() };
         let lane = |number: u32| {
             let file = Arc::new(disk.create_pages(&format!("{PAGES}{number}"))?);
@@ -120,7 +135,7 @@ impl<'a> Backup<'a> {
         };
         let lanes = [lane(number)?, lane(number.saturating_add(1))?];
         // The first batch goes to the first file.
-        Ok(Self { disk, former, next: 0, table: about, lanes, lane: LANES - 1 })
+        Ok(Self { disk, former, next: 0, table: about, lacks, lanes, lane: LANES - 1 })
     }
 
     /// Begins a batch, in the other file than the one before: the pages that are added next are in it.
@@ -150,6 +165,11 @@ impl<'a> Backup<'a> {
         lane.written += 1;
         self.table.entries.push(BackedUp { page, version, checksum, file, at });
         true
+    }
+
+    /// The name of a file of the former backup that is gone or cut, if there is one: then this is a whole backup.
+    pub(crate) fn lacks(&self) -> Option<String> {
+        self.lacks.map(|number| format!("{PAGES}{number}"))
     }
 
     /// Pages whose contents were written.
@@ -212,7 +232,6 @@ fn pages_in(disk: &dyn Disk, number: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::io::IoSliceMut;
     use std::path::Path;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -385,6 +404,39 @@ mod tests {
         let there = disk.names().unwrap().iter().filter(|name| name.starts_with(PAGES)).count();
         assert_eq!(there, files.len());
         assert_eq!(make(&disk, &model, true).unwrap(), 50);
+    }
+
+    /// What the former backup was to have and has not is written again, whatever is missing of it.
+    #[test]
+    fn cap_74_a_backup_relies_on_no_file_that_is_gone_or_cut() {
+        type Harm = fn(&Path);
+        let gone: Harm = |file| std::fs::remove_file(file).unwrap();
+        let cut: Harm = |file| {
+            let file = std::fs::File::options().write(true).open(file).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+        };
+        for (harm, name) in
+            [(gone, "pages.1"), (gone, "pages.2"), (cut, "pages.1"), (cut, "pages.2")]
+        {
+            let all = tempfile::tempdir().unwrap();
+            let path = all.path().join("backup");
+            let disk = folder(&path);
+            let mut model: Model = (0..50).map(|page| (page, (1, 7))).collect();
+            make(&disk, &model, false).unwrap();
+            model.insert(9, (2, 8));
+            assert_eq!(make(&disk, &model, false).unwrap(), 1);
+            let lacks = || {
+                let begun = Backup::begin(&disk, about(), false).unwrap();
+                let lacks = begun.lacks();
+                begun.abandon();
+                lacks
+            };
+            assert_eq!(lacks(), None);
+            harm(&path.join(name));
+            assert_eq!(lacks().as_deref(), Some(name));
+            assert_eq!(make(&disk, &model, false).unwrap(), 50, "all of it");
+            assert_eq!(restored(&disk), model);
+        }
     }
 
     #[test]

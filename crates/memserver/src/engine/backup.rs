@@ -179,6 +179,16 @@ impl Engine {
             (about, header, matches!(region.source, Source::File(_)))
         };
         let mut backup = Backup::begin(folder, about, is_full)?;
+        if let Some(name) = backup.lacks() {
+            self.tell(
+                "backup_failed",
+                format_args!(
+                    "{name} of the former backup of region {} is gone or cut: that one cannot be restored, and a \
+                     whole one is made in its place",
+                    lock(&shared).name
+                ),
+            );
+        }
         match self.write_pages(snapshot, &shared, header, every, &mut backup) {
             Ok(()) => {
                 let written = backup.written();
