@@ -43,6 +43,8 @@ const BATCHES_AHEAD: usize = 4;
 
 /// How long a backup or a restore waits for memory: as long as clients do.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts: whoever makes room needs the processor for it.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// So many as to let no more begin.
 const CLOSED: u32 = u32::MAX;
@@ -611,7 +613,10 @@ fn patiently(mut attempt: impl FnMut() -> Result<(), Refusal>) -> Result<(), Ref
     loop {
         match attempt() {
             Err(refusal)
-                if refusal.code == RefusalCode::Busy && began.elapsed() < BUSY_PATIENCE => {}
+                if refusal.code == RefusalCode::Busy && began.elapsed() < BUSY_PATIENCE =>
+            {
+                thread::sleep(BUSY_PAUSE);
+            }
             result => return result,
         }
     }
