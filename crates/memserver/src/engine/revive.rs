@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -99,7 +100,8 @@ pub(super) fn revive(config: &ServerConfig) -> Result<Revived, ServerError> {
     let arena = directory.new_arena(slots)?;
     let header = header(slots, &arena, random().map_err(no_arena)?, 1);
     let arena = Arena::over(arena, slots, true).map_err(no_arena)?;
-    let file = file_tier(config, Some(&directory), true).map_err(no_arena)?;
+    let file = file_tier(config, Some(&directory), true);
+    let file = file.map_err(|error| no_tier(config, &directory, error))?;
     let tiers = Tiers::over(arena, &config.tiers, file);
     let mut revived = empty(tiers).map_err(no_arena)?;
     revived.incarnation = header.incarnation;
@@ -238,15 +240,60 @@ fn file_tier(
     directory: Option<&DataDirectory>,
     empty: bool,
 ) -> io::Result<Option<FileTier>> {
-    let name = directory.map(tier_name);
-    let open = |file| FileTier::create(file, name.as_deref(), empty);
-    config.tiers.file.as_ref().map(open).transpose()
+    let Some(tier) = &config.tiers.file else { return Ok(None) };
+    let Some(directory) = directory else { return FileTier::create(tier, None, empty).map(Some) };
+    let opened = FileTier::create(tier, Some(&tier_name(directory)), empty);
+    match opened {
+        Err(error) if !empty && error.kind() == io::ErrorKind::NotFound => {
+            let former = FileTier::create(tier, Some(&former_tier_name(directory)), empty);
+            // What another server has under that name was never this one's.
+            former.map_err(|_| error).map(Some)
+        }
+        opened => opened.map(Some),
+    }
 }
 
-/// One name for each directory of data, so that servers do not share a file.
+/// One name for each directory of data, so that servers do not share a file: its path with hyphens for slashes,
+/// and all but letters, digits, points and underlines as percent signs and two digits.
 fn tier_name(directory: &DataDirectory) -> String {
     let path = directory.path().canonicalize().unwrap_or_default();
+    let mut name = "farmem-tier".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' => name.push('-'),
+            b'.' | b'_' => name.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => name.push(char::from(*byte)),
+            byte => name.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    name
+}
+
+/// As builds before named it. Some directories share such a name.
+fn former_tier_name(directory: &DataDirectory) -> String {
+    let path = directory.path().canonicalize().unwrap_or_default();
     format!("farmem-tier{}", path.display().to_string().replace('/', "-"))
+}
+
+/// Gives a file that was found under its former name the one that no other directory's has.
+fn rename_tier(config: &ServerConfig, directory: &DataDirectory, tiers: &Tiers) {
+    let (Some(tier), Some(file)) = (&config.tiers.file, tiers.file_tier()) else { return };
+    let [now, former] =
+        [tier_name(directory), former_tier_name(directory)].map(|name| tier.directory.join(name));
+    let number = rustix::fs::fstat(file.descriptor()).map(|about| about.st_ino);
+    let is_it = std::fs::symlink_metadata(&former).is_ok_and(|about| number == Ok(about.ino()));
+    if now != former && is_it && !now.exists() {
+        // If that fails it is found by the former name again.
+        let _ = std::fs::rename(former, now);
+    }
+}
+
+/// Why there is no file tier.
+fn no_tier(config: &ServerConfig, directory: &DataDirectory, source: io::Error) -> ServerError {
+    match tier_path(config, directory) {
+        Some(path) if source.kind() == io::ErrorKind::ResourceBusy => DataError::InUse(path).into(),
+        _ => ServerError::Arena { memory: config.memory, source },
+    }
 }
 
 fn tier_path(config: &ServerConfig, directory: &DataDirectory) -> Option<PathBuf> {
@@ -298,7 +345,7 @@ fn resume(
     let arena = Arena::over(remains.arena, slots, true).map_err(no_arena)?;
     let file = match file_tier(config, Some(directory), false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        file => file.map_err(no_arena)?,
+        file => file.map_err(|error| no_tier(config, directory, error))?,
     };
     let mut tiers = Tiers::over(arena, &config.tiers, file);
     tiers.begin_replay();
@@ -321,9 +368,10 @@ fn resume(
     match revived {
         Ok(mut revived) => {
             if !revived.tiers.has_file() {
-                let file = file_tier(config, Some(directory), true).map_err(no_arena)?;
-                revived.tiers.keep_file(file);
+                let file = file_tier(config, Some(directory), true);
+                revived.tiers.keep_file(file.map_err(|error| no_tier(config, directory, error))?);
             }
+            rename_tier(config, directory, &revived.tiers);
             Ok(Ok((revived, old)))
         }
         Err(RestoreError::File(lacks)) => {

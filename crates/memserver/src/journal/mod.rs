@@ -211,20 +211,14 @@ impl DataDirectory {
         let name = path.join("lock");
         let lock =
             private().create(true).truncate(false).open(&name).map_err(failed("open", &name))?;
-        let began = Instant::now();
-        loop {
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    let directory = Self { path: path.to_owned(), lock };
-                    directory.remove_unfinished();
-                    return Ok(directory);
-                }
-                Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(LOCK_PAUSE);
-                }
-                Err(Errno::WOULDBLOCK) => return Err(DataError::InUse(path.to_owned())),
-                Err(errno) => return Err(failed("lock", &name)(errno.into())),
+        match lock_patiently(&lock) {
+            Ok(()) => {
+                let directory = Self { path: path.to_owned(), lock };
+                directory.remove_unfinished();
+                Ok(directory)
             }
+            Err(Errno::WOULDBLOCK) => Err(DataError::InUse(path.to_owned())),
+            Err(errno) => Err(failed("lock", &name)(errno.into())),
         }
     }
 
@@ -360,6 +354,22 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
             let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Locks a file that a server which is about to end may still have.
+///
+/// # Errors
+/// `WOULDBLOCK` if somebody else has it.
+pub(crate) fn lock_patiently(file: impl AsFd) -> Result<(), Errno> {
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            result => return result,
         }
     }
 }

@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::config::FileTierConfig;
+use crate::journal::lock_patiently;
 
 /// Where in the file a page lies, as a token.
 #[derive(Debug)]
@@ -68,8 +69,11 @@ struct Places {
 }
 
 impl FileTier {
-    /// Makes the file, without a name unless it is given one: then it is the one that is there, or a
-    /// new one if `empty`.
+    /// Makes the file, without a name unless it is given one: then it is the one that is there, emptied or made
+    /// if `empty`, and locked as long as it is open here or in a process that it was passed to.
+    ///
+    /// # Errors
+    /// If the kernel says no; `ResourceBusy` if another server has it.
     pub(crate) fn create(
         config: &FileTierConfig,
         name: Option<&str>,
@@ -79,7 +83,7 @@ impl FileTier {
         let (path, flags) = match name {
             None => (config.directory.clone(), flags | OFlags::TMPFILE),
             Some(name) if empty => {
-                let flags = flags | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+                let flags = flags | OFlags::CREATE | OFlags::NOFOLLOW;
                 (config.directory.join(name), flags)
             }
             Some(name) => (config.directory.join(name), flags | OFlags::NOFOLLOW),
@@ -91,6 +95,16 @@ impl FileTier {
             Err(Errno::INVAL) => rustix::fs::open(&path, flags, mode)?,
             other => other?,
         };
+        if name.is_some() {
+            lock_patiently(&file).map_err(|errno| match errno {
+                Errno::WOULDBLOCK => io::Error::from(io::ErrorKind::ResourceBusy),
+                errno => errno.into(),
+            })?;
+            if empty {
+                // Not before nobody else has it.
+                rustix::fs::ftruncate(&file, 0)?;
+            }
+        }
         Ok(Self::over(file, config))
     }
 

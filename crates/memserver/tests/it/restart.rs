@@ -310,6 +310,56 @@ fn cap_95_lost_contents_are_another_incarnation() {
     }
 }
 
+/// Directories for data whose paths differ by a hyphen and a slash have a file each, which nobody else may have.
+#[test]
+fn cap_95_no_two_directories_share_a_file_of_the_file_tier() {
+    let place = in_memory();
+    let parts = ["a-b", "a/b"].map(|name| place.path().join(name));
+    let start = |data: &Path| {
+        let data = data.to_owned();
+        started(place.path(), move |config| config.data = Some(data))
+    };
+    fs::create_dir(place.path().join("a")).unwrap();
+    let mut clients = Vec::new();
+    for (number, data) in (1..).zip(&parts) {
+        let server = start(data);
+        let mut client = Raw::with_region(&server, 2000);
+        for page in 0..2000 {
+            client.write_pages(&[(page, number, content(page, number, false))]).unwrap();
+        }
+        clients.push((number, client));
+    }
+    let check = |number: u64, client: &Raw, server: &TestServer| {
+        let mut client = client.attach(server, AttachMode::Join, 0).unwrap();
+        for page in 0..2000 {
+            let found = client.read_page(page).unwrap();
+            assert!(found == (number, content(page, number, false).to_vec()), "page {page}");
+        }
+    };
+    for (data, (number, client)) in parts.iter().zip(&clients) {
+        check(*number, client, &start(data));
+    }
+    // A file that a former build has named is found, and named anew.
+    let path = parts[0].canonicalize().unwrap().to_str().unwrap().to_owned();
+    let name = |path: String| place.path().join(format!("farmem-tier{}", path.replace('/', "-")));
+    let now = name(path.replace('-', "%2d"));
+    // The other one's name is the former one of this.
+    let other = place.path().join("kept");
+    fs::rename(name(path.clone()), &other).unwrap();
+    fs::rename(&now, name(path.clone())).unwrap();
+    check(1, &clients[0].1, &start(&parts[0]));
+    assert!(now.exists() && !name(path.clone()).exists());
+    fs::rename(&other, name(path)).unwrap();
+    check(2, &clients[1].1, &start(&parts[1]));
+    // Whoever has it open is not disturbed.
+    let file = fs::File::open(&now).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let refused = refusal(place.path(), |config| config.data = Some(parts[0].clone()));
+    assert!(refused.contains("another server uses") && refused.contains("%2d"), "{refused}");
+    drop(file);
+    check(1, &clients[0].1, &start(&parts[0]));
+}
+
 /// What is lost is set aside, once: whoever knows how to mend it has it back.
 #[test]
 fn cap_95_what_is_given_up_as_lost_is_set_aside_and_can_be_mended() {
