@@ -1,5 +1,6 @@
 //! Requests about pages: read, write, the slots of clients that share the arena, free.
 
+use std::collections::HashMap;
 use std::iter::Peekable;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -290,6 +291,7 @@ impl Engine {
         entries: impl Iterator<Item = PageEntry> + Clone,
         slots: &mut Vec<Slot>,
     ) -> Result<(), Refusal> {
+        check_versions(entries.clone().map(|entry| (entry.page, entry.version)))?;
         let session = self.enter(caller, header)?;
         session.check_change(header)?;
         let written = entries.clone();
@@ -646,6 +648,7 @@ impl Engine {
         slots: &mut Vec<Slot>,
         list: impl FnMut(u32),
     ) -> Result<(), Refusal> {
+        check_versions(entries.clone().map(|entry| (entry.page, entry.version)))?;
         self.initialise_around(caller, header, &entries)?;
         let mut session = self.enter(caller, header)?;
         session.check_change(header)?;
@@ -787,4 +790,25 @@ impl Engine {
 /// A page was asked for.
 fn warm(heat: &mut u8) {
     *heat = heat.saturating_add(1).min(HEAT_MAX);
+}
+
+/// Whether the versions of one message are such as a change may have: 0 is that of what was never written, and a
+/// page that is named again must be newer there, or one of both would be taken for the other.
+pub(super) fn check_versions(
+    changed: impl Iterator<Item = (PageIndex, Version)> + Clone,
+) -> Result<(), RefusalCode> {
+    if changed.clone().any(|(_, version)| version == Version::new(0)) {
+        return Err(RefusalCode::Malformed);
+    }
+    // As nearly all messages are.
+    if changed.clone().zip(changed.clone().skip(1)).all(|((page, _), (next, _))| page < next) {
+        return Ok(());
+    }
+    let mut newest = HashMap::new();
+    for (page, version) in changed {
+        if newest.insert(page, version).is_some_and(|former| former >= version) {
+            return Err(RefusalCode::Malformed);
+        }
+    }
+    Ok(())
 }

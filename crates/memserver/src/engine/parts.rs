@@ -19,6 +19,7 @@ use farmem_vmem::Slot;
 use farmem_wire::{Header, PageEntry, PartEntry, RefusalCode, part_checksum};
 
 use super::named::take_turn;
+use super::pages::check_versions;
 use super::supply::{FromSource, Made, Need, Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
@@ -356,10 +357,7 @@ impl Engine {
         parts: &[PartEntry],
         changes: &[(PartEntry, Change<'_>)],
     ) -> Result<u64, Refusal> {
-        if parts.iter().any(|part| part.version == Version::new(0)) {
-            // That is what was never written has.
-            return Err(RefusalCode::Malformed.into());
-        }
+        check_versions(parts.iter().map(|part| (part.page, part.version)))?;
         self.check_journal()?;
         let (mut left, mut changed, mut old) = (changes, 0, None);
         let mut supply = Supply::default();

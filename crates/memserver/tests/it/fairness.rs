@@ -57,7 +57,8 @@ fn half_sent_writes_of_one_tenant_leave_room_for_the_others() {
     let others: Vec<_> = (0..60)
         .map(|_| {
             let mut other = hostile.attach(&server, AttachMode::Join, 0).unwrap();
-            let message = other.write_message(&[(0, 9, 9); 64]);
+            let message =
+                other.write_message(&std::array::from_fn::<_, 64, _>(|at| (at as u64, 9, 9)));
             other.stream.write_all(&message[..10_000]).unwrap();
             other
         })

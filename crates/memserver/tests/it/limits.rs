@@ -79,7 +79,7 @@ fn writes_in_flight() {
     let pages: Vec<_> = (0..13).map(|page| (page, 3, 3)).collect();
     assert_eq!(client.write(&pages), Err(RefusalCode::Busy));
     let mut half = client.attach(&server, AttachMode::Join, 0).unwrap();
-    let message = half.write_message(&[(0, 3, 3); 12]);
+    let message = half.write_message(&std::array::from_fn::<_, 12, _>(|at| (at as u64, 3, 3)));
     half.stream.write_all(&message[..2000]).unwrap();
     server.wait_until(|stat| stat.slots == 512);
     assert_eq!(client.write(&[(0, 4, 4)]), Err(RefusalCode::Busy));

@@ -174,6 +174,26 @@ fn cap_7_cap_72_small_pages_of_a_fill_and_of_nothing() {
     assert_eq!(region.free_parts(&[(0, 0, 512)], 3), Err(RefusalCode::Malformed));
 }
 
+/// Parts of one page in one message are written in its order; those that only their bytes tell apart are refused,
+/// and none of them written.
+#[test]
+fn parts_of_one_page_in_one_message_need_growing_versions() {
+    let (server, _directory, _) = start();
+    let mut region = made(&server, 512, Source::Fill(5));
+    let [one, two]: [&[u8]; 2] = [&[1; 512], &[2; 512]];
+    region.write_parts(&[(1, 1, 0, one), (2, 1, 0, one), (1, 2, 512, two)]).unwrap();
+    let both = [(1, 0, 512), (1, 512, 512)];
+    let expected = [(2, one.to_vec()), (2, two.to_vec())];
+    assert_eq!(region.read_parts(&both).unwrap(), expected);
+    for [first, second] in [[3, 3], [4, 3], [0, 3], [3, 0]] {
+        let parts = [(1, first, 0, two), (3, 3, 0, two), (1, second, 512, one)];
+        assert_eq!(region.write_parts(&parts), Err(RefusalCode::Malformed));
+    }
+    assert_eq!(region.free_parts(&both, 3), Err(RefusalCode::Malformed));
+    assert_eq!(region.read_parts(&both).unwrap(), expected, "nothing has changed");
+    assert_eq!(region.read_parts(&[(3, 0, 512)]).unwrap(), [(0, vec![5; 512])]);
+}
+
 #[test]
 fn what_is_wrong_with_parts_is_refused_and_changes_nothing() {
     let (server, _directory, path) = start();

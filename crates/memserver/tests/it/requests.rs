@@ -201,3 +201,24 @@ fn cap_56_addresses_go_on_in_the_next_block() {
     assert_eq!(place(first.malloc(17, 1).unwrap()), (5, 1, 1));
     assert_eq!(place(second.malloc(0, 1).unwrap()), (5, 2, 0));
 }
+
+/// A page that one message names twice is what it is the second time, if that is newer; and no page is ever written in
+/// the version of what was never written.
+#[test]
+fn a_page_that_is_named_twice_needs_a_greater_version() {
+    let server = TestServer::start(64, |_| ());
+    let mut client = Raw::with_region(&server, 16);
+    client.write(&[(1, 1, 1), (2, 1, 2), (1, 2, 3)]).unwrap();
+    assert_eq!(client.read(&[(1, 2), (2, 1)]), Ok(vec![3, 2]));
+    for wrong in [
+        [(1, 3, 4), (3, 1, 5), (1, 3, 6)],
+        [(1, 4, 4), (3, 1, 5), (1, 3, 6)],
+        [(1, 3, 4), (3, 1, 5), (1, 3, 4)],
+        [(1, 3, 4), (3, 1, 5), (4, 0, 6)],
+    ] {
+        assert_eq!(client.write(&wrong), Err(RefusalCode::Malformed), "{wrong:?}");
+    }
+    assert_eq!(client.read(&[(1, 0), (2, 0)]), Ok(vec![3, 2]), "nothing has changed");
+    assert_eq!(client.read(&[(3, 0)]), Err(RefusalCode::NoPage));
+    assert_eq!(client.read(&[(4, 0)]), Err(RefusalCode::NoPage));
+}
