@@ -4,6 +4,9 @@
 use farmem_region::{PageCount, PageIndex, PageRange};
 use farmem_wire::Tier;
 
+/// Ranges of one region that may have a preference, so that who tells it page by page takes no more than 24 KiB.
+pub(crate) const RANGES_MAX: usize = 1024;
+
 /// Ranges with a preference: apart, in order.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Preferences {
@@ -29,6 +32,11 @@ impl Preferences {
             let of_it = self.ranges.iter().filter(|(.., other)| *other == tier);
             PageCount::new(of_it.map(|(start, end, _)| end - start).sum())
         })
+    }
+
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.ranges.len()
     }
 
     pub(crate) fn ranges(&self) -> impl Iterator<Item = (PageRange, Tier)> {

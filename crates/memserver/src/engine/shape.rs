@@ -9,6 +9,7 @@ use super::copies::Against;
 use super::named::{info, take_turn};
 use super::{Caller, Engine, Refusal, Sessions};
 use crate::journal::Record;
+use crate::prefer::RANGES_MAX;
 use crate::region::{Region, block_pages};
 use crate::session::Session;
 
@@ -150,6 +151,12 @@ impl Engine {
         session.check_region(header)?;
         session.check_ranges(ranges.clone())?;
         self.check_journal()?;
+        let mut wanted = session.region.prefers.clone();
+        ranges.clone().for_each(|range| wanted.set(range.0, prefer.tier));
+        // Where there are more, as a former build allowed, they may become fewer.
+        if wanted.len() > RANGES_MAX.max(session.region.prefers.len()) {
+            return Err(RefusalCode::TooManyRanges.into());
+        }
         let mut changed = 0;
         for range in ranges {
             self.set_preference(&mut session.region, range.0, prefer.tier);

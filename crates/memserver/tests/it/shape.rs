@@ -263,3 +263,30 @@ fn cap_14_a_tier_that_is_not_there_cannot_be_preferred() {
     assert_eq!(reply.refusal, Some(RefusalCode::Malformed));
     assert_eq!(PAGE_SIZE, 4096);
 }
+
+/// Page by page a client may say what it prefers for so many pages; then neighbours must agree.
+#[test]
+fn preferences_are_bounded_for_each_region() {
+    const RANGES_MAX: u64 = 1024;
+    let directory = tempfile::tempdir().unwrap();
+    let server = with_tiers(&directory);
+    Raw::greeted(&server).create("r", 4096 * PAGE_SIZE as u64, 4096, ZEROS).unwrap();
+    let mut region = Raw::opened(&server, "r").unwrap();
+    for at in 0..RANGES_MAX {
+        assert_eq!(region.prefer(Some(Tier::Dram), at * 2, 1), Ok(1));
+    }
+    let preferred = |region: &mut Raw| region.show().preferred.map(PageCount::get);
+    let too_many = Err(RefusalCode::TooManyRanges);
+    assert_eq!(region.prefer(Some(Tier::Dram), RANGES_MAX * 2, 1), too_many);
+    assert_eq!(region.prefer(Some(Tier::File), 1, 1), too_many);
+    assert_eq!(preferred(&mut region), [RANGES_MAX, 0, 0], "nothing has changed");
+    // What does not make them more is done, and what makes them fewer leaves room.
+    assert_eq!(region.prefer(Some(Tier::File), 2, 1), Ok(1));
+    assert_eq!(region.prefer(Some(Tier::Dram), 5, 1), Ok(1));
+    assert_eq!(region.prefer(Some(Tier::Dram), RANGES_MAX * 2, 1), Ok(1));
+    assert_eq!(region.prefer(Some(Tier::Dram), RANGES_MAX * 2 + 2, 1), too_many);
+    assert_eq!(preferred(&mut region), [RANGES_MAX + 1, 0, 1]);
+    // Other regions have as many of their own.
+    Raw::greeted(&server).create("s", 4096, 4096, ZEROS).unwrap();
+    assert_eq!(Raw::opened(&server, "s").unwrap().prefer(Some(Tier::Dram), 0, 1), Ok(1));
+}
