@@ -281,7 +281,12 @@ impl Engine {
         };
         let mut sessions = self.sessions();
         // No region grows meanwhile: that takes the lock of the sessions too.
-        let inherited = original.as_ref().map(|original| lock(original).region.pages.bytes());
+        let inherited = original.as_ref().map(|original| {
+            let original = lock(original);
+            // Before anything is said of what there is room for.
+            check_original(&original, header).map(|()| original.region.pages.bytes())
+        });
+        let inherited = inherited.transpose()?;
         let amount = setup.amount.max(inherited.unwrap_or_default());
         let (id, mut session) =
             self.session_for(&mut sessions, setup.name, amount, setup.accept_partial)?;
@@ -318,17 +323,7 @@ impl Engine {
         original: &SharedSession,
     ) -> Result<(), Refusal> {
         let mut original = lock(original);
-        if original.ended {
-            return Err(RefusalCode::NoSession.into());
-        }
-        if original.token != header.token {
-            return Err(RefusalCode::WrongToken.into());
-        }
-        original.check_epoch(header)?;
-        if original.is_resident {
-            // Those are copied under a name of their own.
-            return Err(RefusalCode::Malformed.into());
-        }
+        check_original(&original, header)?;
         let pages = original.region.pages;
         if pages.bytes() > session.granted {
             let asked = pages.bytes();
@@ -776,6 +771,22 @@ const fn is_mistake(code: RefusalCode) -> bool {
             | RefusalCode::Frozen
             | RefusalCode::NoTier
     )
+}
+
+/// Whether a request may begin a session as a copy of this one.
+fn check_original(original: &Session, header: &Header) -> Result<(), RefusalCode> {
+    if original.ended {
+        return Err(RefusalCode::NoSession);
+    }
+    if original.token != header.token {
+        return Err(RefusalCode::WrongToken);
+    }
+    original.check_epoch(header)?;
+    if original.is_resident {
+        // Those are copied under a name of their own.
+        return Err(RefusalCode::Malformed);
+    }
+    Ok(())
 }
 
 /// Numbers that nobody can guess.

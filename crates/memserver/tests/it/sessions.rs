@@ -151,6 +151,8 @@ fn cap_21_a_session_begins_as_a_copy_of_another() {
     let begin = parent.request(Action::Setup);
     let wrong = farmem_wire::Header { token: begin.token ^ 1, ..begin };
     assert_eq!(child.setup_as(wrong, 16, false, true), Err(RefusalCode::WrongToken));
+    // Nor is who only guesses told how much room there is.
+    assert_eq!(child.setup_as(wrong, 1 << 30, false, true), Err(RefusalCode::WrongToken));
     assert_eq!(server.stat().reserved_bytes, 16 * 4096);
     // As much is reserved as may be written, which is at least what is inherited.
     let granted = child.setup_as(begin, 1, false, true).unwrap();
