@@ -525,6 +525,7 @@ mod tests {
         let own = OwnRecord { path: "/c", offset: 7, identity: known };
         let identified = |source| SessionRecord { own: Some(own), ..session(source) };
         let file = |identity| SourceRecord::File { path: "/a/b", offset: 1 << 41, identity };
+        let server = SourceRecord::Server { path: "a\nb", offset: 3, identity: known };
         let put = |spot| {
             let (version, checksum) = (Version::new(5), Checksum::new(6));
             Record::Put(PageRecord {
@@ -546,11 +547,7 @@ mod tests {
             Record::Session(identified(file(None))),
             Record::Session(identified(file(known))),
             Record::Session(identified(SourceRecord::Nothing)),
-            Record::Session(session(SourceRecord::Server {
-                path: "a\nb",
-                offset: 3,
-                identity: known,
-            })),
+            Record::Session(session(server)),
             Record::Session(clone),
             Record::Block { region, block: u32::MAX },
             Record::End(region),
