@@ -29,6 +29,11 @@ use crate::successor;
 /// order.
 const SIGNALS: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::USR2];
 
+/// What a private server must not end by: whoever stops a whole session or control group sends it to every
+/// process, and the program needs its memory until it has ended in its own way.
+const PRIVATE_SIGNALS: [Signal; 6] =
+    [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
+
 /// Where a private server has its file tier: what is on a disk there may be large.
 const PRIVATE_DIRECTORY: &str = "/var/tmp";
 /// A private server keeps pages of so many times its memory compressed: more hardly ever fit.
@@ -50,7 +55,8 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     }
     machine::raise_descriptor_limit();
     // Before any thread starts, so that all of them leave these signals to the queue.
-    let signals = SignalQueue::block(&SIGNALS).context("cannot queue signals")?;
+    let heeded = if options.private.is_some() { &PRIVATE_SIGNALS[..] } else { &SIGNALS };
+    let signals = SignalQueue::block(heeded).context("cannot queue signals")?;
     let mut config = config(options)?;
     let handed = options.take_over.then(successor::receive).transpose()?;
     if let Some(handed) = handed.as_ref().filter(|_| options.memory.is_none()) {
@@ -70,7 +76,7 @@ pub(crate) fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
         // One that is gone does not need to know.
         let _ = successor::tell_service_manager();
     }
-    heed_signals(signals, server.stop_handle(), log.clone());
+    heed_signals(signals, server.stop_handle(), log.clone(), options.private);
     let ended = server.run().context("the memory server failed")?;
     if options.private.is_none() {
         log.line(&match ended {
@@ -228,10 +234,11 @@ fn announcement(server: &MemServer, memory: u64, lent: Size) -> LogLine {
     metrics.into_iter().fold(line, |line, metrics| line.with("metrics", metrics))
 }
 
-fn heed_signals(signals: SignalQueue, server: StopHandle, log: LogSink) {
+fn heed_signals(signals: SignalQueue, server: StopHandle, log: LogSink, private: Option<i32>) {
     thread::spawn(move || {
         loop {
             match signals.next() {
+                Ok(Some(_)) if private.is_some_and(is_child_of) => {}
                 Ok(Some(signal)) if signal.number == Signal::USR2.as_raw() => {
                     successor::start(server.clone(), log.clone());
                 }
@@ -243,15 +250,19 @@ fn heed_signals(signals: SignalQueue, server: StopHandle, log: LogSink) {
     });
 }
 
-/// A private server must not outlive its `farmem run`, however that ends.
+/// A private server must not outlive its `farmem run`, however that ends. The kernel's signal comes when it
+/// has another parent already: [`is_child_of`] tells it from those that are not heeded.
 fn die_with(supervisor: i32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
         .context("cannot ask for a signal at the supervisor's death")?;
-    let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid());
-    if parent != Some(supervisor) {
+    if !is_child_of(supervisor) {
         bail!("the farmem run that this server is for has ended");
     }
     Ok(())
+}
+
+fn is_child_of(process: i32) -> bool {
+    rustix::process::getppid().is_some_and(|parent| parent.as_raw_pid() == process)
 }
 
 /// The socket has gone with the listener; its folder is nobody's if `farmem run` was killed.

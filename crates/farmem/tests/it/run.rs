@@ -310,6 +310,27 @@ fn killing_the_supervisor_kills_the_program_and_the_private_server() {
     assert_eq!(folders.count(), 0);
 }
 
+/// Whoever stops a session or a control group sends a signal to each of its processes. The program may be
+/// in the middle of its own orderly end, and needs what it has out.
+#[test]
+fn a_private_server_outlives_all_signals_that_its_supervisor_outlives() {
+    let installation = Installation::new();
+    let mut command = installation.farmem(["run", "sh", "-c", "echo ready $PPID; exec cat"]);
+    let (input, end) = std::io::pipe().unwrap();
+    command.stdin(input);
+    let mut running = Running::start(command);
+    let server = private_server_of(&running.words[0]);
+    for signal in
+        [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2]
+    {
+        kill_process(server, signal).unwrap();
+        assert!(!ends_within(server, 1), "{signal:?}");
+    }
+    drop(end);
+    assert_eq!(running.farmem.wait().unwrap().code(), Some(0));
+    await_end(server);
+}
+
 /// Pagers of real-time priority and a busy machine leave little to others, and all that is moved out
 /// waits for the server.
 #[test]
@@ -354,14 +375,18 @@ fn private_server_of(supervisor: &str) -> Pid {
 
 /// Waits for the end of a process that is nobody's child here.
 fn await_end(pid: Pid) {
+    assert!(ends_within(pid, 50), "it lives on");
+}
+
+/// Within so many tenths of a second.
+fn ends_within(pid: Pid, tenths: u64) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{PidfdFlags, pidfd_open};
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return;
+        return true;
     };
-    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap();
-    assert_eq!(ended, 1, "it lives on");
+    let patience = Timespec::try_from(Duration::from_millis(100 * tenths)).unwrap();
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap() > 0
 }
 
 #[test]
