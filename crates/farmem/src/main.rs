@@ -18,6 +18,7 @@ mod run;
 mod serve;
 mod server;
 mod size;
+mod standard_error;
 mod successor;
 mod table;
 
@@ -86,5 +87,5 @@ fn ending(result: anyhow::Result<ExitCode>) -> ExitCode {
 
 /// Tells a person what failed and why, in one line.
 fn say(error: &anyhow::Error) {
-    eprintln!("farmem: {error:#}");
+    standard_error::tell(format_args!("{error:#}"));
 }

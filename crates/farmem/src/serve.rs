@@ -23,6 +23,7 @@ use crate::log;
 use crate::machine;
 use crate::run::READY;
 use crate::size::{Size, Tier};
+use crate::standard_error;
 use crate::successor;
 
 /// What a server does something at: the last one has another process go on, the others stop it in
@@ -144,7 +145,12 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         // In one call: a successor may write to the same place. A log that nobody reads any more does
         // not end the server.
         let text = format!("{}\n", log::written(line, form));
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        if private {
+            // Its program waits for it, and has nothing to do with who reads this.
+            standard_error::write(&text);
+        } else {
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        }
     });
     Ok(config)
 }

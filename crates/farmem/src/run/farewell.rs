@@ -10,6 +10,8 @@ use farmem_remote::{SessionInfo, admin};
 use farmem_supervise::SessionReport;
 use farmem_transport::ServerAddress;
 
+use crate::standard_error;
+
 /// With [`crate::run::pagers::FAREWELL`] it makes less than a second.
 const TIMEOUT: Duration = Duration::from_millis(400);
 
@@ -27,10 +29,10 @@ impl Farewells {
                 && !told
             {
                 let SessionReport { session, server, .. } = report;
-                eprintln!(
-                    "farmem: cannot end session {session} on {server}, which frees its memory \
-                     by itself soon: {error:#}"
-                );
+                standard_error::tell(format_args!(
+                    "cannot end session {session} on {server}, which frees its memory by itself \
+                     soon: {error:#}"
+                ));
             }
         }));
     }

@@ -45,7 +45,7 @@ use crate::run::private_server::PrivateServer;
 use crate::run::report::Report;
 use crate::run::supervisor::{Supervisor, SupervisorParts};
 use crate::size::Size;
-use crate::{doctor, machine, say};
+use crate::{doctor, machine, say, standard_error};
 
 /// farmem itself failed, or stopped the program because memory was lost.
 pub(crate) const OWN_FAILURE: u8 = 125;
@@ -117,7 +117,7 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
         && !options.quiet
     {
         let name = options.program[0].display();
-        eprintln!("farmem: {name} runs without paging: {reason}");
+        standard_error::tell(format_args!("{name} runs without paging: {reason}"));
     }
     let started = Instant::now();
     let program = match start_program(&mut command, &signals) {
@@ -145,14 +145,14 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     signals.restore();
     let ending = outcome.ending;
     let report = Report { limit_bytes, wall, ending, tally: outcome.tally, usage };
-    if !options.quiet {
-        eprintln!("farmem: {}", report.summary());
-    }
-    if let Some(file) = stats_file {
+    let written = stats_file.map_or(Ok(()), |file| {
         let path = options.stats.as_deref().unwrap_or(Path::new("")).display();
-        report.write_json(file).with_context(|| format!("cannot write {path}"))?;
+        report.write_json(file).with_context(|| format!("cannot write {path}"))
+    });
+    if !options.quiet {
+        standard_error::tell(report.summary());
     }
-    Ok(ending)
+    written.map(|()| ending)
 }
 
 /// The limit that was asked for, or four fifths of what is available.
@@ -236,7 +236,7 @@ fn not_started(name: &std::ffi::OsStr, error: &io::Error) -> Ending {
         io::ErrorKind::NotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
     };
-    eprintln!("farmem: cannot run {}: {error}", name.display());
+    standard_error::tell(format_args!("cannot run {}: {error}", name.display()));
     Ending::Exited(status)
 }
 

@@ -1,11 +1,12 @@
 //! The live line on standard error.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use farmem_supervise::{Counter, StatsSnapshot};
 
 use crate::size::Size;
+use crate::standard_error;
 
 /// Fast enough to look alive, slow enough to be read.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
@@ -42,7 +43,7 @@ impl ProgressLine {
         let Some(local) = resident_bytes() else { return };
         self.last = Some((0, now));
         let (local, limit) = (Size(local), Size(limit_bytes));
-        self.print(&format!("\r\x1b[Kfarmem: local {local} of {limit}, nothing went out"));
+        standard_error::write(&format!("\r\x1b[Kfarmem: local {local} of {limit}, nothing went out"));
         self.shown = true;
     }
 
@@ -62,7 +63,7 @@ impl ProgressLine {
         let (local, external) =
             (Size(sum.get(Counter::ResidentBytes)), Size(sum.get(Counter::ExternalBytes)));
         let limit = Size(limit_bytes);
-        self.print(&format!(
+        standard_error::write(&format!(
             "\r\x1b[Kfarmem: local {local} of {limit}, external {external}, {per_second:.0} faults/s"
         ));
         self.shown = true;
@@ -71,14 +72,9 @@ impl ProgressLine {
     /// Makes room for another line.
     pub(crate) fn clear(&mut self) {
         if self.shown {
-            self.print("\r\x1b[K");
+            standard_error::write("\r\x1b[K");
             self.shown = false;
         }
     }
 
-    /// A terminal that cannot be written to has nobody in front of it.
-    fn print(&self, text: &str) {
-        let mut stderr = io::stderr().lock();
-        let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
-    }
 }

@@ -25,6 +25,7 @@ use crate::run::progress::ProgressLine;
 use crate::run::tally::Tally;
 use crate::run::tree::{Paged, Tree};
 use crate::run::{Ending, OWN_FAILURE, family};
+use crate::standard_error;
 
 /// What the supervisor reads instead of being interrupted by. TTIN and TTOU stop it with its group, as
 /// they should.
@@ -732,7 +733,7 @@ impl Supervisor {
     /// Tells a person what went wrong.
     fn say(&mut self, message: &str) {
         self.line.clear();
-        eprintln!("farmem: {message}");
+        standard_error::tell(message);
     }
 
     /// Tells a person what may be of interest.

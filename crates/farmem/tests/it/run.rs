@@ -147,6 +147,46 @@ fn the_stats_file_is_written_even_when_the_program_is_killed() {
     assert!(stats["wall_seconds"].as_f64().unwrap() > 0.0);
 }
 
+/// A pipe whose writers wait, or get an error, as nobody has read what is in it; its reader.
+fn full_pipe(blocks: bool) -> (std::io::PipeReader, std::io::PipeWriter) {
+    use rustix::fs::{OFlags, fcntl_setfl};
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+    while std::io::Write::write(&mut writer, &[b'.'; 4096]).is_ok() {}
+    if blocks {
+        fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    }
+    (reader, writer)
+}
+
+/// The program has nothing to do with what becomes of farmem's messages.
+#[test]
+fn a_standard_error_that_takes_nothing_harms_nobody() {
+    let installation = Installation::new();
+    let file = installation.folder().join("stats.json");
+    let static_program = installation.compile(
+        "static",
+        "-static",
+        "void _start(void) { __asm__(\"mov $60, %eax; mov $7, %edi; syscall\"); }",
+    );
+    for (name, pipe) in
+        [("closed", None), ("full", Some(full_pipe(true))), ("error", Some(full_pipe(false)))]
+    {
+        let (_reader, writer) = pipe.map_or_else(
+            || (None, std::io::pipe().unwrap().1),
+            |(reader, writer)| (Some(reader), writer),
+        );
+        let mut command = installation.farmem(["run", "--stats", file.to_str().unwrap()]);
+        let mut farmem = command.arg(&static_program).stderr(writer).spawn().unwrap();
+        let ended = ends_within(Pid::from_child(&farmem), 200);
+        let _ = farmem.kill();
+        assert_eq!((ended, farmem.wait().unwrap().code()), (true, Some(7)), "{name}");
+        let stats: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(stats["exit_status"], 7, "{name}");
+        fs::remove_file(&file).unwrap();
+    }
+}
+
 #[test]
 fn the_stats_file_has_every_key_at_its_top_whether_or_not_anything_was_paged() {
     let installation = Installation::new();
