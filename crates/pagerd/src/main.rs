@@ -7,6 +7,7 @@ mod pause;
 mod run;
 #[expect(dead_code, reason = "the probe in examples/ uses the rest")]
 mod runtime;
+mod sharers;
 mod warden;
 
 use run::run;

@@ -29,7 +29,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 
 use crate::pause::{LOOK_MICROS, Pause};
 use crate::runtime::{self, Arguments};
-use crate::warden;
+use crate::{sharers, warden};
 
 /// The supervisor answers a call within this time, or the program goes on unpaged.
 const LINK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,6 +39,8 @@ const PUBLISH_MICROS: u64 = 1_000;
 const UNLOOKED_MAX: u32 = 16;
 /// How often it is checked that the program still has this memory (it may have called exec).
 const EXEC_CHECK_MICROS: u64 = 20_000;
+/// How often it is checked, once the program has ended, that nobody else has its memory.
+const SHARERS_MICROS: u64 = 10_000;
 /// How often it is checked, once the supervisor has died, that forked children have ended.
 const CHILD_END_PERIOD: Duration = Duration::from_millis(10);
 /// How often a child that is handed over is looked at: its threads wait.
@@ -104,7 +106,7 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     let program = program_handle(&arguments);
     let end = match Service::start(&arguments, link, met, &stats) {
         Ok(service) => service.serve(&arguments, &program, pause),
-        Err((link, _)) if has_ended(arguments.program_pidfd) => {
+        Err((link, _)) if nobody_has(arguments.program_pidfd, arguments.statm) => {
             let _ = link.send(&PagerMessage::Bye, &[]);
             End::ProgramEnded
         }
@@ -151,6 +153,11 @@ fn has_ended(program: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(&program, PollFlags::IN)], Some(&at_once)).is_ok_and(|ready| ready > 0)
 }
 
+/// Whether the program has ended and left its memory to nobody. If that cannot be told somebody may have it.
+fn nobody_has(program: BorrowedFd<'_>, statm: BorrowedFd<'_>) -> bool {
+    has_ended(program) && sharers::exist(statm).is_ok_and(|exist| !exist)
+}
+
 fn stop(link: &PagerLink, message: &str) -> End {
     let fatal = PagerMessage::Fatal { message: message.to_owned(), exit_code: 125 };
     match link.send(&fatal, &[]) {
@@ -166,8 +173,11 @@ struct Service<'a> {
     stats: StatsWriter<'a>,
     waiter: Waiter,
     program: BorrowedFd<'static>,
+    statm: BorrowedFd<'static>,
     /// The program has ended, or has another memory after exec.
     program_ended: bool,
+    /// When to look next whether somebody else has the memory that it had.
+    next_sharers: Nanos,
     /// The forked children that the supervisor knows of.
     children: Vec<SpaceId>,
     /// Of these, those that are being handed over to pagers of their own.
@@ -199,7 +209,9 @@ impl<'a> Service<'a> {
                 stats: StatsWriter::new(stats.words()),
                 waiter,
                 program: arguments.program_pidfd,
+                statm: arguments.statm,
                 program_ended: false,
+                next_sharers: Nanos::new(0),
                 children: Vec::new(),
                 leaving: Vec::new(),
                 unlooked: 0,
@@ -298,9 +310,12 @@ impl<'a> Service<'a> {
                 self.program_ended |= same.is_ok_and(|same| !same);
                 self.measure_shared();
             }
-            // Forked children may have pages that only this process can bring.
+            // Forked children, and who shares the memory, may have pages that only this process can bring.
             if self.program_ended && self.pager.memory().children().is_empty() {
-                break End::ProgramEnded;
+                if self.nobody_shares(now) {
+                    break End::ProgramEnded;
+                }
+                wait.deadline = wait.deadline.min(self.next_sharers);
             }
             match self.wait(wait, now) {
                 Ok(next) => ready = next,
@@ -319,12 +334,23 @@ impl<'a> Service<'a> {
         end
     }
 
+    /// Whether the program that has left its memory has left it to nobody, as far as was looked.
+    fn nobody_shares(&mut self, now: Nanos) -> bool {
+        if now < self.next_sharers {
+            return false;
+        }
+        self.next_sharers = now.plus_micros(SHARERS_MICROS);
+        sharers::exist(self.statm).is_ok_and(|exist| !exist)
+    }
+
     /// Nobody else holds the userfaultfds any more, and when the last holder closes them the kernel
-    /// hands out zero pages: first the program dies, and forked children by their own watchers.
+    /// hands out zero pages: first the program dies, whoever shares its memory, and forked children by
+    /// their own watchers.
     fn keep_faults_waiting(&self, program: &ProcessHandle) {
         program.kill();
         let memory = self.pager.memory();
-        while memory.children().iter().any(|&(space, _)| memory.lives(space)) {
+        let is_shared = || sharers::kill(self.statm).unwrap_or(false);
+        while is_shared() || memory.children().iter().any(|&(space, _)| memory.lives(space)) {
             std::thread::sleep(CHILD_END_PERIOD);
         }
     }
@@ -333,7 +359,7 @@ impl<'a> Service<'a> {
         // A child that was forked in this very turn: the supervisor keeps its faults waiting.
         let _ = self.follow_children();
         // What fails because the program has ended meanwhile is no failure.
-        if self.children.is_empty() && has_ended(self.program) {
+        if self.children.is_empty() && nobody_has(self.program, self.statm) {
             return End::ProgramEnded;
         }
         self.publish();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use farmem_supervise::{
     Counter, Hello, Offer, PagerPeer, SessionReport, StatsError, StatsSnapshot,
 };
-use farmem_vmem::ForkMark;
+use farmem_vmem::{ForkMark, same_memory};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::run::tally::ProcessCounts;
@@ -43,6 +43,7 @@ pub(crate) struct Pager {
     peer: Option<PagerPeer>,
     hello: Hello,
     stage: Stage,
+    pid: Pid,
     process: OwnedFd,
     program: OwnedFd,
     stats: OwnedFd,
@@ -100,6 +101,7 @@ impl Pager {
         Ok(Self {
             peer: Some(peer),
             stage: Stage::Welcomed,
+            pid,
             process: pidfd_open(pid, PidfdFlags::empty())?,
             program: pidfd_open(program, PidfdFlags::empty())?,
             hello,
@@ -200,9 +202,15 @@ impl Pager {
         self.peer.is_none() && self.stage == Stage::Armed
     }
 
-    /// The userfaultfds of children whose pages this pager kept.
-    pub(crate) fn take_children(&mut self) -> impl Iterator<Item = OwnedFd> + use<> {
-        std::mem::take(&mut self.children).into_values().map(|child| child.uffd)
+    /// The userfaultfds of the program, and of children whose pages this pager kept.
+    pub(crate) fn take_guards(&mut self) -> impl Iterator<Item = OwnedFd> + use<> {
+        let children = std::mem::take(&mut self.children).into_values().map(|child| child.uffd);
+        std::mem::take(&mut self.guards).into_iter().chain(children)
+    }
+
+    /// Whether another process has the memory that the pager is in, as the program has or had.
+    pub(crate) fn shares_memory_with(&self, process: Pid) -> bool {
+        process != self.pid && same_memory(self.pid, process) == Some(true)
     }
 
     /// Whether forked children are served.

@@ -43,7 +43,9 @@ impl ProgressLine {
         let Some(local) = resident_bytes() else { return };
         self.last = Some((0, now));
         let (local, limit) = (Size(local), Size(limit_bytes));
-        standard_error::write(&format!("\r\x1b[Kfarmem: local {local} of {limit}, nothing went out"));
+        standard_error::write(&format!(
+            "\r\x1b[Kfarmem: local {local} of {limit}, nothing went out"
+        ));
         self.shown = true;
     }
 
@@ -76,5 +78,4 @@ impl ProgressLine {
             self.shown = false;
         }
     }
-
 }

@@ -104,7 +104,7 @@ pub(crate) struct Supervisor {
     callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
     hearing: Hearing,
     pub(super) pagers: BTreeMap<PagerId, Pager>,
-    /// Userfaultfds of forked children whose pager was lost.
+    /// Userfaultfds of programs and forked children whose pager was lost.
     guards: Vec<OwnedFd>,
     next_id: PagerId,
     /// The program is stopped by a signal.
@@ -646,13 +646,13 @@ impl Supervisor {
         self.retire(id);
     }
 
-    /// Stops forked children whose pages a lost pager kept.
+    /// Stops forked children whose pages a lost pager kept, and who shared its program's memory.
     fn stop_children_of(&mut self, id: PagerId) {
         let Some(pager) = self.pagers.get_mut(&id).filter(|pager| pager.left_pages()) else {
             return;
         };
-        // Open until the run has ended: no child may read a zero page before it dies.
-        self.guards.extend(pager.take_children());
+        // Open until the run has ended: nobody may read a zero page before it dies.
+        self.guards.extend(pager.take_guards());
         for pid in self.dependents_of(id) {
             let number = pid.as_raw_pid();
             let _ = kill_process(pid, Signal::KILL);
@@ -676,6 +676,13 @@ impl Supervisor {
                 && (pager.is_parent_of(pid) || (!is_served && family::has_userfaultfd(pid)))
         });
         dependents
+    }
+
+    /// Whether somebody has the memory that a pager's program has left (a child of vfork, say): that one
+    /// needs the pager for as long.
+    fn is_shared(&self, id: PagerId) -> bool {
+        let shares = |pid| self.pagers.get(&id).is_some_and(|pager| pager.shares_memory_with(pid));
+        family::descendants().into_iter().any(|pid| !family::is_ours(pid) && shares(pid))
     }
 
     /// Lets a pager go if there is nothing more to wait for.
@@ -707,7 +714,7 @@ impl Supervisor {
         for id in due {
             // It may not have been let tell of a child that its program forked before it ended.
             let may_wait = self.pagers.get(&id).is_some_and(|pager| pager.may_wait(now));
-            let waits = may_wait && !self.dependents_of(id).is_empty();
+            let waits = self.is_shared(id) || (may_wait && !self.dependents_of(id).is_empty());
             if let Some(pager) = self.pagers.get_mut(&id) {
                 if waits { pager.wait_longer(now) } else { pager.kill_pager() }
             }

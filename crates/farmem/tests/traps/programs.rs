@@ -69,6 +69,20 @@ fn u3_a_daemon_keeps_what_it_inherited() {
     left_behind("fork_daemon", "the daemon found everything");
 }
 
+/// R1: whoever borrows the memory finds it as it was, whatever becomes of the program.
+#[test]
+fn a_child_that_borrows_the_memory_outlives_its_parent() {
+    let Some(rig) = Rig::new() else { return };
+    let program = rig.compile("vfork_outlives");
+    for (way, status) in [("exit", Some(0)), ("exec", Some(0)), ("kill", None)] {
+        let outcome = rig.run(&["--local", LIMIT], &program, &[way]);
+        assert_eq!(outcome.status.code(), status, "{way}: {outcome:?}");
+        assert!(outcome.stdout.contains("the child found everything"), "{way}: {outcome:?}");
+        assert_eq!(outcome.stderr, "", "{way}");
+        outcome.has_paged();
+    }
+}
+
 /// The status is that of the parent, so the child says itself how it went.
 fn left_behind(name: &str, verdict: &str) {
     if let Some(rig) = Rig::new() {

@@ -28,7 +28,7 @@ use rustix::process::Pid;
 
 pub(crate) use heap::heap_bytes;
 pub(crate) use memory::{own, owned_ranges};
-pub(crate) use program::{Sizes, has_this_memory};
+pub(crate) use program::{Sizes, has_this_memory, shares_this_memory};
 pub(crate) use thread::spawn;
 
 /// What the watcher passes on.

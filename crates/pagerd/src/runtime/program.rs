@@ -71,6 +71,18 @@ pub(crate) fn has_this_memory(program: Pid, statm: BorrowedFd<'_>) -> io::Result
     }
 }
 
+/// Whether `process` has the memory of this one, whose own `statm` is given; not so once it has ended.
+///
+/// # Errors
+/// This process's own statm cannot be read.
+pub(crate) fn shares_this_memory(process: Pid, statm: BorrowedFd<'_>) -> io::Result<bool> {
+    match same_memory(process) {
+        Some(same) => Ok(same),
+        // It has ended, which has_this_memory does not tell, or the kernel does not tell of it.
+        None => Ok(sizes_of(process).mapped_pages > 0 && has_this_memory(process, statm)?),
+    }
+}
+
 fn same_memory(program: Pid) -> Option<bool> {
     const KCMP_VM: libc::c_int = 1;
     let itself = rustix::process::getpid().as_raw_nonzero().get();
