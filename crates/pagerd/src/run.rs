@@ -392,9 +392,6 @@ impl<'a> Service<'a> {
             // A fork that was its last deed has been reported.
             return Ok(Ready::ALL);
         }
-        if woken.supervisor {
-            return Err(End::SupervisorDied);
-        }
         if woken.link {
             self.read_link()?;
         }
@@ -627,7 +624,6 @@ enum Source {
     Store,
     Link,
     Program,
-    Supervisor,
     Timer,
     /// Work has been done by another thread.
     Bell,
@@ -638,7 +634,6 @@ struct Woken {
     ready: Ready,
     link: bool,
     program: bool,
-    supervisor: bool,
 }
 
 /// Waits for everything at once, by epoll.
@@ -668,13 +663,13 @@ impl Waiter {
         Ok(waiter)
     }
 
-    /// Waits for all that concerns a program.
+    /// Waits for all that concerns a program. The supervisor's end is that of the link: the parent of this
+    /// process may be a subreaper below it, whose end means nothing.
     fn for_program(arguments: &Arguments, link: &PagerLink, uffd: &Uffd) -> std::io::Result<Self> {
         let waiter = Self::new()?;
         waiter.watch(uffd.as_fd(), Source::Events)?;
         waiter.watch(link.fd(), Source::Link)?;
         waiter.watch(arguments.program_pidfd, Source::Program)?;
-        waiter.watch(arguments.supervisor_pidfd, Source::Supervisor)?;
         Ok(waiter)
     }
 
@@ -775,7 +770,6 @@ impl Waiter {
             },
             link: is(Source::Link),
             program: is(Source::Program),
-            supervisor: is(Source::Supervisor),
         };
         if is(Source::Timer) {
             let _ = rustix::io::read(&self.timer, &mut [0; 8]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::rig::{LIMIT, Outcome, Rig, Running};
+use crate::rig::{LIMIT, Outcome, Rig, Running, ends_within};
 
 const MIB: u64 = 1 << 20;
 /// What has to come about takes a second or two on two idle processors.
@@ -21,13 +21,25 @@ impl<'a> Workers<'a> {
     /// Starts a shell that starts one worker for each of `ways`, with so much memory each, and waits
     /// until all have filled it.
     fn start(rig: &'a Rig, limit: &str, mebibytes: u64, ways: &[&str]) -> Self {
+        Self::start_below(rig, limit, mebibytes, ways, &[])
+    }
+
+    /// The same below a program that runs its arguments.
+    fn start_below(
+        rig: &'a Rig,
+        limit: &str,
+        mebibytes: u64,
+        ways: &[&str],
+        above: &[&str],
+    ) -> Self {
         let worker = rig.compile("worker");
         let mut script = String::new();
         for way in ways {
             script += &format!("{} {mebibytes} {way} & pids=\"$pids $!\"\n", worker.display());
         }
         script += "for pid in $pids; do wait $pid || exit 3; done\n";
-        let mut running = rig.start(&["--local", limit], Path::new("sh"), &["-c", &script]);
+        let command = [above, &["sh", "-c", &script]].concat();
+        let mut running = rig.start(&["--local", limit], Path::new(command[0]), &command[1..]);
         let until = Instant::now() + PATIENCE;
         let mut pids = Vec::new();
         while pids.len() < ways.len() {
@@ -107,6 +119,22 @@ fn cap_33_many_small_processes_are_held_to_the_limit_together() {
     let workers = Workers::start(&rig, "64MiB", 24, &ways);
     workers.come_to("within the limit", |sizes| sizes.iter().sum::<u64>() <= 64 * MIB);
     workers.stop().is_right();
+}
+
+/// The parent of a pager is not always the supervisor.
+#[test]
+fn a_program_goes_on_when_the_subreaper_above_its_pager_ends() {
+    let Some(rig) = Rig::new() else { return };
+    let subreaper = rig.compile("subreaper");
+    let above = [subreaper.to_str().unwrap(), "leave"];
+    let workers = Workers::start_below(&rig, LIMIT, 96, &["busy"], &above);
+    workers.come_to("within the limit", |sizes| sizes[0] <= 32 * MIB);
+    let worker = rustix::process::Pid::from_raw(workers.pids[0].cast_signed()).unwrap();
+    fs::write(rig.path("leave"), "").unwrap();
+    assert!(!ends_within(worker, Duration::from_secs(1)), "it was killed");
+    let outcome = workers.stop();
+    outcome.is_right();
+    assert_eq!(outcome.stderr, "");
 }
 
 /// Cap 33: a large process has the whole limit again when the others have ended.

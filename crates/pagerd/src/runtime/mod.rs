@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     pub(crate) program_pidfd: BorrowedFd<'static>,
     /// `/proc/self/statm`: the sizes of this memory, read from offset 0.
     pub(crate) statm: BorrowedFd<'static>,
-    /// Readable when the supervisor has ended: the program must not go on without it.
+    /// Readable when the parent of this process has ended: the supervisor, or a subreaper below it.
     pub(crate) supervisor_pidfd: BorrowedFd<'static>,
 }
 
