@@ -1,5 +1,6 @@
 //! Which processes belong to the run, as /proc tells it.
 
+use std::collections::HashSet;
 use std::fs;
 
 use rustix::process::Pid;
@@ -82,9 +83,18 @@ pub(crate) fn relatives(is_ours: &impl Fn(Pid) -> bool) -> Vec<Pid> {
     found
 }
 
-/// The watchers of the run.
+/// The watchers of the run: children of this process, and of subreapers below it.
 pub(crate) fn watchers() -> Vec<Pid> {
-    children().into_iter().filter(|&pid| is_watcher(pid)).collect()
+    let mut found = Vec::new();
+    let mut next = children();
+    let mut known = HashSet::new();
+    while let Some(pid) = next.pop() {
+        if known.insert(pid) {
+            found.extend(Some(pid).filter(|&pid| is_watcher(pid)));
+            next.extend(children_of(&pid.as_raw_pid().to_string()));
+        }
+    }
+    found
 }
 
 /// The anonymous memory of a process that is there; `None` if it has ended.

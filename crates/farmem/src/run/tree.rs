@@ -9,7 +9,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use farmem_vmem::same_memory;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::run::family;
 
@@ -158,9 +158,12 @@ impl Tree {
             self.asked.insert(process.pid, now);
             let watchers = watchers.get_or_insert_with(family::watchers);
             for &watcher in watchers.iter() {
-                if same_memory(watcher, process.pid) == Some(true) {
-                    // It is our child and has not been waited for: the number is still its own.
-                    let _ = kill_process(watcher, PAGER_WANTED);
+                // A subreaper may wait for it at any moment: what is compared, with the number while this
+                // is its own, is what is asked.
+                if let Ok(descriptor) = pidfd_open(watcher, PidfdFlags::empty())
+                    && same_memory(watcher, process.pid) == Some(true)
+                {
+                    let _ = pidfd_send_signal(&descriptor, PAGER_WANTED);
                 }
             }
         }

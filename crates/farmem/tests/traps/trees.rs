@@ -121,6 +121,17 @@ fn cap_33_many_small_processes_are_held_to_the_limit_together() {
     workers.stop().is_right();
 }
 
+/// Cap 33: their watchers are the subreaper's children then.
+#[test]
+fn cap_33_processes_below_a_subreaper_are_held_to_the_limit_together() {
+    let Some(rig) = Rig::new() else { return };
+    let subreaper = rig.compile("subreaper");
+    let above = [subreaper.to_str().unwrap(), "wait"];
+    let workers = Workers::start_below(&rig, "64MiB", 24, &["idle"; 8], &above);
+    workers.come_to("within the limit", |sizes| sizes.iter().sum::<u64>() <= 64 * MIB);
+    workers.stop().is_right();
+}
+
 /// The parent of a pager is not always the supervisor.
 #[test]
 fn a_program_goes_on_when_the_subreaper_above_its_pager_ends() {
