@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -332,6 +332,46 @@ fn a_program_that_ignores_hangups_still_does() {
     assert_eq!(output(command).status.code(), Some(4));
 }
 
+/// What a shell script makes of farmem in its first argument, for ten seconds at most.
+fn scripted(script: &str) -> Output {
+    let installation = Installation::new();
+    let mut command = Command::new("timeout");
+    command.args(["-k", "1", "10", "sh", "-c", script]);
+    command.arg(installation.folder().join("farmem"));
+    command.env("TMPDIR", installation.folder()).stdin(Stdio::null());
+    output(command)
+}
+
+/// Then the kernel keeps no child that has ended for whoever waits for it.
+#[test]
+fn who_ignores_the_end_of_children_is_told_of_the_programs() {
+    let output =
+        scripted("exec perl -e '$SIG{CHLD} = \"IGNORE\"; exec @ARGV' \"$0\" run -q sh -c 'exit 4'");
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}
+
+/// Signals that are ignored, and descriptors that are closed: some programs look.
+#[test]
+fn the_program_inherits_what_the_runtime_changes() {
+    for script in [
+        "trap '' PIPE; exec $RUN grep SigIgn /proc/self/status",
+        "exec perl -e '$SIG{CHLD} = \"IGNORE\"; exec @ARGV' $RUN grep SigIgn /proc/self/status",
+        "exec $RUN grep SigIgn /proc/self/status",
+        "exec $RUN sh -c 'for n in 0 1 2; do test -e /proc/$$/fd/$n || exit 1$n; done'",
+        "exec $RUN sh -c 'for n in 0 1 2; do test -e /proc/$$/fd/$n || exit 1$n; done' <&-",
+        "exec $RUN sh -c 'for n in 0 1 2; do test -e /proc/$$/fd/$n || exit 1$n; done' >&-",
+        "exec $RUN sh -c 'for n in 0 1 2; do test -e /proc/$$/fd/$n || exit 1$n; done' 2>&-",
+    ] {
+        let native = scripted(&script.replace("$RUN", "env"));
+        let under = scripted(&script.replace("$RUN", "\"$0\" run -q"));
+        assert_eq!(
+            (under.status.code(), text(&under.stdout)),
+            (native.status.code(), text(&native.stdout)),
+            "{script}: {under:?}"
+        );
+    }
+}
+
 #[test]
 fn killing_the_supervisor_kills_the_program_and_the_private_server() {
     let installation = Installation::new();
@@ -360,8 +400,7 @@ fn a_private_server_outlives_all_signals_that_its_supervisor_outlives() {
     command.stdin(input);
     let mut running = Running::start(command);
     let server = private_server_of(&running.words[0]);
-    for signal in
-        [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2]
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2]
     {
         kill_process(server, signal).unwrap();
         assert!(!ends_within(server, 1), "{signal:?}");
