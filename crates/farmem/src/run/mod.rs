@@ -101,7 +101,8 @@ fn supervise(options: &RunOptions) -> anyhow::Result<Ending> {
     let stats_file = options.stats.as_deref().map(create).transpose()?;
     let named = options.server.as_deref().map(named_server).transpose()?;
     // From here on no other thread may exist, and every process that loses its parent is ours.
-    let signals = SignalQueue::block(&supervisor::SIGNALS).context("cannot queue signals")?;
+    let signals =
+        SignalQueue::block_all_but(&supervisor::NOT_READ).context("cannot queue signals")?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("cannot become the parent of orphans (PR_SET_CHILD_SUBREAPER)")?;
     let socket = format!("farmem-{:032x}", random()?);

@@ -27,19 +27,21 @@ use crate::run::tree::{Paged, Tree};
 use crate::run::{Ending, OWN_FAILURE, family};
 use crate::standard_error;
 
-/// What the supervisor reads instead of being interrupted by. TTIN and TTOU stop it with its group, as
-/// they should.
-pub(crate) const SIGNALS: [Signal; 10] = [
-    Signal::CHILD,
+/// What the supervisor does not read, but is interrupted by: these stop it with its group, as they should.
+pub(crate) const NOT_READ: [Signal; 2] = [Signal::TTIN, Signal::TTOU];
+
+/// What the kernel sends to a terminal's process group, which the program is in, or for what the
+/// supervisor itself has done. What else it sends (a timer that was set before, input on a descriptor) is meant
+/// for the process that was started.
+const NOT_THE_PROGRAMS: [Signal; 8] = [
     Signal::INT,
     Signal::QUIT,
-    Signal::TERM,
-    Signal::HUP,
-    Signal::USR1,
-    Signal::USR2,
-    Signal::WINCH,
-    Signal::CONT,
     Signal::TSTP,
+    Signal::WINCH,
+    Signal::HUP,
+    Signal::XCPU,
+    Signal::XFSZ,
+    Signal::PIPE,
 ];
 
 /// How often the sums over the tree are looked at. A single process's peaks are exact anyway.
@@ -269,33 +271,30 @@ impl Supervisor {
     }
 
     fn handle_signal(&mut self, signal: QueuedSignal) {
-        // The number comes from the set that was asked for, so it has a name.
-        let Some(named) = Signal::from_named_raw(signal.number) else {
-            return;
-        };
-        if named == Signal::CHILD {
+        // Real-time signals have none.
+        let named = Signal::from_named_raw(signal.number);
+        if named == Some(Signal::CHILD) {
             self.reap();
-        } else if named == Signal::CONT {
+        } else if named == Some(Signal::CONT) {
             // The shell continues the whole group; whoever continues the supervisor alone means
             // the program.
             self.reap();
             if self.program_stopped {
-                self.pass_on(named);
+                self.pass_on(signal);
             }
-        } else if signal.sent_by_process {
-            // What a terminal sends reaches the program without us.
-            self.pass_on(named);
+        } else if signal.sent_by_process || (!signal.is_own && is_for_program(named)) {
+            self.pass_on(signal);
         }
     }
 
     /// Sends a signal to the program, or to what it left behind.
-    fn pass_on(&self, signal: Signal) {
+    fn pass_on(&self, signal: QueuedSignal) {
         if self.program_ending.is_none() {
-            let _ = kill_process(self.parts.program, signal);
+            let _ = signal.pass_on(self.parts.program);
             return;
         }
         for pid in self.left_behind() {
-            let _ = kill_process(pid, signal);
+            let _ = signal.pass_on(pid);
         }
     }
 
@@ -774,6 +773,17 @@ fn ending(status: WaitStatus) -> Option<Ending> {
 
 fn process(number: u32) -> Option<Pid> {
     i32::try_from(number).ok().and_then(Pid::from_raw)
+}
+
+/// Whether a signal that the kernel has sent to the supervisor has not reached the program, and would natively.
+fn is_for_program(signal: Option<Signal>) -> bool {
+    // A terminal that is gone is told to the leader of its session alone.
+    let hangup = signal == Some(Signal::HUP) && leads_session();
+    hangup || signal.is_none_or(|signal| !NOT_THE_PROGRAMS.contains(&signal))
+}
+
+fn leads_session() -> bool {
+    rustix::process::getsid(None).is_ok_and(|leader| leader == rustix::process::getpid())
 }
 
 /// Whether there is a terminal whose job control could continue this process.

@@ -372,6 +372,76 @@ fn the_program_inherits_what_the_runtime_changes() {
     }
 }
 
+/// Who leads a session is told alone that its terminal is gone.
+#[test]
+fn a_hangup_of_the_terminal_reaches_the_program_of_a_session_leader() {
+    let installation = Installation::new();
+    let file = installation.folder().join("told");
+    let farmem = installation.folder().join("farmem");
+    let program = format!("trap 'echo hangup > {}; exit 9' HUP; echo ready", file.display());
+    let line = format!(
+        "exec {} run -q sh -c \"{program}; while :; do sleep 0.01; done\"",
+        farmem.display()
+    );
+    let mut command = Command::new("script");
+    command.args(["-qfec", &line, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut terminal = command.env("TMPDIR", installation.folder()).spawn().unwrap();
+    let mut shown = String::new();
+    BufReader::new(terminal.stdout.take().unwrap()).read_line(&mut shown).unwrap();
+    assert_eq!(shown.trim_end(), "ready");
+    let session = fs::read_to_string(format!("/proc/{0}/task/{0}/children", terminal.id()));
+    let leader = Pid::from_raw(session.unwrap().trim().parse().unwrap()).unwrap();
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    let ended = ends_within(leader, 100);
+    let _ = kill_process(leader, Signal::KILL);
+    assert!(ended, "farmem lives on");
+    assert_eq!(fs::read_to_string(file).unwrap(), "hangup\n");
+}
+
+/// Natively the program would get them: it is the process that was started.
+#[test]
+fn all_other_signals_to_the_supervisor_reach_the_program_too() {
+    let installation = Installation::new();
+    for number in [3, 5, 6, 7, 8, 11, 13, 14, 16, 23, 24, 25, 26, 27, 29, 30, 31, 34, 40, 64] {
+        let script = format!("trap 'exit 9' {number}; echo ready; while :; do sleep 0.01; done");
+        let mut running = Running::start(installation.farmem(["run", "bash", "-c", &script]));
+        let pid = running.farmem.id().to_string();
+        let sent = Command::new("bash").args(["-c", &format!("kill -{number} {pid}")]).status();
+        assert!(sent.unwrap().success());
+        assert_eq!(running.farmem.wait().unwrap().code(), Some(9), "{number}");
+    }
+}
+
+/// A timer goes on over exec.
+#[test]
+fn a_timer_that_was_set_before_reaches_the_program() {
+    let script = "exec perl -e 'alarm 1; exec @ARGV' \"$0\" run -q \
+                  bash -c \"trap 'exit 9' ALRM; while :; do sleep 0.01; done\"";
+    assert_eq!(scripted(script).status.code(), Some(9));
+}
+
+/// A real-time signal is not lost where it is pending already.
+#[test]
+fn queued_signals_are_all_passed_on() {
+    let program = "import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+print('ready', flush=True)
+for _ in range(3):
+    info = signal.sigwaitinfo([40])
+    print(info.si_code, flush=True)";
+    let installation = Installation::new();
+    let mut running = Running::start(installation.farmem(["run", "-q", "python3", "-c", program]));
+    for value in [5, 6, 7] {
+        let sent = Command::new("kill")
+            .args(["-40", "-q", &value.to_string(), &running.farmem.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+    assert_eq!(running.wait_silence(), "-1\n-1\n-1\n");
+    assert_eq!(running.farmem.wait().unwrap().code(), Some(0));
+}
+
 #[test]
 fn killing_the_supervisor_kills_the_program_and_the_private_server() {
     let installation = Installation::new();
