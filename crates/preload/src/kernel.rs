@@ -208,6 +208,17 @@ pub(crate) fn getppid() -> ProcessId {
     unsafe { call(SYS_GETPPID, [0; 6]) }.map_or(0, |id| id as ProcessId)
 }
 
+/// Whether orphans among the descendants of the calling process `itself` become its children.
+pub(crate) fn adopts_orphans(itself: ProcessId) -> bool {
+    const PR_GET_CHILD_SUBREAPER: usize = 37;
+    const INIT: ProcessId = 1;
+    let mut is_subreaper = 0_i32;
+    let pointer = (&raw mut is_subreaper).expose_provenance();
+    // SAFETY: the pointer is to a live i32, to be written.
+    let _ = unsafe { call(SYS_PRCTL, [PR_GET_CHILD_SUBREAPER, pointer, 0, 0, 0, 0]) };
+    itself == INIT || is_subreaper != 0
+}
+
 /// Waits for a child that sends no signal at its end.
 pub(crate) fn wait_for_clone(child: ProcessId) {
     const WCLONE: usize = 0x8000_0000;

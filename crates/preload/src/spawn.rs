@@ -29,6 +29,10 @@ const WATCHER_STACK_BYTES: usize = 16 * PAGE_BYTES;
 const MAPPING_BYTES: usize =
     PAGE_BYTES + INTERMEDIATE_STACK_BYTES + WATCHER_STACK_BYTES + PAGE_BYTES;
 
+/// Why a program has no watcher that would get one as its own child.
+pub(crate) const ADOPTS_ORPHANS: &str =
+    "it is the parent of orphans (PR_SET_CHILD_SUBREAPER, or the first process of its namespace)";
+
 /// What the three processes tell each other, in the page behind the stacks.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -45,6 +49,11 @@ pub(crate) struct Start {
 /// Makes a watcher for the calling process, or tells the supervisor why there is none.
 pub(crate) fn watch_this_process() {
     let program = kernel::getpid();
+    if kernel::adopts_orphans(program) {
+        // The watcher would become its child: waiting for all children it would wait for ever.
+        tell::unpaged_as(program, format_args!("{ADOPTS_ORPHANS}"));
+        return;
+    }
     // No handler of the program may run in a process of ours, nor while a half-made one exists.
     let signals = kernel::block_signals();
     let made = make_watcher(program);

@@ -42,11 +42,14 @@ const PACKET_BYTES: usize = 512;
 /// told either, the program still runs as it would have without farmem.
 pub(crate) fn unpaged(program: ProcessId, failure: Failure) {
     let Failure { step, errno: Errno(number) } = failure;
+    unpaged_as(program, format_args!("cannot {step} (error {number})"));
+}
+
+/// The same for a reason that is no failure. It must hold nothing that JSON writes otherwise.
+pub(crate) fn unpaged_as(program: ProcessId, reason: core::fmt::Arguments<'_>) {
     let mut packet = Text::<PACKET_BYTES>::new();
-    let written = write!(
-        packet,
-        r#"{{"type":"unpaged","program_pid":{program},"message":"cannot {step} (error {number})"}}"#
-    );
+    let written =
+        write!(packet, r#"{{"type":"unpaged","program_pid":{program},"message":"{reason}"}}"#);
     // SAFETY: closed below.
     let connected = unsafe { kernel::connect(settings().socket.as_bytes()) };
     if let (Ok(()), Ok(supervisor)) = (written, connected) {

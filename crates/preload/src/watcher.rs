@@ -7,7 +7,7 @@ use core::fmt::Write;
 use crate::image::{self, Kept};
 use crate::kernel::{self, Descriptor, Errno, PAGE_BYTES, POLLIN, Poll, ProcessId};
 use crate::settings::settings;
-use crate::spawn::Start;
+use crate::spawn::{ADOPTS_ORPHANS, Start};
 use crate::tell::{self, Failure};
 use crate::text::Text;
 
@@ -76,6 +76,10 @@ impl Watcher {
             kernel::open(c"/proc/self/statm").map_err(Failure::at("open /proc/self/statm"))?;
         while kernel::getppid() == intermediate {
             kernel::wait_readable(&mut [], REPARENT_NANOSECONDS);
+        }
+        if kernel::getppid() == program {
+            tell::unpaged_as(program, format_args!("{ADOPTS_ORPHANS}"));
+            kernel::exit(0);
         }
         if kernel::getppid() == INIT && !tell::supervisor_lives() {
             // In a container with a network of its own the supervisor cannot be reached, and the

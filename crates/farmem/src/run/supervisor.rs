@@ -441,9 +441,12 @@ impl Supervisor {
                 self.greet(id, peer, pid, hello, descriptors);
             }
             Ok(Received::Message(PagerMessage::Unpaged { program_pid, message }, _)) => {
-                // One that has ended meanwhile needs no pager.
-                if process(program_pid).is_some_and(family::is_descendant) {
-                    self.remark(&format!("process {program_pid} is not paged: {message}"));
+                // One that has ended meanwhile needs no pager. One with process ids of its own that calls by
+                // itself is who calls.
+                let named = process(program_pid).filter(|&pid| family::is_descendant(pid));
+                if let Some(program) = named.or(Some(pid).filter(|&pid| !family::is_ours(pid))) {
+                    let number = program.as_raw_pid();
+                    self.remark(&format!("process {number} is not paged: {message}"));
                 }
             }
             Ok(Received::Nothing) => {

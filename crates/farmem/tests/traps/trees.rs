@@ -148,6 +148,26 @@ fn a_program_goes_on_when_the_subreaper_above_its_pager_ends() {
     assert_eq!(outcome.stderr, "");
 }
 
+/// What a program waits for are the children that it has made.
+#[test]
+fn a_program_that_orphans_go_to_sees_none_of_farmems() {
+    let Some(rig) = Rig::new() else { return };
+    let subreaper = rig.compile("subreaper");
+    let mut commands = vec![format!("{} exec", subreaper.display())];
+    if rustix::process::geteuid().is_root() {
+        commands.push(format!("unshare --pid --fork {} count", subreaper.display()));
+    }
+    for command in commands {
+        let mut farmem = rig.farmem();
+        farmem.args(["run", "--local", LIMIT, "--"]).args(command.split(' '));
+        let output = farmem.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {output:?}");
+        assert_eq!(output.stdout, b"0 children\n", "{command}: {output:?}");
+        assert!(told.contains("is not paged"), "{command}: {told}");
+    }
+}
+
 /// Cap 33: a large process has the whole limit again when the others have ended.
 #[test]
 fn cap_33_who_is_left_gets_all() {
