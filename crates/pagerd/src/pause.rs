@@ -18,6 +18,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How often threads that have woken up meanwhile are looked for, and those that have stopped let go.
 pub(crate) const LOOK_MICROS: u64 = 500;
 
+/// A thread that has not come to stop after so many looks is inside a call of the kernel, and is not held.
+const ENDING_LOOKS_MAX: u32 = 20;
+
 /// See the module's text. Nobody is held any more once it is gone and this process too.
 pub(crate) struct Pause {
     hold: Option<Hold>,
@@ -38,6 +41,22 @@ impl Pause {
             hold
         });
         Self { hold, until: Instant::now() + PAUSE_MAX, is_over: false }
+    }
+
+    /// How much longer threads may be held, if some are.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.hold.as_ref().map(|_| self.until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Holds nobody any more, now or as soon as those that are held have stopped.
+    pub(crate) fn end(&mut self) {
+        self.until = Instant::now();
+        let mut looks = 0;
+        while self.is_on() && looks < ENDING_LOOKS_MAX {
+            self.step(false);
+            looks += 1;
+            std::thread::sleep(Duration::from_micros(LOOK_MICROS));
+        }
     }
 
     /// Whether threads are held, and [`Self::step`] is to be called soon.

@@ -16,8 +16,8 @@ use farmem_pager::{
 use farmem_region::{ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, SessionId};
 use farmem_remote::{RemoteConfig, SessionInfo, SessionKey};
 use farmem_supervise::{
-    Counter, Hello, Histogram, Met, PROTOCOL_VERSION, PagerLink, PagerMessage, SessionReport,
-    StatsLayout, StatsWriter, SupervisorMessage, Welcome,
+    Counter, Hello, Histogram, LinkError, Met, PROTOCOL_VERSION, PagerLink, PagerMessage,
+    SessionReport, StatsLayout, StatsWriter, SupervisorMessage, Welcome, tell_unpaged,
 };
 use farmem_transport::Endpoint;
 use farmem_vmem::{
@@ -83,9 +83,10 @@ enum End {
 #[expect(clippy::needless_pass_by_value, reason = "the start-up code hands it over")]
 pub(crate) fn run(arguments: Arguments) -> ! {
     runtime::on_panic(tell_panic);
-    let pause = Pause::begin(&arguments);
-    let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS)
-        .unwrap_or_else(|_| std::process::exit(125));
+    let mut pause = Pause::begin(&arguments);
+    let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS).unwrap_or_else(|error| {
+        go_unpaged(&arguments, &format!("no page for its counts: {error}"))
+    });
     // A pager whose program lives for a moment may never count anything: that is no lost count.
     let _ = StatsWriter::new(stats.words());
     let hello = Hello {
@@ -97,14 +98,25 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     let is_own = |uffd: BorrowedFd<'_>| {
         uffd.try_clone_to_owned().is_ok_and(|uffd| Uffd::from_fd(uffd).is_own())
     };
-    let called =
-        PagerLink::connect(&arguments.socket, &hello, stats.as_fd(), LINK_TIMEOUT, &is_own);
-    let Ok((link, met)) = called else {
+    let called = PagerLink::connect_while(
+        &arguments.socket,
+        &hello,
+        stats.as_fd(),
+        LINK_TIMEOUT,
+        &is_own,
+        &mut || pause.step(true),
+    );
+    let (link, met) = match called {
+        Ok(met) => met,
         // Nothing of the program is out yet: it goes on as it is.
-        std::process::exit(0);
+        Err(LinkError::NoWelcome) => {
+            pause.end();
+            go_unpaged(&arguments, "`farmem run` did not answer its pager in time")
+        }
+        Err(_) => std::process::exit(0),
     };
     let program = program_handle(&arguments);
-    let end = match Service::start(&arguments, link, met, &stats) {
+    let end = match Service::start(&arguments, link, met, &stats, &mut pause) {
         Ok(service) => service.serve(&arguments, &program, pause),
         Err((link, _)) if nobody_has(arguments.program_pidfd, arguments.statm) => {
             let _ = link.send(&PagerMessage::Bye, &[]);
@@ -121,6 +133,17 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     if let End::SupervisorDied = end {
         // Without it nobody keeps the program's faults waiting should this process die as well.
         program.kill();
+    }
+    std::process::exit(0)
+}
+
+/// Ends before anything is out, and tells the supervisor, which believes who is there when it listens.
+fn go_unpaged(arguments: &Arguments, message: &str) -> ! {
+    let program = arguments.program.as_raw_nonzero().get().unsigned_abs();
+    if let Ok(told) = tell_unpaged(&arguments.socket, program, message, LINK_TIMEOUT) {
+        let ends = [told.as_fd(), arguments.program_pidfd];
+        let mut ends = ends.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN));
+        let _ = poll(&mut ends, None);
     }
     std::process::exit(0)
 }
@@ -199,9 +222,10 @@ impl<'a> Service<'a> {
         link: PagerLink,
         met: Met,
         stats: &'a SharedWords,
+        pause: &mut Pause,
     ) -> Result<Self, (PagerLink, NotStarted)> {
         let limit_bytes = met.welcome.limit_bytes;
-        match Self::prepare(arguments, &link, met) {
+        match Self::prepare(arguments, &link, met, pause) {
             Ok((pager, waiter)) => Ok(Self {
                 look_out: LookOut::new(pager.memory().pulls()),
                 pager,
@@ -229,6 +253,7 @@ impl<'a> Service<'a> {
         arguments: &Arguments,
         link: &PagerLink,
         met: Met,
+        pause: &mut Pause,
     ) -> Result<(Pager<ProgramStore>, Waiter), NotStarted> {
         let Met { welcome, inherited } = met;
         let last_words = link.duplicate().map_err(|error| error.to_string())?;
@@ -236,7 +261,7 @@ impl<'a> Service<'a> {
         let windows = windows_for(welcome.limit_bytes_max);
         // A child of a program that has given its privileges up may not have one.
         let (opened, legacy) = match inherited {
-            Some((uffd, file)) => match open_store(&welcome, welcome.taken_from.as_ref()) {
+            Some((uffd, file)) => match open_soon(&welcome, welcome.taken_from.as_ref(), pause) {
                 Ok(opened) => (Some(opened), Some((Uffd::from_fd(uffd), File::from(file)))),
                 // There is no room for another region as large. The parent's pager goes on.
                 Err(_) => {
@@ -256,7 +281,7 @@ impl<'a> Service<'a> {
         let waiter = Waiter::for_program(arguments, link, memory.uffd());
         let waiter =
             waiter.map_err(|error| NotStarted::Unpaged(format!("epoll fails: {error}")))?;
-        let (store, session) = opened.map_or_else(|| open_store(&welcome, None), Ok)?;
+        let (store, session) = opened.map_or_else(|| open_soon(&welcome, None, pause), Ok)?;
         let (place, secret) = memory.mark();
         link.send(&PagerMessage::Marked { place, secret }, &[])
             .and_then(|()| link.send_armed(memory.uffd().as_fd()))
@@ -578,10 +603,29 @@ fn start_threads(memory: &OwnMemory, waiter: &Waiter) {
     }
 }
 
-/// Opens a session; its region begins as a copy of the one `of`.
+/// As [`open_store`]; threads of the program are held for as long as they may be, and not while a slow server
+/// is waited for.
+fn open_soon(
+    welcome: &Welcome,
+    of: Option<&SessionReport>,
+    pause: &mut Pause,
+) -> Result<(ProgramStore, SessionInfo), String> {
+    if let Some(left) = pause.left() {
+        let opened = open_store(welcome, of, Some(left));
+        if opened.is_ok() || pause.left().is_none_or(|left| !left.is_zero()) {
+            return opened;
+        }
+        // Should the server have made a session, it ends by itself.
+        pause.end();
+    }
+    open_store(welcome, of, None)
+}
+
+/// Opens a session within a time, or the usual one; its region begins as a copy of the one `of`.
 fn open_store(
     welcome: &Welcome,
     of: Option<&SessionReport>,
+    within: Option<Duration>,
 ) -> Result<(ProgramStore, SessionInfo), String> {
     let endpoint: Endpoint = welcome
         .server
@@ -589,6 +633,10 @@ fn open_store(
         .map_err(|error: farmem_transport::AddressError| error.to_string())?;
     let amount = ByteCount::new(welcome.reservation_bytes);
     let mut config = RemoteConfig::new(endpoint, "farmem run", amount);
+    if let Some(within) = within {
+        let micros = u64::try_from(within.as_micros()).unwrap_or(u64::MAX);
+        config.timeouts.connect_us = config.timeouts.connect_us.min(micros);
+    }
     config.share_arena = welcome.share_arena;
     config.dynamic = true;
     config.copy_of = of.map(|of| SessionKey {

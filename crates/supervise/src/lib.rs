@@ -20,7 +20,7 @@ mod run_variable;
 mod stats;
 
 pub use budget::{Budget, Use};
-pub use link::{LinkError, Listener, Met, PagerLink, PagerPeer, Received};
+pub use link::{LinkError, Listener, Met, PagerLink, PagerPeer, Received, tell_unpaged};
 pub use message::{
     Hello, Offer, PROTOCOL_VERSION, PagerMessage, SessionReport, SupervisorMessage, Welcome,
 };

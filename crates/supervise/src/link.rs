@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
@@ -24,6 +24,9 @@ const BACKLOG: i32 = 1024;
 /// How long a send waits for room. The socket's buffer takes hundreds of messages, so that a full
 /// one means a peer that is stopped or stuck.
 const SEND_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How long a pager that is calling waits without doing something else.
+const SLICE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// Why the other side cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -92,24 +95,50 @@ impl PagerLink {
         timeout: Duration,
         is_own: &dyn Fn(BorrowedFd<'_>) -> bool,
     ) -> Result<(Self, Met), LinkError> {
-        let socket = dial(name, timeout)
-            .map_err(|source| LinkError::Connect { name: name.to_owned(), source })?;
+        Self::connect_while(name, hello, stats, timeout, is_own, &mut || {})
+    }
+
+    /// As [`Self::connect`]; calls `meanwhile` every millisecond that it waits.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_while(
+        name: &str,
+        hello: &Hello,
+        stats: BorrowedFd<'_>,
+        timeout: Duration,
+        is_own: &dyn Fn(BorrowedFd<'_>) -> bool,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(Self, Met), LinkError> {
+        let socket = dial(name, timeout, meanwhile)?;
         let mut link = Self { socket, buffer: packet_buffer() };
-        packet::send(&link.socket, &PagerMessage::Hello(hello.clone()), &[stats])?;
-        let met = link.await_welcome(is_own)?;
-        rustix::io::ioctl_fionbio(&link.socket, true).map_err(io::Error::from)?;
+        link.send(&PagerMessage::Hello(hello.clone()), &[stats])?;
+        let met = link.await_welcome(timeout, is_own, meanwhile)?;
         Ok((link, met))
     }
 
-    fn await_welcome(&mut self, is_own: &dyn Fn(BorrowedFd<'_>) -> bool) -> Result<Met, LinkError> {
+    fn await_welcome(
+        &mut self,
+        timeout: Duration,
+        is_own: &dyn Fn(BorrowedFd<'_>) -> bool,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Met, LinkError> {
         let mut recognised: Option<(Offer, OwnedFd)> = None;
+        let mut until = Instant::now() + timeout;
         loop {
             let (message, mut descriptors) = match packet::receive(&self.socket, &mut self.buffer)?
             {
                 Arrival::Message(message, descriptors) => (message, descriptors),
+                Arrival::Nothing if Instant::now() < until => {
+                    meanwhile();
+                    poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&SLICE))
+                        .map_err(io::Error::from)?;
+                    continue;
+                }
                 Arrival::Nothing => return Err(LinkError::NoWelcome),
                 Arrival::Closed => return Err(LinkError::Closed),
             };
+            until = Instant::now() + timeout;
             match message {
                 SupervisorMessage::Welcome(welcome) => {
                     let file = descriptors.pop().filter(|_| welcome.taken_from.is_some());
@@ -297,11 +326,39 @@ fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-fn dial(name: &str, timeout: Duration) -> io::Result<OwnedFd> {
-    let socket = socket(SocketFlags::CLOEXEC)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(timeout))?;
-    connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+/// Tells the supervisor that listens at `name` that a program goes on unpaged, and why. It believes who is
+/// there when it listens: the caller should stay until the supervisor has closed the connection, which is
+/// returned. Waits at most `timeout`.
+///
+/// # Errors
+/// [`LinkError::Connect`] where nobody listens, or as many wait to be heard as may.
+pub fn tell_unpaged(
+    name: &str,
+    program_pid: u32,
+    message: &str,
+    timeout: Duration,
+) -> Result<OwnedFd, LinkError> {
+    let socket = dial(name, timeout, &mut || {})?;
+    let message = message.to_owned();
+    let unpaged = PagerMessage::Unpaged { program_pid, message };
+    send_or_wait(socket.as_fd(), &unpaged, &[])?;
+    Ok(socket)
+}
+
+fn dial(name: &str, timeout: Duration, meanwhile: &mut dyn FnMut()) -> Result<OwnedFd, LinkError> {
+    let refused = |source| LinkError::Connect { name: name.to_owned(), source };
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes());
+    let address = address.map_err(|errno| refused(errno.into()))?;
+    let socket = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).map_err(refused)?;
+    let until = Instant::now() + timeout;
+    while let Err(errno) = connect(&socket, &address) {
+        // As many wait to be accepted as may.
+        if errno != rustix::io::Errno::AGAIN || Instant::now() >= until {
+            return Err(refused(errno.into()));
+        }
+        meanwhile();
+        std::thread::sleep(Duration::from_millis(1));
+    }
     Ok(socket)
 }
 

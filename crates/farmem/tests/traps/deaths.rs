@@ -316,6 +316,60 @@ fn a_killed_watcher_is_told() {
     );
 }
 
+/// A run of a program that fills four times its limit once it may, and whose supervisor is stopped until
+/// then: its pager calls in vain.
+fn late_supervisor(rig: &Rig) -> Late {
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, rig.path("go"), mode).unwrap();
+    let mut command = rig.farmem();
+    // One image without children: the end of another watcher would be told of instead of the pager's.
+    command.args(["run", "--local", LIMIT, "--"]).arg(rig.compile("fill_when_told"));
+    command.stdout(fs::File::create(rig.path("stdout")).unwrap());
+    command.stderr(fs::File::create(rig.path("stderr")).unwrap());
+    let late = Late(command.spawn().unwrap());
+    wait_for_text(rig, "stdout", "ready");
+    kill(pid_of(&late.0), Signal::STOP);
+    fs::write(rig.path("go"), "\n").unwrap();
+    late
+}
+
+/// Leaves nothing of a test that failed.
+struct Late(std::process::Child);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn wait_for_text(rig: &Rig, file: &str, text: &str) {
+    let until = Instant::now() + 60 * SECOND;
+    while !fs::read_to_string(rig.path(file)).unwrap().contains(text) {
+        let all = fs::read_to_string(rig.path("stderr")).unwrap();
+        assert!(Instant::now() < until, "no `{text}` in {file}: {all}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// R6: a supervisor that does not answer holds nobody up for longer than a pager may, and tells of it when it
+/// goes on.
+#[test]
+fn a_supervisor_that_answers_late_holds_nobody_up_and_tells() {
+    let Some(rig) = Rig::new() else { return };
+    let began = Instant::now();
+    let mut late = late_supervisor(&rig);
+    wait_for_text(&rig, "stdout", "filled");
+    assert!(began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
+    let supervisor = pid_of(&late.0);
+    let ended = ends_within(supervisor, 7 * SECOND);
+    kill(supervisor, Signal::CONT);
+    wait_for_text(&rig, "stderr", "is not paged: `farmem run` did not answer its pager");
+    fs::write(rig.path("stop"), "").unwrap();
+    assert!(late.0.wait().unwrap().success() && !ended);
+}
+
 /// R6: nothing of a run outlives its supervisor.
 #[test]
 fn a_killed_supervisor_takes_all_with_it() {
