@@ -315,14 +315,29 @@ pub(crate) fn forbid_core_dumps() {
 /// Raises this process's own limits to what it may have; those of the program are other ones.
 pub(crate) fn raise_limits() {
     const RLIMIT_CPU: usize = 0;
+    const RLIMIT_FSIZE: usize = 1;
     const RLIMIT_DATA: usize = 2;
     const RLIMIT_NPROC: usize = 6;
     const RLIMIT_NOFILE: usize = 7;
     const RLIMIT_MEMLOCK: usize = 8;
     const RLIMIT_AS: usize = 9;
-    let resources =
-        [RLIMIT_CPU, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS];
+    let resources = [
+        RLIMIT_CPU,
+        RLIMIT_FSIZE,
+        RLIMIT_DATA,
+        RLIMIT_NPROC,
+        RLIMIT_NOFILE,
+        RLIMIT_MEMLOCK,
+        RLIMIT_AS,
+    ];
     for resource in resources {
+        let none = [u64::MAX; 2];
+        let pointer = (&raw const none).expose_provenance();
+        // SAFETY: the pointer is to a live pair of u64, the kernel's rlimit64, to be read. Only who has the
+        // right may raise a hard limit, and not all of them without end.
+        if unsafe { call(SYS_PRLIMIT64, [0, resource, pointer, 0, 0, 0]) }.is_ok() {
+            continue;
+        }
         let mut limit = [0u64; 2];
         let pointer = (&raw mut limit).expose_provenance();
         // SAFETY: the pointer is to a live pair of u64, the kernel's rlimit64, to be written.

@@ -131,6 +131,12 @@ pub(crate) fn is_watcher(pid: Pid) -> bool {
     name.is_ok_and(|name| name.trim_end() == "farmem-watcher")
 }
 
+/// Whether the child, which may have ended, is or was a pager.
+pub(crate) fn is_pager(pid: Pid) -> bool {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
+    name.is_ok_and(|name| name.trim_end() == "farmem-pagerd")
+}
+
 /// Whether the process is a watcher or a pager: they share the memory of a program and give
 /// themselves a name. One that has ended meanwhile counts as ours: nothing is to be done to it.
 pub(crate) fn is_ours(pid: Pid) -> bool {

@@ -134,6 +134,16 @@ impl Pager {
         self.program_ended.is_none().then(|| self.program.as_fd())
     }
 
+    /// Whether it has come to what [`Self::lose_peer`] or its program's end accounts for.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.stage != Stage::Welcomed || self.program_ended.is_some()
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// The program as people know it.
     pub(crate) fn title(&self) -> String {
         format!("{} (process {})", self.hello.name, self.hello.program_pid)

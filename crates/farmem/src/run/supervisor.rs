@@ -256,18 +256,23 @@ impl Supervisor {
 
     // Signals and processes.
 
-    /// A watcher ends with its program, or becomes a pager. Whoever kills one leaves a program that
-    /// nobody will hold to the limit. To be called before the child is waited for.
+    /// A watcher ends with its program, or becomes a pager. Whoever kills one, or a pager that has not begun,
+    /// leaves a program that nobody will hold to the limit. To be called before the child is waited for.
     fn note_killed_watcher(&mut self, signal: QueuedSignal) {
-        if let Some(child) = signal.killed_child.and_then(process)
-            && family::is_watcher(child)
-        {
-            let pid = child.as_raw_pid();
-            self.say(&format!(
-                "a watcher (process {pid}) was killed: the program that it watched goes on \
-                 unpaged, and nothing holds it to the limit"
-            ));
-        }
+        let Some(child) = signal.killed_child.and_then(process) else { return };
+        let has_begun = |pager: &Pager| pager.pid() == child && pager.has_begun();
+        let what = if family::is_watcher(child) {
+            "a watcher"
+        } else if family::is_pager(child) && !self.pagers.values().any(has_begun) {
+            "a pager that had not begun"
+        } else {
+            return;
+        };
+        let pid = child.as_raw_pid();
+        self.say(&format!(
+            "{what} (process {pid}) was killed: the program that it watched goes on unpaged, and \
+             nothing holds it to the limit"
+        ));
     }
 
     fn handle_signal(&mut self, signal: QueuedSignal) {

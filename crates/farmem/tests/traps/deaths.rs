@@ -370,6 +370,20 @@ fn a_supervisor_that_answers_late_holds_nobody_up_and_tells() {
     assert!(late.0.wait().unwrap().success() && !ended);
 }
 
+/// R6: as of a killed watcher.
+#[test]
+fn a_pager_killed_before_it_has_begun_is_told() {
+    let Some(rig) = Rig::new() else { return };
+    let mut late = late_supervisor(&rig);
+    let supervisor = pid_of(&late.0);
+    kill(child_named(supervisor, "farmem-pagerd"), Signal::KILL);
+    wait_for_text(&rig, "stdout", "filled");
+    kill(supervisor, Signal::CONT);
+    wait_for_text(&rig, "stderr", "a pager that had not begun");
+    fs::write(rig.path("stop"), "").unwrap();
+    assert!(late.0.wait().unwrap().success());
+}
+
 /// R6: nothing of a run outlives its supervisor.
 #[test]
 fn a_killed_supervisor_takes_all_with_it() {

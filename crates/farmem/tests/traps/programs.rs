@@ -230,6 +230,12 @@ fn u30_a_program_limits_itself() {
     trap("resource_limits");
 }
 
+/// R1: its pager writes to no file of the program's.
+#[test]
+fn u30_a_child_whose_program_may_write_no_file_is_paged() {
+    trap("file_limit");
+}
+
 /// R6: locked memory is there at once and stays, and unlocked goes out again.
 #[test]
 fn u22_locked_memory_stays() {
