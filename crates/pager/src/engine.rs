@@ -11,7 +11,7 @@ use farmem_region::{
     Completion, FetchPage, FrameId, Nanos, Outcome, PAGE_SIZE, PageCount, PageIndex, PageRange,
     PageStore, Request, StoreError, Ticket, Version,
 };
-use farmem_vmem::{AddressRange, Progress, Pull, Stop};
+use farmem_vmem::{AddressRange, PageKind, Progress, Pull, Stop};
 use twox_hash::XxHash3_128;
 
 use crate::budget::Budget;
@@ -502,7 +502,7 @@ impl Engine {
         let page = AddressRange::pages_from(fault.address, 1);
         if fault.space == SpaceId::OWN {
             let mut there = false;
-            io.memory.present(page, &mut |_| there = true);
+            io.memory.present(page, &mut |run| there = run.kind != PageKind::Guard);
             if !there && self.quarantine.overlaps(page) {
                 // It was filled after its removal was announced and before it was done.
                 self.drop_pages(io, fault.space, page);

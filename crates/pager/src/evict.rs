@@ -5,7 +5,7 @@
 //! servers too, for reading it back. A page whose use count is not zero loses one and stays.
 
 use farmem_region::{FrameId, Nanos, PAGE_SHIFT, PAGE_SIZE, Request};
-use farmem_vmem::{AddressRange, Residents, Stop};
+use farmem_vmem::{AddressRange, PageKind, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
 use crate::frames::{Discard, FrameUse, WINDOW_FRAMES, WindowId};
@@ -220,13 +220,13 @@ impl Engine {
         // The end of the last page seen that must stay; a span must not reach over it.
         let mut barrier = 0;
         io.memory.present(source, &mut |run| {
-            budget.saw(if run.zero { 0 } else { run.range.pages() });
+            budget.saw(run.pages_with_memory());
             for address in (run.range.start()..run.range.end()).step_by(PAGE_SIZE) {
                 let entry = table.get(address);
                 let hot = spare_hot && entry.as_ref().is_some_and(|entry| entry.uses() > 0);
                 // Not seen being filled since its removal was announced: it may vanish yet.
                 let vanishing = quarantined && entry.is_none();
-                let stays = run.zero
+                let stays = run.kind != PageKind::Page
                     || hot
                     || vanishing
                     || pinned.iter().any(|part| part.contains(address));
@@ -342,7 +342,8 @@ impl Engine {
     /// The page cannot be moved now: it stays, and is not asked again too soon.
     fn leave_for_now(&mut self, io: &Io<'_>, address: usize) {
         let mut there = false;
-        io.memory.present(AddressRange::pages_from(address, 1), &mut |_| there = true);
+        let page = AddressRange::pages_from(address, 1);
+        io.memory.present(page, &mut |run| there = run.kind != PageKind::Guard);
         if !there {
             return;
         }
@@ -551,7 +552,7 @@ impl Engine {
         let mut pages = self.frames.with_memory();
         let mut at = 0;
         while let Some(range) = self.adopted.next_from(at) {
-            io.memory.present(range, &mut |run| pages += run.range.pages());
+            io.memory.present(range, &mut |run| pages += run.pages_with_memory());
             at = range.end();
         }
         pages

@@ -1,13 +1,14 @@
 //! What the pager needs of an address space, and the real one behind it.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
 use farmem_region::{Errand, FrameId, Frames, Loan, Nanos, PAGE_SHIFT, PAGE_SIZE};
 use farmem_vmem::{
     AddressRange, Anchor, Errands, Event, Features, ForkMark, Lifeline, Look, MadviseWatch,
-    Mapping, Pagemap, Porter, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter, Residents,
-    Scratch, Stop, ThreadWatch, Uffd, UffdError,
+    Mapping, PageKind, Pagemap, Porter, PresentRun, ProcessMaps, Progress, Pull, ResidentMeter,
+    Residents, Scratch, Stop, ThreadWatch, Uffd, UffdError,
 };
 use rustix::process::Pid;
 
@@ -58,7 +59,7 @@ pub trait Memory: Frames {
     ) -> Progress;
     /// Makes the threads that wait in the range look again.
     fn wake(&mut self, space: SpaceId, range: AddressRange);
-    /// The pages of the own space that are there.
+    /// The pages and guards of the own space that are there.
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun));
     /// The first page of a range of the own space that is there.
     fn first_present(&self, range: AddressRange) -> Option<usize>;
@@ -137,6 +138,8 @@ pub struct OwnMemory {
     children: Vec<(SpaceId, Uffd)>,
     scratch: Scratch,
     pagemap: Pagemap,
+    /// The program has set guards. A copy would replace one: the kernel takes it for nothing.
+    guards: Cell<bool>,
     maps: ProcessMaps,
     meter: ResidentMeter,
     threads: ThreadWatch,
@@ -210,6 +213,7 @@ impl OwnMemory {
             children: Vec::new(),
             scratch,
             pagemap: Pagemap::open().map_err(MemoryError::at("pagemap"))?,
+            guards: Cell::new(false),
             maps: ProcessMaps::open().map_err(MemoryError::at("maps"))?,
             meter: ResidentMeter::open().map_err(MemoryError::at("statm"))?,
             threads: ThreadWatch::open(program).map_err(MemoryError::at("task"))?,
@@ -374,6 +378,7 @@ impl Drop for OwnMemory {
 }
 
 const GONE: Progress = Progress { bytes: 0, stop: Some(Stop::Gone) };
+const TAKEN: Progress = Progress { bytes: 0, stop: Some(Stop::AlreadyThere) };
 
 impl Memory for OwnMemory {
     fn copy_in(
@@ -384,10 +389,19 @@ impl Memory for OwnMemory {
         count: usize,
         pull: Option<Pull>,
     ) -> Progress {
-        let Self { uffd, children, scratch, anchor, .. } = self;
+        let Self { uffd, children, scratch, anchor, pagemap, guards, .. } = self;
         let Some(uffd) = find_uffd(uffd, children, space) else {
             return GONE;
         };
+        let mut count = count;
+        if guards.get() && space == SpaceId::OWN {
+            let range = AddressRange::pages_from(target, count);
+            count = match pagemap.first_taken(range) {
+                Some(taken) if taken == target => return TAKEN,
+                Some(taken) => (taken - target) / PAGE_SIZE,
+                None => count,
+            };
+        }
         anchor.pull(pull, || scratch.copy_in(uffd, target, first, count))
     }
 
@@ -422,9 +436,15 @@ impl Memory for OwnMemory {
         written: bool,
         pull: Option<Pull>,
     ) -> Progress {
-        let Self { uffd, children, anchor, .. } = self;
+        let Self { uffd, children, anchor, pagemap, .. } = self;
         let Some(uffd) = find_uffd(uffd, children, space) else {
             return GONE;
+        };
+        let range = if written && space == SpaceId::OWN {
+            // Nobody has asked for the others, and a copy would replace a guard of the program.
+            pagemap.up_to_taken(range)
+        } else {
+            range
         };
         anchor.pull(
             pull,
@@ -441,7 +461,12 @@ impl Memory for OwnMemory {
     }
 
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
-        self.pagemap.present(range, each);
+        self.pagemap.present(range, &mut |run| {
+            if run.kind == PageKind::Guard {
+                self.guards.set(true);
+            }
+            each(run);
+        });
     }
 
     fn first_present(&self, range: AddressRange) -> Option<usize> {

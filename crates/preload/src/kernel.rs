@@ -171,6 +171,13 @@ pub(crate) fn keep_private(start: usize, bytes: usize) -> Result<(), Errno> {
     Ok(())
 }
 
+/// madvise(2) for the program itself.
+pub(crate) fn madvise(start: usize, bytes: usize, advice: i32) -> Result<(), Errno> {
+    let advice = advice.cast_unsigned() as usize;
+    // SAFETY: the program calls this, and what it asks for is its own affair.
+    unsafe { call(SYS_MADVISE, [start, bytes, advice, 0, 0, 0]) }.map(|_| ())
+}
+
 /// Blocks every signal in the calling thread; the result is for `restore_signals`.
 pub(crate) fn block_signals() -> u64 {
     let all = u64::MAX;

@@ -1,6 +1,6 @@
 //! The library that `farmem run` puts under every program of a run (LD_PRELOAD).
 //!
-//! It replaces nothing and adds no thread. Its constructor makes the *watcher*: a process that
+//! It adds no thread, and replaces no function but `madvise` ([`advice`]). Its constructor makes the *watcher*: a process that
 //! shares the program's memory and nothing else, which polls the resident size and, at three
 //! quarters of the limit, turns itself into the pager by loading `farmem-pagerd` beside the program.
 //!
@@ -19,7 +19,7 @@
 //!   `errno`, or any function of the C library; every system call is made directly;
 //! - nothing allocates, and nothing is written to a descriptor of the program (it may be a pipe),
 //!   but for one line on standard error when FARMEM_RUN is malformed;
-//! - no symbol but the constructor's entry leaves the library, so none of the program's is replaced.
+//! - no symbol leaves the library but the constructor's entry and `madvise`, which only passes on.
 //!
 //! Linux on x86-64 only. `panic = "abort"` builds have no `std`; test harnesses are built with
 //! unwinding, where the crate is compiled against `std` and never loaded.
@@ -29,6 +29,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("farmem-preload knows the system calls and start-up of Linux on x86-64 only");
 
+mod advice;
 mod freestanding;
 mod image;
 mod kernel;

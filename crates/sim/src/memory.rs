@@ -9,7 +9,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use farmem_pager::{Memory, Registration, SpaceId};
 use farmem_region::{Errand, FrameId, Frames, Loan, PAGE_SIZE};
 use farmem_vmem::{
-    AddressRange, Look, Mapping, MappingKind, PresentRun, Progress, Pull, Residents, Stop, Uffd,
+    AddressRange, Look, Mapping, MappingKind, PageKind, PresentRun, Progress, Pull, Residents,
+    Stop, Uffd,
 };
 
 use crate::porter::SimPorter;
@@ -388,7 +389,8 @@ impl Memory for SimMemory {
 
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun)) {
         for (&address, page) in self.spaces[0].pages.range(range.start()..range.end()) {
-            each(PresentRun { range: AddressRange::pages_from(address, 1), zero: page.zero });
+            let kind = if page.zero { PageKind::Zero } else { PageKind::Page };
+            each(PresentRun { range: AddressRange::pages_from(address, 1), kind });
         }
     }
 

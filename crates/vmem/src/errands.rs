@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use farmem_region::PAGE_SIZE;
 use rustix::mm::Advice;
 
-use crate::{AddressRange, Pagemap};
+use crate::{AddressRange, PageKind, Pagemap};
 
 /// Ranges given and not taken back at most.
 const RANGES_MAX: usize = 16;
@@ -75,7 +75,7 @@ impl Errands {
         self.runs.store(true, Ordering::Relaxed);
         while let Some(range) = self.next() {
             self.pagemap.present(range, &mut |run| {
-                if !run.zero {
+                if run.kind == PageKind::Page {
                     populate(run.range);
                 }
             });

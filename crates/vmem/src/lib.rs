@@ -38,7 +38,7 @@ pub use hold::Hold;
 pub use log::MappedLog;
 pub use madvise_watch::MadviseWatch;
 pub use maps::{Mapping, MappingKind, ProcessMaps, registered_parts};
-pub use pagemap::{Pagemap, PresentRun};
+pub use pagemap::{PageKind, Pagemap, PresentRun};
 pub use porter::Porter;
 pub use probe::{Probe, probe};
 pub use process::{

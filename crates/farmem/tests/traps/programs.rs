@@ -134,6 +134,18 @@ fn u37_pages_written_after_madv_free_keep_it() {
     trap("madvise_free");
 }
 
+/// R1: guards drop pages without an event, and a copy would replace them.
+#[test]
+fn guards_stay_and_what_was_behind_them_is_gone() {
+    let Some(rig) = Rig::new() else { return };
+    let outcome = rig.run(&["--local", LIMIT], &rig.compile("guards"), &[]);
+    if outcome.status.code() == Some(77) {
+        skipped::<()>("the kernel has no MADV_GUARD_INSTALL (Linux 6.13)");
+        return;
+    }
+    outcome.is_right();
+}
+
 /// R1: what a disk puts into a page is not lost with the page's former frame.
 #[test]
 fn u12_direct_reads_reach_the_program() {
