@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use farmem_region::{Completion, FrameId, Nanos, PageIndex, PageStore, Version};
+use farmem_region::{Completion, Nanos, PageIndex, PageStore, Version};
 use farmem_vmem::{AddressRange, Event};
 
 use crate::counts::{Counts, Sample};
@@ -381,13 +381,8 @@ impl<S: PageStore> Pager<S> {
         for event in events.drain(..) {
             match event {
                 Event::Fault { address, write, thread } => {
-                    match memory.fill_scratch_hole(address) {
-                        None => {
-                            let io = &mut Io { memory, store, clock: &clock };
-                            engine.on_fault(io, space, address, write, thread)?;
-                        }
-                        Some(filled) => filled.into_iter().for_each(|f| engine.on_hole_filled(f)),
-                    }
+                    let io = &mut Io { memory, store, clock: &clock };
+                    engine.on_fault(io, space, address, write, thread)?;
                 }
                 change => {
                     let io = &mut Io { memory, store, clock: &clock };
@@ -441,12 +436,6 @@ impl Engine {
     /// Sets another local limit.
     fn set_limit(&mut self, bytes: u64) {
         self.budget.set_limit(bytes);
-    }
-
-    /// A hole of the scratch area got memory by an outside reader: the frame is spare.
-    fn on_hole_filled(&mut self, frame: FrameId) {
-        self.frames.hole_filled(frame);
-        self.budget.allocated(1);
     }
 }
 

@@ -274,10 +274,16 @@ impl Engine {
         self.frames.queue(window);
         scan.moved.clear();
         scan.moved.extend(window.frames().filter(|&frame| io.memory.frame_present(frame)));
-        for &frame in &scan.moved {
+        scan.moved.retain(|&frame| {
             let offset = (frame.get() - window.first().get()) as usize;
-            self.moved_out(base + (offset << PAGE_SHIFT), frame);
-        }
+            let address = base + (offset << PAGE_SHIFT);
+            if self.is_stray(address) {
+                self.frames.hole_filled(frame);
+                return false;
+            }
+            self.moved_out(address, frame);
+            true
+        });
         let moved = scan.moved.len();
         if moved == 0 {
             // Everything vanished between looking and moving.
@@ -293,6 +299,9 @@ impl Engine {
     pub(crate) fn take_empty_window(&mut self, io: &mut Io<'_>) -> Option<WindowId> {
         loop {
             if let Some(window) = self.frames.take_empty() {
+                if self.take_strays(io, window) {
+                    continue;
+                }
                 return Some(window);
             }
             let Some(pooled) = self.frames.take_to_discard() else {
@@ -306,6 +315,26 @@ impl Engine {
                 return None;
             }
         }
+    }
+
+    /// Takes note of frames of a window without pages that have got memory from outside: they are
+    /// spare. Returns whether there are any, so that the window is empty no more.
+    fn take_strays(&mut self, io: &mut Io<'_>, window: WindowId) -> bool {
+        let (frames, budget) = (&mut self.frames, &mut self.budget);
+        let mut found = false;
+        io.memory.find_strays(window.first(), WINDOW_FRAMES, &mut |frame| {
+            frames.hole_filled(frame);
+            budget.allocated(1);
+            found = true;
+        });
+        found
+    }
+
+    /// What cannot have been moved out of an address, as nothing was there, got into the frame from
+    /// outside since [`Self::take_strays`].
+    fn is_stray(&mut self, address: usize) -> bool {
+        let place = self.own_table().get(address).map(|entry| entry.place());
+        !matches!(place, None | Some(Place::Resident | Place::Zero))
     }
 
     /// Moves what can be moved of a span; true if its window is being made movable instead.

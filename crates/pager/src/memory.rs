@@ -63,6 +63,9 @@ pub trait Memory: Frames {
     fn present(&self, range: AddressRange, each: &mut dyn FnMut(PresentRun));
     /// The first page of a range of the own space that is there.
     fn first_present(&self, range: AddressRange) -> Option<usize>;
+    /// Calls `each` for the frames that were holes and have got memory from outside: they hold nobody's
+    /// page.
+    fn find_strays(&mut self, first: FrameId, count: usize, each: &mut dyn FnMut(FrameId));
     /// Whether a frame has memory.
     fn frame_present(&self, frame: FrameId) -> bool;
     /// Gives frames that are holes memory; returns how many got it.
@@ -235,16 +238,6 @@ impl OwnMemory {
     #[must_use]
     pub const fn uffd(&self) -> &Uffd {
         &self.uffd
-    }
-
-    /// Answers a fault on a hole of the scratch area, which only an outside reader can cause (a
-    /// debugger, `mlockall`). `None` if the address is not there; otherwise the frame, if it got
-    /// memory.
-    pub fn fill_scratch_hole(&mut self, address: usize) -> Option<Option<FrameId>> {
-        if !self.scratch.range().contains(address) {
-            return None;
-        }
-        Some(self.scratch.fill_hole(&self.uffd, address))
     }
 
     /// The scratch area.
@@ -471,6 +464,10 @@ impl Memory for OwnMemory {
 
     fn first_present(&self, range: AddressRange) -> Option<usize> {
         self.pagemap.first_present(range)
+    }
+
+    fn find_strays(&mut self, first: FrameId, count: usize, each: &mut dyn FnMut(FrameId)) {
+        self.scratch.find_strays(first, count, &self.pagemap, each);
     }
 
     fn frame_present(&self, frame: FrameId) -> bool {

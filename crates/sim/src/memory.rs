@@ -399,6 +399,8 @@ impl Memory for SimMemory {
         inside.next().map(|(&address, _)| address)
     }
 
+    fn find_strays(&mut self, _: FrameId, _: usize, _: &mut dyn FnMut(FrameId)) {}
+
     fn frame_present(&self, frame: FrameId) -> bool {
         self.frames[at(frame)].is_some()
     }

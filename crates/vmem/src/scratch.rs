@@ -1,8 +1,14 @@
 //! The pager's scratch area: where pages rest on their way out and where fetched pages arrive.
 //!
 //! It is one reserved range of addresses, divided into windows of [`Scratch::WINDOW_FRAMES`]
-//! frames. A frame either holds a page (*present*) or is a hole; touching a hole would wait for the
-//! toucher itself, so presence is tracked here and asserted on every access.
+//! frames. A frame either holds a page (*present*) or is a hole; presence is tracked here and asserted
+//! on every access.
+//!
+//! Two things happen behind our back. Someone outside reads or locks a hole (a debugger, mlockall), and it
+//! has memory: a *stray* page. And a page that the program has given to MADV_FREE, maybe before it was
+//! paged, and not written since, is dropped by the kernel when memory is short: then the frame reads as
+//! zeros, which is what MADV_FREE permits. So the area does not report missing pages: whoever reads
+//! such a frame would wait for the pager, which mostly is the reader.
 //!
 //! The area is registered with the program's own userfaultfd. That makes moving pages out exclusive
 //! with the program's changes of its mappings: the kernel moves pages into a registered range only
@@ -83,7 +89,7 @@ impl Scratch {
         let loans = Arc::new(Loans::new(frames / 64));
         let whole = AddressRange::pages_from(base.as_ptr() as usize, frames);
         let scratch = Self { base, frames, present, loans, whole };
-        uffd.register(whole)?;
+        uffd.register_unreported(whole)?;
         Ok(scratch)
     }
 
@@ -149,7 +155,8 @@ impl Scratch {
         // holes below.
         let mut progress = unsafe { uffd.move_pages(range, self.address(first), false, true) };
         if progress.stop == Some(Stop::Hole) {
-            // The frames are there (asserted), so it is the target that is mapped no more.
+            // The frames are there (asserted), and written to by us, so that the kernel drops none of
+            // them: it is the target that is mapped no more.
             progress.stop = Some(Stop::Gone);
         }
         self.mark(first, progress.bytes >> PAGE_SHIFT, false);
@@ -223,7 +230,10 @@ impl Scratch {
         // SAFETY: the range lies in our own area (asserted), none of it is lent (asserted), and its
         // holes are tracked: what the frames are now is asked for below.
         let _ = unsafe { rustix::mm::madvise(start, range.bytes(), advice) };
-        assert!(uffd.register(range).is_ok(), "the scratch area cannot be registered again");
+        assert!(
+            uffd.register_unreported(range).is_ok(),
+            "the scratch area cannot be registered again"
+        );
         self.mark(first, count, false);
         self.mark_present(range, pagemap);
     }
@@ -239,21 +249,26 @@ impl Scratch {
         });
     }
 
-    /// Answers a fault on a hole, which only an outside reader can cause: the frame then holds
-    /// zeros that belong to nobody. Returns the frame.
-    pub fn fill_hole(&mut self, uffd: &Uffd, address: usize) -> Option<FrameId> {
-        if !self.range().contains(address) {
-            return None;
-        }
-        let index = (address - self.range().start()) >> PAGE_SHIFT;
-        let frame = FrameId::new(u32::try_from(index).ok()?);
-        if !self.is_present(frame) && self.populate(uffd, frame, 1) == 1 {
-            return Some(frame);
-        }
-        // There already, or not to be filled while a change of mappings is unread: who waits
-        // looks again.
-        uffd.wake(AddressRange::pages_from(address, 1));
-        None
+    /// Calls `each` for the frames that were holes and have got memory since: they hold nobody's page.
+    pub fn find_strays(
+        &mut self,
+        first: FrameId,
+        count: usize,
+        pagemap: &Pagemap,
+        each: &mut dyn FnMut(FrameId),
+    ) {
+        let range = AddressRange::pages_from(self.address(first), count);
+        let base = self.range().start();
+        pagemap.present(range, &mut |run| {
+            let at = (run.range.start() - base) >> PAGE_SHIFT;
+            for index in at..at + run.range.pages() {
+                let (word, bit) = (&mut self.present[index / 64], 1 << (index % 64));
+                if *word & bit == 0 {
+                    *word |= bit;
+                    each(FrameId::new(u32::try_from(index).unwrap_or(u32::MAX)));
+                }
+            }
+        });
     }
 
     fn index(&self, frame: FrameId) -> usize {

@@ -219,11 +219,22 @@ impl Uffd {
     /// # Errors
     /// [`UffdError::Register`].
     pub fn register(&self, range: AddressRange) -> Result<(), UffdError> {
-        let mut argument = sys::uffdio_register {
-            range: raw_range(range),
-            mode: u64::from(sys::UFFDIO_REGISTER_MODE_MISSING),
-            ioctls: 0,
-        };
+        self.register_as(range, sys::UFFDIO_REGISTER_MODE_MISSING)
+    }
+
+    /// Lets pages be moved into the range from now on, while nothing of it is reported: what is missing
+    /// there reads as zero.
+    ///
+    /// # Errors
+    /// [`UffdError::Register`].
+    pub fn register_unreported(&self, range: AddressRange) -> Result<(), UffdError> {
+        // The kernel wants the registration, of whatever kind. Nothing is ever protected here.
+        self.register_as(range, sys::UFFDIO_REGISTER_MODE_WP)
+    }
+
+    fn register_as(&self, range: AddressRange, mode: u32) -> Result<(), UffdError> {
+        let mut argument =
+            sys::uffdio_register { range: raw_range(range), mode: u64::from(mode), ioctls: 0 };
         self.call(ioctl::UFFDIO_REGISTER, &mut argument)
             .map_err(|source| UffdError::Register { range, source })
     }

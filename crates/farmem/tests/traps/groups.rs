@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::rig::{LIMIT, Rig, skipped};
 use crate::servers::Server;
@@ -70,6 +71,13 @@ impl Group {
         serde_json::from_slice(&stats).unwrap()
     }
 
+    /// Has the kernel take back what it can of the group's memory.
+    fn reclaim(&self) {
+        let how = [("memory.force_empty", "0"), ("memory.reclaim", "64M")];
+        // Refused where little can be had, which is as good.
+        let _ = how.map(|(file, text)| fs::write(self.folder.join(file), text));
+    }
+
     /// The most that was in the group at one time.
     fn peak_bytes(&self) -> Option<u64> {
         let names = ["memory.max_usage_in_bytes", "memory.peak"];
@@ -95,6 +103,27 @@ fn u20_a_program_completes_in_a_small_control_group() {
     assert!(stats["evicted_pages"].as_u64() > Some(128 << 10), "{stats}");
     let pager = stats["pager_bytes"].as_u64().unwrap();
     assert!(pager <= PAGER_BYTES, "the pager took {pager} bytes: {stats}");
+}
+
+/// R1, R3: what the kernel takes back of pages that were moved out is nothing that the pager waits for.
+#[test]
+fn u37_pages_that_the_kernel_takes_back_meanwhile_hold_nobody_up() {
+    /// For the first rounds. The kernel looks for what it can take back as often as it is asked to.
+    const PRESSURE: Duration = Duration::from_secs(8);
+    let Some(rig) = Rig::new() else { return };
+    let Some(group) = Group::limited(1 << 30) else { return };
+    let server = Server::start(&rig, "1GiB");
+    let program = rig.compile("freed_lazily");
+    let stats = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + PRESSURE;
+            while Instant::now() < end {
+                group.reclaim();
+            }
+        });
+        group.run(&rig, &server, "48MiB", &program)
+    });
+    assert!(stats["evicted_pages"].as_u64() > Some(16 << 10), "{stats}");
 }
 
 /// Caps 21, 33: what children inherit and bring in is held to the limit of the tree.
