@@ -320,7 +320,10 @@ impl RemoteStore {
             return Ok(());
         };
         let silent_us = link.silent_us(&self.messages, now);
-        if silent_us >= self.config.timeouts.silence_us {
+        // A server that answers hello and attach, and no more, may be reading from a slow disk: it is
+        // given twice as long each time, so that not every
+        // attempt is as vain as the first.
+        if silent_us >= self.config.timeouts.silence_us << self.fruitless {
             return Err(LinkError::Silent.into());
         }
         if silent_us >= self.config.timeouts.heartbeat_us && !self.messages.has_ping() {
@@ -430,13 +433,24 @@ impl RemoteStore {
         let (State::Up(link), Some(arena)) = (&self.state, &mut self.arena) else {
             return;
         };
+        let pages = self.session.pages.get();
+        // A table with an entry for every page up to one far away would take all memory.
+        let ours = |entries| {
+            Iterator::filter(entries, move |entry: &farmem_wire::PageEntry| {
+                entry.page.get() < pages
+            })
+        };
         match header.action {
-            Action::Write => link.entries(header).for_each(|entry| arena.learn(&entry)),
+            Action::Write => {
+                ours(link.entries(header)).for_each(|entry| arena.learn(&entry));
+            }
             Action::Commit => {
                 self.messages.get(message).entries().for_each(|entry| arena.learn(&entry));
                 arena.add_fresh(Slots::decode_assigned(link.body(header)));
             }
-            Action::Map => link.entries(header).for_each(|entry| arena.learn_inherited(&entry)),
+            Action::Map => {
+                ours(link.entries(header)).for_each(|entry| arena.learn_inherited(&entry));
+            }
             _ => {
                 let assigned = Slots::decode_assigned(link.body(header));
                 arena.set_fresh(assigned.filter(|slot| !self.messages.uses_slot(*slot)));

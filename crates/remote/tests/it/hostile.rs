@@ -294,6 +294,17 @@ fn fewer_pages_than_asked_for() {
     );
 }
 
+/// As one that reads from a slow disk. The silence that is borne here is 200 ms at first.
+#[test]
+fn pages_that_take_longer_than_a_server_may_be_silent() {
+    fetch(|header, entries, stream| {
+        thread::sleep(Duration::from_millis(600));
+        // It has been taken for broken the first time.
+        let _ = stream.write_all(&pages(header, entries, |_, _| ()));
+    })
+    .unwrap();
+}
+
 #[test]
 fn a_payload_that_never_ends() {
     lost(
