@@ -106,6 +106,11 @@ impl Engine {
 
     /// Finds the pages that must stay because the kernel writes there when a thread ends.
     pub(crate) fn refresh_pinned(&mut self, io: &mut Io<'_>) {
+        if self.scope == Scope::Ranges {
+            // A region has no threads' control blocks, but may lie beside one: pages of it that stayed
+            // would be missing in a flush.
+            return;
+        }
         let pinned = &mut self.pinned;
         io.memory.control_blocks(&mut |range: AddressRange| {
             if pinned.gaps(range).iter().any(|gap| !gap.is_empty()) {

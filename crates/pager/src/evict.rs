@@ -217,6 +217,7 @@ impl Engine {
         let quarantined = self.quarantine.overlaps(source);
         let pinned = self.pinned.overlapping(source);
         let (table, budget) = (&mut self.spaces[0].table, &mut self.budget);
+        let counts = &mut self.counts;
         // The end of the last page seen that must stay; a span must not reach over it.
         let mut barrier = 0;
         io.memory.present(source, &mut |run| {
@@ -226,10 +227,10 @@ impl Engine {
                 let hot = spare_hot && entry.as_ref().is_some_and(|entry| entry.uses() > 0);
                 // Not seen being filled since its removal was announced: it may vanish yet.
                 let vanishing = quarantined && entry.is_none();
-                let stays = run.kind != PageKind::Page
-                    || hot
-                    || vanishing
-                    || pinned.iter().any(|part| part.contains(address));
+                let pinned = pinned.iter().any(|part| part.contains(address));
+                let stays = run.kind != PageKind::Page || hot || vanishing || pinned;
+                // A flush tells of whatever it has left.
+                counts.busy_pages += u64::from(pinned && !spare_hot);
                 if hot && let Some(entry) = table.get_mut(address) {
                     entry.set_uses(entry.uses() - 1);
                     cooled = true;

@@ -164,3 +164,25 @@ fn two_flushes_at_a_time_both_return() {
         });
     });
 }
+
+/// R1: the first pages of a mapping may lie beside a thread's stack, whose end is not moved out in programs
+/// that are paged as a whole. It was taken for flushed in a region.
+#[test]
+fn what_lies_beside_a_stack_is_flushed() {
+    check_or_skip(|| {
+        let server = TestServer::start(64);
+        for round in 1..=10 {
+            let mut mapped = Region::create(server.options(8)).unwrap().map().unwrap();
+            let last = mapped.as_slice().len() - 1;
+            (mapped.as_mut_slice()[0], mapped.as_mut_slice()[last]) = (round, round + 100);
+            mapped.flush().unwrap();
+            assert_eq!((mapped.as_slice()[0], mapped.as_slice()[last]), (round, round + 100));
+            let mut region = mapped.unmap().unwrap();
+            for (offset, expected) in [(0, round), (last, round + 100)] {
+                let mut byte = [0];
+                region.read(offset as u64, &mut byte).unwrap();
+                assert_eq!(byte, [expected], "at {offset}");
+            }
+        }
+    });
+}
