@@ -8,8 +8,9 @@ use farmem_region::{
     Completion, Frames, Nanos, Outcome, PageStore, Readiness, Request, StoreError, Ticket,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
 
-use crate::ProgramStore;
+use crate::{ProgramStore, RegionError};
 
 /// A store and what is needed to wait for it.
 #[derive(Debug)]
@@ -19,6 +20,30 @@ pub(crate) struct Exchange {
     done: Vec<Completion>,
     /// The server is lost.
     lost: Option<StoreError>,
+}
+
+/// The process that made a region. A forked child has a copy of the value, and a connection in common
+/// with it: whatever it sends would be taken for its parent's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Maker(Pid);
+
+impl Maker {
+    /// The calling process.
+    pub(crate) fn here() -> Self {
+        Self(rustix::process::getpid())
+    }
+
+    /// Whether that is the calling process.
+    pub(crate) fn is_here(self) -> bool {
+        self.0 == rustix::process::getpid()
+    }
+
+    pub(crate) fn check(self) -> Result<(), RegionError> {
+        if self.is_here() {
+            return Ok(());
+        }
+        Err(RegionError::Forked { maker: self.0.as_raw_nonzero().get() })
+    }
 }
 
 /// The first number of our tickets: those of a pager that used the store before are far below.

@@ -14,7 +14,7 @@ use farmem_vmem::{AddressRange, Area};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::cache::Cache;
-use crate::exchange::{Exchange, poll_store, wait_for};
+use crate::exchange::{Exchange, Maker, poll_store, wait_for};
 use crate::options::{RegionError, RegionOptions};
 use crate::region::{Kind, Region};
 use crate::spill::ProgramStore;
@@ -34,16 +34,21 @@ type Versions = (HashMap<u64, Version>, Version);
 /// A region that is mapped: a thread of this process, the pager, brings its pages in when they
 /// are touched and moves cold ones out.
 ///
-/// * A forked child does not have the mapping: touching it there is a segmentation fault.
+/// * A forked child does not have the mapping: touching it there is a segmentation fault. The end of its copy of
+///   this value changes nothing.
 /// * When the server is lost, so are the contents: the process is ended (`abort`) with a message
 ///   on standard error, as no access can be answered.
 /// * The mapping must not be given to `mremap`.
+/// * What is given to `madvise` with MADV_DONTNEED or MADV_REMOVE reads as zero from then on, and is given back to the
+///   server: a named region that is made from a file or another fill value reads as it was made to read, once it is
+///   opened anew. To have zeros there, write them.
 #[derive(Debug)]
 pub struct MappedRegion {
     options: RegionOptions,
     kind: Kind,
     area: Area,
     pager: Option<PagerThread>,
+    maker: Maker,
 }
 
 /// A mapping that could not be ended. The region is in it still.
@@ -75,7 +80,7 @@ impl MappedRegion {
         let mapping = |source| RegionError::Map { bytes: options.size, source };
         let area = Area::new(bytes).map_err(mapping)?;
         let pager = PagerThread::start(&options, kind, area.range(), store, versions)?;
-        Ok(Self { options, kind, area, pager: Some(pager) })
+        Ok(Self { options, kind, area, pager: Some(pager), maker: Maker::here() })
     }
 
     /// Bytes of the region.
@@ -109,6 +114,7 @@ impl MappedRegion {
     /// # Errors
     /// [`RegionError::Pinned`] if the kernel holds some pages.
     pub fn flush(&self) -> Result<(), RegionError> {
+        self.maker.check()?;
         let pinned = self.pager.as_ref().ok_or(RegionError::NoPager)?.flush()?;
         if pinned > 0 { Err(RegionError::Pinned { pages: pinned }) } else { Ok(()) }
     }
@@ -139,7 +145,13 @@ impl Drop for MappedRegion {
     fn drop(&mut self) {
         // Nothing is flushed: the region ends with this, and nobody can read it any more. The
         // thread ends before the mapping does, which would wait for it to read the event.
-        let stopped = self.pager.take().map(|pager| pager.stop(Stop::AtOnce));
+        let pager = self.pager.take();
+        if !self.maker.is_here() {
+            // The thread, and the region, are the parent's.
+            std::mem::forget(pager);
+            return;
+        }
+        let stopped = pager.map(|pager| pager.stop(Stop::AtOnce));
         if let Some(Ok((store, _))) = stopped {
             // The server frees the region by itself if it cannot be told.
             let _ = store.disconnect();

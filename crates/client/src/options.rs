@@ -89,6 +89,23 @@ pub enum RegionError {
         /// Its name.
         name: String,
     },
+    /// A forked child has the value, but the connection is its parent's.
+    #[error(
+        "the region belongs to the process {maker}, from which this one was forked; open one here"
+    )]
+    Forked {
+        /// The process that made it.
+        maker: i32,
+    },
+    /// A named region lives on its server alone.
+    #[error(
+        "region {name} has a name and lives on its server: a spill directory is for regions that are \
+         made without one"
+    )]
+    NoSpill {
+        /// Its name.
+        name: String,
+    },
     /// This process cannot page memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -9,7 +9,7 @@ use farmem_region::{
 use farmem_remote::{Absent, RemoteConfig, named};
 
 use crate::cache::{Cache, CacheCounts};
-use crate::exchange::{Exchange, now};
+use crate::exchange::{Exchange, Maker, now};
 use crate::mapped::MappedRegion;
 use crate::options::{RegionError, RegionOptions, WritePolicy};
 use crate::spill::ProgramStore;
@@ -18,7 +18,8 @@ use crate::spill::ProgramStore;
 const SHOW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A region on a memory server. It lives as long as this value (or the [`MappedRegion`] that it
-/// becomes): its end frees the region. What was never written reads as zero. A [named
+/// becomes): its end frees the region. In a forked child the value is good for nothing, and its end
+/// changes nothing. What was never written reads as zero. A [named
 /// region](Region::open) lives until it is deleted, and reads as it was made to read.
 #[derive(Debug)]
 pub struct Region {
@@ -28,6 +29,7 @@ pub struct Region {
     kind: Kind,
     /// As it was opened by.
     name: Option<String>,
+    maker: Maker,
 }
 
 /// What a region is like.
@@ -83,8 +85,12 @@ impl Region {
     /// one byte over and over, costs no question.
     ///
     /// # Errors
-    /// [`RegionError::Store`] if there is no such region, or the server cannot be reached.
+    /// [`RegionError::Store`] if there is no such region, or the server cannot be reached;
+    /// [`RegionError::NoSpill`].
     pub fn open(name: &str, mut options: RegionOptions) -> Result<Self, RegionError> {
+        if options.spill.is_some() {
+            return Err(RegionError::NoSpill { name: name.to_owned() });
+        }
         let amount = ByteCount::new(0);
         let config = RemoteConfig::new(options.server.clone(), options.name.clone(), amount);
         let (store, session, map) = ProgramStore::open(config, name, now())?;
@@ -97,13 +103,13 @@ impl Region {
         Ok(region)
     }
 
-    pub(crate) const fn resume(
+    pub(crate) fn resume(
         options: RegionOptions,
         exchange: Exchange,
         cache: Cache,
         kind: Kind,
     ) -> Self {
-        Self { options, parts: Some((exchange, cache)), kind, name: None }
+        Self { options, parts: Some((exchange, cache)), kind, name: None, maker: Maker::here() }
     }
 
     /// Bytes of the region.
@@ -196,6 +202,7 @@ impl Region {
     /// # Errors
     /// [`RegionError::Store`].
     pub fn flush(&mut self) -> Result<(), RegionError> {
+        self.maker.check()?;
         let (exchange, cache) = self.parts();
         exchange.check()?;
         Ok(cache.flush(exchange)?)
@@ -240,6 +247,7 @@ impl Region {
     /// [`RegionError::Store`] if the server could not be told; it frees the region by itself
     /// after some seconds.
     pub fn close(mut self) -> Result<(), RegionError> {
+        self.maker.check()?;
         match self.parts.take() {
             Some((exchange, _)) => Ok(exchange.store.disconnect()?),
             None => Ok(()),
@@ -254,6 +262,7 @@ impl Region {
     }
 
     fn check(&self, offset: u64, bytes: usize) -> Result<(), RegionError> {
+        self.maker.check()?;
         let (bytes, size) = (bytes as u64, self.options.size);
         if offset.checked_add(bytes).is_some_and(|end| end <= size) {
             return Ok(());
@@ -265,6 +274,11 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         if let Some((exchange, _)) = self.parts.take() {
+            if !self.maker.is_here() {
+                // It goes on in the parent.
+                std::mem::forget(exchange);
+                return;
+            }
             // The server frees the region by itself if it cannot be told.
             let _: Result<(), StoreError> = exchange.store.disconnect();
         }

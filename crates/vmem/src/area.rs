@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use farmem_region::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::process::Pid;
 
 use crate::AddressRange;
 
@@ -15,6 +16,7 @@ use crate::AddressRange;
 pub struct Area {
     base: NonNull<u8>,
     bytes: usize,
+    maker: Pid,
 }
 
 // SAFETY: the mapping belongs to this value alone, wherever it is.
@@ -39,7 +41,7 @@ impl Area {
             )
         }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let area = Self { base, bytes };
+        let area = Self { base, bytes, maker: rustix::process::getpid() };
         // SAFETY: this advice changes no contents, and the range is ours.
         unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxDontFork) }?;
         // SAFETY: as above. Kernels built without huge pages refuse it, which is as good.
@@ -78,6 +80,10 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
+        if self.maker != rustix::process::getpid() {
+            // A forked child has no such mapping, and may have another one there.
+            return;
+        }
         // SAFETY: the range is ours, and no slice of it outlives `self`.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
     }

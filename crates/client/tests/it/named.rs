@@ -245,3 +245,12 @@ fn cap_10_a_snapshot_is_read_and_not_mapped() {
     let refused = region.map().unwrap_err();
     assert!(matches!(&refused, RegionError::Frozen { name } if name == "frozen"), "{refused}");
 }
+
+#[test]
+fn a_named_region_has_no_spill_directory() {
+    let server = TestServer::start(64);
+    let mut options = server.options(8);
+    options.spill = Some(std::env::temp_dir());
+    let refused = Region::open("a", options).unwrap_err();
+    assert!(matches!(refused, RegionError::NoSpill { .. }), "{refused}");
+}
