@@ -206,7 +206,8 @@ pub struct Engine {
     pub(crate) stuck: bool,
     /// Pages of the ranges have come or gone without being counted.
     pub(crate) recount: bool,
-    pub(crate) full: Option<StoreError>,
+    /// The last growth was refused, when.
+    pub(crate) full: Option<(StoreError, Nanos)>,
     pub(crate) counts: Counts,
     pub(crate) samples: Vec<Sample>,
     pub(crate) readahead_pages_max: u32,
@@ -838,6 +839,7 @@ impl Engine {
             }
             Ok(Outcome::Grown { pages }) => {
                 self.growing = None;
+                self.full = None;
                 self.slots.set_capacity(pages);
                 Ok(())
             }
@@ -845,7 +847,7 @@ impl Engine {
                 if self.growing == Some(ticket) =>
             {
                 self.growing = None;
-                self.full = Some(error);
+                self.full = Some((error, (io.clock)()));
                 Ok(())
             }
             Err(error) => Err(error.into()),

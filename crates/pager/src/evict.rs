@@ -11,6 +11,8 @@ use crate::engine::{Engine, Fatal, Io, Scope};
 use crate::frames::{Discard, FrameUse, WINDOW_FRAMES, WindowId};
 use crate::table::{Entry, Place};
 
+/// How long a refusal of more room is believed: others may have given some back since.
+const FULL_NANOS: u64 = 1_000_000_000;
 /// Windows with pages that one step looks at before it gives up.
 const WINDOWS_PER_STEP: usize = 64;
 /// Pages found locked, pinned or shared after which a step leaves the rest of a window alone: there
@@ -152,7 +154,9 @@ impl Engine {
     /// Whether slots are free, asking for more ahead of need.
     fn has_slots(&mut self, io: &mut Io<'_>) -> Result<bool, Fatal> {
         let available = self.slots.available();
-        if available < SLOTS_LOW && self.growing.is_none() && self.full.is_none() {
+        let now = (io.clock)();
+        let is_known = self.full.as_ref().is_some_and(|(_, at)| now.since(*at) < FULL_NANOS);
+        if available < SLOTS_LOW && self.growing.is_none() && !is_known {
             let ticket = self.take_ticket();
             let pages = farmem_region::PageCount::new(GROW_PAGES);
             match io.store.submit(ticket, Request::Grow(pages)) {
@@ -166,7 +170,9 @@ impl Engine {
         }
         match &self.full {
             // No room out there, and none here: the program cannot go on.
-            Some(full) if self.budget.excess() > 0 && self.frames.victim_frames() == 0 => {
+            Some((full, _))
+                if is_known && self.budget.excess() > 0 && self.frames.victim_frames() == 0 =>
+            {
                 Err(full.clone().into())
             }
             _ => Ok(false),

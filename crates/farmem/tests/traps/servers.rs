@@ -115,6 +115,28 @@ fn a_program_that_outgrows_the_server_is_stopped() {
     assert_eq!(server.show()["sessions"], 0);
 }
 
+/// That a server had no more room is not believed for ever: whoever needs it asks again.
+#[test]
+fn room_that_another_program_gives_back_is_asked_for_again() {
+    let Some(rig) = Rig::new() else { return };
+    let Some(other) = Rig::new() else { return };
+    let server = Server::start(&rig, "256MiB");
+    let options = ["--local", LIMIT, "--server", &server.address];
+    let program = rig.compile("grow_late");
+    let (first_goes, then_goes) = (rig.path("first"), rig.path("then"));
+    // Has three quarters of the server, so that the other one's first growth is refused.
+    let mut first = other.start(&options, &program, &["100", "1", first_goes.to_str().unwrap()]);
+    first.says("filled");
+    let mut then = rig.start(&options, &program, &["48", "120", then_goes.to_str().unwrap()]);
+    then.says("filled");
+    std::fs::write(&first_goes, "").unwrap();
+    first.end(Duration::from_secs(60)).is_right();
+    // Longer than a refusal is believed.
+    std::thread::sleep(Duration::from_millis(1_100));
+    std::fs::write(&then_goes, "").unwrap();
+    then.end(Duration::from_secs(60)).is_right();
+}
+
 /// A program is not even started to page where the server has no room at all.
 #[test]
 fn a_server_without_room_refuses_at_setup() {
