@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use farmem_region::{Incarnation, RegionId};
 use farmem_transport::{read_at, write_at};
 use farmem_wire::RefusalCode;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 
 use crate::journal::FileIdentity;
 use crate::neighbour::{Neighbour, Neighbours, Use};
@@ -39,7 +39,9 @@ pub(crate) struct BackingFile {
 enum Content {
     Local {
         file: OwnedFd,
-        /// Device and number of the file, whatever its name.
+        /// Where its number means this file, as long as it is open.
+        device: u64,
+        /// When it was born, and its number, whatever its name.
         identity: (u64, u64),
     },
     /// In a region of another server.
@@ -75,7 +77,8 @@ impl BackingFile {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file = rustix::fs::openat2(&directory, &rest, flags, Mode::empty(), resolve)?;
         let stat = rustix::fs::fstat(&file)?;
-        let content = Content::Local { file, identity: (stat.st_dev, stat.st_ino) };
+        let identity = (birth(&file), stat.st_ino);
+        let content = Content::Local { file, device: stat.st_dev, identity };
         let opened = Self::over(content, path.to_owned(), offset);
         opened.check(bytes)?;
         Ok(opened)
@@ -156,9 +159,10 @@ impl BackingFile {
     /// Whether both are parts of one file on this machine, by whatever names.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
         match (&self.content, &other.content) {
-            (Content::Local { identity: one, .. }, Content::Local { identity: two, .. }) => {
-                one == two
-            }
+            (
+                Content::Local { device, identity, .. },
+                Content::Local { device: other, identity: number, .. },
+            ) => (device, identity) == (other, number),
             (Content::Missing { .. }, Content::Missing { .. } | Content::Local { .. })
             | (Content::Local { .. }, Content::Missing { .. }) => self.path == other.path,
             (Content::Distant(_), _) | (_, Content::Distant(_)) => false,
@@ -277,6 +281,17 @@ impl BackingFile {
     }
 }
 
+/// Nanoseconds from 1970 to when a file was made; 0 if its file system does not say so.
+fn birth(file: &OwnedFd) -> u64 {
+    let (flags, wanted) = (AtFlags::EMPTY_PATH, StatxFlags::BTIME);
+    let Ok(about) = rustix::fs::statx(file, "", flags, wanted) else { return 0 };
+    let at = about.stx_btime;
+    // Of an earlier or much later time it is some other number, and always the same one.
+    let nanos = at.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000);
+    let is_told = about.stx_mask & wanted.bits() != 0;
+    if is_told { nanos.wrapping_add(at.tv_nsec.into()) } else { 0 }
+}
+
 fn check_end(file: &OwnedFd, end: u64) -> io::Result<()> {
     let stat = rustix::fs::fstat(file)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
@@ -291,6 +306,7 @@ fn check_end(file: &OwnedFd, end: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -318,6 +334,26 @@ mod tests {
         assert!(open("deep/file", u64::MAX, 2).is_err());
         let path = outside.to_str().unwrap();
         assert!(BackingFile::open(&[], path, 0, 1).is_err());
+    }
+
+    /// It says nothing of devices, whose numbers are others after the next boot or mount.
+    #[test]
+    fn a_file_is_known_by_when_it_was_made_and_by_its_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let dirs = [directory.path().to_owned()];
+        let [path, other] = ["file", "other"].map(|name| directory.path().join(name));
+        let open = |path: &Path| {
+            fs::write(path, [7; 4096]).unwrap();
+            BackingFile::open(&dirs, path.to_str().unwrap(), 0, 4096).unwrap()
+        };
+        let file = open(&path);
+        let about = fs::metadata(&path).unwrap();
+        let born = about.created().ok().map(|at| at.duration_since(std::time::UNIX_EPOCH).unwrap());
+        let born = born.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap());
+        assert_eq!(file.identity(), Some((born, about.ino())));
+        fs::rename(&path, &other).unwrap();
+        assert!(open(&other).is_same_file(&file));
+        assert!(!open(&path).is_same_file(&file));
     }
 
     #[test]

@@ -350,7 +350,7 @@ fn resume(
     let mut tiers = Tiers::over(arena, &config.tiers, file);
     tiers.begin_replay();
     let past = match journal::replay(journal::records(&remains.said), &tiers) {
-        Ok(past) => Past { is_other_boot: !remains.is_this_boot, ..past },
+        Ok(past) => past,
         Err(reason) => return Ok(Err(reason)),
     };
     let old = OldJournal {
@@ -405,7 +405,7 @@ fn restore(
         next,
         blocks: BlockIds::default(),
     };
-    let mut files = Files { open: HashMap::new(), is_other_boot: past.is_other_boot };
+    let mut files = Files::new();
     let mut descended = Vec::new();
     let mut taken = BTreeSet::new();
     for (id, past) in past.sessions {
@@ -516,21 +516,15 @@ fn tell_descent(sessions: &Sessions, descended: &[(SessionId, SessionId)]) {
 }
 
 /// Files that were opened again.
-struct Files {
-    open: HashMap<(String, u64, FileIdentity), Arc<BackingFile>>,
-    /// Whether devices may have other numbers by now.
-    is_other_boot: bool,
-}
+type Files = HashMap<(String, u64, FileIdentity), Arc<BackingFile>>;
 
-impl Files {
-    /// Whether what was opened is the file that it was.
-    const fn is_it(&self, then: FileIdentity, now: FileIdentity) -> bool {
-        match (then, now) {
-            (Some((device, inode)), Some((found, number))) => {
-                inode == number && (device == found || self.is_other_boot)
-            }
-            _ => true,
+/// Whether what was opened is the file that it was. Its number alone tells where nobody knows when it was born.
+const fn is_it(then: FileIdentity, now: FileIdentity) -> bool {
+    match (then, now) {
+        (Some((born, inode)), Some((found, number))) => {
+            inode == number && (born == found || born == 0 || found == 0)
         }
+        _ => true,
     }
 }
 
@@ -598,7 +592,7 @@ fn source(config: &ServerConfig, about: &About, files: &mut Files) -> Source {
         SourceRecord::Server { offset, identity, .. } => {
             let (address, region) = about.path.split_once('\n').unwrap_or((&about.path, ""));
             let key = (about.path.clone(), offset, identity);
-            let file = files.open.entry(key).or_insert_with(|| {
+            let file = files.entry(key).or_insert_with(|| {
                 let neighbours = config.neighbours.clone();
                 Arc::new(BackingFile::distant(neighbours, address, region, offset, identity))
             });
@@ -621,7 +615,7 @@ fn reopen(
     files: &mut Files,
 ) -> Arc<BackingFile> {
     let key = (path.to_owned(), offset, identity);
-    if let Some(file) = files.open.get(&key) {
+    if let Some(file) = files.get(&key) {
         return Arc::clone(file);
     }
     let missing = |message: fmt::Arguments<'_>| {
@@ -629,7 +623,7 @@ fn reopen(
         BackingFile::missing(path, offset, identity)
     };
     let file = match BackingFile::open(&config.directories, path, offset, bytes) {
-        Ok(file) if files.is_it(identity, file.identity()) => file,
+        Ok(file) if is_it(identity, file.identity()) => file,
         // Pages of both would be mixed.
         Ok(_) => missing(format_args!(
             "{path} is another file than the one that region {name} is made from; what is not in \
@@ -642,7 +636,7 @@ fn reopen(
         )),
     };
     let file = Arc::new(file);
-    files.open.insert(key, Arc::clone(&file));
+    files.insert(key, Arc::clone(&file));
     file
 }
 
@@ -949,4 +943,22 @@ fn with_record(session: &Session, then: impl FnOnce(SessionRecord<'_>)) {
             identity: own.file.identity(),
         }),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backing_file_is_known_by_its_birth_and_its_number() {
+        let (then, later) = (1_000_000_007, 1_000_000_008);
+        let file = Some((then, 5));
+        for same in [file, Some((0, 5)), None] {
+            assert!(is_it(file, same) && is_it(same, file), "{same:?}");
+        }
+        // One that was made later may have the number of one that is gone.
+        for other in [Some((later, 5)), Some((then, 6)), Some((0, 6))] {
+            assert!(!is_it(file, other) && !is_it(other, file), "{other:?}");
+        }
+    }
 }

@@ -125,8 +125,6 @@ pub(crate) struct Remains {
     pub(crate) incarnation: Incarnation,
     /// Ids of sessions that may have been used.
     pub(crate) next_session: u64,
-    /// Whether it was written at this boot of the machine, as far as anybody knows.
-    pub(crate) is_this_boot: bool,
 }
 
 /// A journal that was replayed.
@@ -259,13 +257,12 @@ impl DataDirectory {
         if about.ino() != header.arena || about.len() < Arena::file_bytes(header.slots) {
             return lost("the file of its pages is another one, or shorter");
         }
-        let is_this_boot = is_this_boot(&header.boot, &boot());
-        if !is_this_boot && !replay::was_stopped(&said[HEADER_BYTES..]) {
+        if !is_this_boot(&header.boot, &boot()) && !replay::was_stopped(&said[HEADER_BYTES..]) {
             return lost("the machine has ended since, and the server had not been stopped before");
         }
         let JournalHeader { slots, incarnation, next_session, .. } = header;
         let (arena, file) = (arena.into(), file.into());
-        Ok(Ok(Remains { arena, slots, said, file, incarnation, next_session, is_this_boot }))
+        Ok(Ok(Remains { arena, slots, said, file, incarnation, next_session }))
     }
 
     /// A new file for pages, in place of a former one.

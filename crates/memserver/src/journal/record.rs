@@ -23,7 +23,7 @@ pub(crate) enum Spot {
     File(u32),
 }
 
-/// Device and inode of a file, or incarnation and number of another server's region: what was noted before journals had them is of any file.
+/// When a file was born (0 if nobody knows) and its inode, or incarnation and number of another server's region: what was noted before journals had them is of any file.
 pub(crate) type FileIdentity = Option<(u64, u64)>;
 
 /// A range of a file that a clone has.

@@ -26,8 +26,6 @@ pub(crate) struct Past {
     pub(crate) end: usize,
     /// Whether the last thing that happened is that the server was stopped in order.
     pub(crate) was_stopped: bool,
-    /// Whether devices may have other numbers by now, as the machine was started anew.
-    pub(crate) is_other_boot: bool,
 }
 
 /// A session of it.
