@@ -108,8 +108,10 @@ impl<'a> Backup<'a> {
             Err(BackupError::Table(NoManifest::Damaged)) => Vec::new(),
             Err(error) => return Err(error),
         };
-        let numbers = disk.names()?;
-        let numbers = numbers.iter().filter_map(|name| name.strip_prefix(PAGES)?.parse().ok());
+        let names = disk.names()?;
+        let found = names.iter().filter_map(|name| name.strip_prefix(PAGES)?.parse().ok());
+        // Nor one that is gone: what is left of a backup that is interrupted would be taken for it.
+        let numbers = found.chain(former.iter().map(|entry| entry.file));
         let number = numbers.max().unwrap_or(0_u32).saturating_add(1);
         // Pages that each file must have.
         let mut files = BTreeMap::<u32, u64>::new();
@@ -434,6 +436,29 @@ mod tests {
             assert_eq!(lacks(), None);
             harm(&path.join(name));
             assert_eq!(lacks().as_deref(), Some(name));
+            assert_eq!(make(&disk, &model, false).unwrap(), 50, "all of it");
+            assert_eq!(restored(&disk), model);
+        }
+    }
+
+    /// What an interrupted backup has left is not taken for a file of the former one that is gone.
+    #[test]
+    fn cap_74_a_file_that_is_gone_is_not_one_that_was_begun_later() {
+        for name in ["pages.1", "pages.2"] {
+            let all = tempfile::tempdir().unwrap();
+            let path = all.path().join("backup");
+            let disk = folder(&path);
+            let model: Model = (0..50).map(|page| (page, (1, page as u8))).collect();
+            make(&disk, &model, false).unwrap();
+            std::fs::remove_file(path.join(name)).unwrap();
+            let mut begun = Backup::begin(&disk, about(), false).unwrap();
+            for (page, (version, byte)) in &model {
+                let (at, sum) = (PageIndex::new(*page), checksum(*page, *version, *byte));
+                let batch = begun.begin_batch();
+                assert!(begun.add(at, Version::new(*version), sum));
+                batch.write(&mut [IoSlice::new(&[*byte; PAGE_SIZE])]).unwrap();
+            }
+            drop(begun);
             assert_eq!(make(&disk, &model, false).unwrap(), 50, "all of it");
             assert_eq!(restored(&disk), model);
         }
