@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use farmem_region::{
     BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange,
-    RegionId, SessionId,
+    RegionId, SessionId, Version,
 };
 use farmem_vmem::Arena;
-use farmem_wire::RefusalCode;
+use farmem_wire::{RefusalCode, part_checksum};
 
 use super::{BlockIds, Engine, Sessions, lock, random};
 use crate::backing::BackingFile;
@@ -23,7 +23,7 @@ use crate::config::ServerConfig;
 use crate::handover::{Given, HandOverError, Handed};
 use crate::journal::{
     self, About, Anew, DataDirectory, DataError, FileIdentity, Journal, JournalHeader, OldJournal,
-    OwnAbout, OwnRecord, Past, PastSession, Record, Remains, SessionRecord, SourceRecord,
+    OwnAbout, OwnRecord, Past, PastSession, Record, Remains, SessionRecord, SourceRecord, Spot,
 };
 use crate::leases::Leases;
 use crate::log::{LogLevel, LogLine};
@@ -33,6 +33,10 @@ use crate::server::ServerError;
 use crate::session::Session;
 use crate::table::{self, LEAF_PAGES};
 use crate::tiers::{FileLacks, FileTier, RestoreError, Tiers};
+
+/// Bytes of the longest name of the file tier's file: a file system allows 255, with what follows where it is
+/// set aside.
+const TIER_NAME_MAX: usize = 240;
 
 /// What a server begins with.
 pub(super) struct Revived {
@@ -147,7 +151,7 @@ pub(super) fn take_over(
         return Err(does_not_fit("what was handed over cannot be read whole".to_owned()));
     }
     let incarnation = given.incarnation;
-    let revived = restore(config, tiers, past, incarnation, given.next_session);
+    let revived = restore(config, tiers, past, (incarnation, given.next_session), || None);
     let mut revived = revived.map_err(|error| match error {
         RestoreError::File(FileLacks::File) => does_not_fit(
             "the running server has pages in a file: give it the same --tier file=DIR:SIZE, or \
@@ -242,23 +246,25 @@ fn file_tier(
 ) -> io::Result<Option<FileTier>> {
     let Some(tier) = &config.tiers.file else { return Ok(None) };
     let Some(directory) = directory else { return FileTier::create(tier, None, empty).map(Some) };
-    let opened = FileTier::create(tier, Some(&tier_name(directory)), empty);
-    match opened {
-        Err(error) if !empty && error.kind() == io::ErrorKind::NotFound => {
-            let former = FileTier::create(tier, Some(&former_tier_name(directory)), empty);
-            // What another server has under that name was never this one's.
-            former.map_err(|_| error).map(Some)
-        }
-        opened => opened.map(Some),
-    }
+    FileTier::create(tier, Some(&tier_name(directory)), empty).map(Some)
+}
+
+/// The file of the slowest tier under the name that a build before has given it. It may be another directory's:
+/// to be asked for only by who has pages in a file that is not there under its own name.
+fn former_file_tier(config: &ServerConfig, directory: &DataDirectory) -> Option<FileTier> {
+    let tier = config.tiers.file.as_ref()?;
+    // What another server has under that name was never this one's.
+    FileTier::create(tier, Some(&former_tier_name(directory)), false).ok()
 }
 
 /// One name for each directory of data, so that servers do not share a file: its path with hyphens for slashes,
-/// and all but letters, digits, points and underlines as percent signs and two digits.
+/// and all but letters, digits, points and underlines as percent signs and two digits; a checksum in its place
+/// where that is too long.
 fn tier_name(directory: &DataDirectory) -> String {
     let path = directory.path().canonicalize().unwrap_or_default();
+    let path = path.as_os_str().as_encoded_bytes();
     let mut name = "farmem-tier".to_owned();
-    for byte in path.as_os_str().as_encoded_bytes() {
+    for byte in path {
         match byte {
             b'/' => name.push('-'),
             b'.' | b'_' => name.push(char::from(*byte)),
@@ -266,7 +272,12 @@ fn tier_name(directory: &DataDirectory) -> String {
             byte => name.push_str(&format!("%{byte:02x}")),
         }
     }
-    name
+    if name.len() <= TIER_NAME_MAX {
+        return name;
+    }
+    let (region, page, version) = (RegionId::new(0), PageIndex::new(0), Version::new(0));
+    let checksum = part_checksum(region, page, version, 0, path);
+    format!("farmem-tier.{:016x}", checksum.get())
 }
 
 /// As builds before named it. Some directories share such a name.
@@ -364,8 +375,8 @@ fn resume(
             remains.next_session,
         ),
     };
-    let revived = restore(config, tiers, past, remains.incarnation, remains.next_session);
-    match revived {
+    let next = (remains.incarnation, remains.next_session);
+    match restore(config, tiers, past, next, || former_file_tier(config, directory)) {
         Ok(mut revived) => {
             if !revived.tiers.has_file() {
                 let file = file_tier(config, Some(directory), true);
@@ -382,18 +393,22 @@ fn resume(
     }
 }
 
+/// What stands in a journal, in its places. `former_file` is asked for if pages lie in a file that is not there.
 fn restore(
     config: &ServerConfig,
     mut tiers: Tiers,
     mut past: Past,
-    incarnation: Incarnation,
-    next_session: u64,
+    (incarnation, next_session): (Incarnation, u64),
+    former_file: impl FnOnce() -> Option<FileTier>,
 ) -> Result<Revived, RestoreError> {
     let mends = mend(config, &tiers, &mut past.sessions);
     let mut spots = Vec::new();
     each_leaf(past.sessions.values().map(|session| &session.table), |leaf| {
         spots.extend(leaf.portions.iter().map(|(_, portion)| portion.place.spot()));
     });
+    if !tiers.has_file() && spots.iter().any(|spot| matches!(spot, Spot::File(_))) {
+        tiers.keep_file(former_file());
+    }
     tiers.restore(&past.shelves, spots.into_iter())?;
     // Clients of the former process may name their connections, whose numbers were smaller.
     let next_connection = 1 << 40 | u64::from((random()? >> 32) as u32) << 8;

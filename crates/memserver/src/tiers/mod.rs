@@ -245,7 +245,7 @@ impl Tiers {
         Ok(())
     }
 
-    /// Gets a file of the slowest tier, in which nothing lies.
+    /// Gets a file of the slowest tier, in which nothing is known to lie yet.
     pub(crate) fn keep_file(&mut self, file: Option<FileTier>) {
         self.file = file;
     }

@@ -360,6 +360,65 @@ fn cap_95_no_two_directories_share_a_file_of_the_file_tier() {
     check(1, &clients[0].1, &start(&parts[0]));
 }
 
+/// Whoever has nothing in a file takes none that has its former name: that is another directory's own one.
+#[test]
+fn cap_95_a_file_of_the_file_tier_is_not_taken_by_who_has_nothing_in_it() {
+    let place = in_memory();
+    fs::create_dir(place.path().join("a")).unwrap();
+    let [one, other] = ["a/b", "a-b"].map(|name| place.path().join(name));
+    let start = |data: &Path, has_file: bool| {
+        let data = data.to_owned();
+        started(place.path(), move |config| {
+            config.data = Some(data);
+            config.tiers.file = config.tiers.file.take().filter(|_| has_file);
+        })
+    };
+    let mut empty = Raw::with_region(&start(&other, false), 10);
+    let server = start(&one, true);
+    let mut client = Raw::with_region(&server, 2000);
+    for page in 0..2000 {
+        client.write_pages(&[(page, 1, content(page, 1, false))]).unwrap();
+    }
+    drop(server);
+    let second = start(&other, true);
+    empty = empty.attach(&second, AttachMode::Join, 0).unwrap();
+    empty.write(&[(3, 1, 3)]).unwrap();
+    let server = start(&one, true);
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    for page in 0..2000 {
+        let found = client.read_page(page).unwrap();
+        assert!(found == (1, content(page, 1, false).to_vec()), "page {page}");
+    }
+    let files = fs::read_dir(place.path()).unwrap().flatten();
+    let is_tier = |name: &str| name.starts_with("farmem-tier");
+    let tiers = files.filter(|file| is_tier(file.file_name().to_str().unwrap())).count();
+    assert_eq!(tiers, 2);
+}
+
+/// The path of a directory for data may be longer than a name of a file.
+#[test]
+fn cap_95_a_directory_with_a_long_path_has_a_file_tier() {
+    let place = in_memory();
+    let parent = place.path().join("-".repeat(120));
+    fs::create_dir(&parent).unwrap();
+    let start = || {
+        let data = parent.join("data");
+        started(place.path(), move |config| config.data = Some(data))
+    };
+    let server = start();
+    let mut client = Raw::with_region(&server, 2000);
+    for page in 0..2000 {
+        client.write_pages(&[(page, 1, content(page, 1, false))]).unwrap();
+    }
+    drop(server);
+    let server = start();
+    let mut client = client.attach(&server, AttachMode::Join, 0).unwrap();
+    for page in 0..2000 {
+        let found = client.read_page(page).unwrap();
+        assert!(found == (1, content(page, 1, false).to_vec()), "page {page}");
+    }
+}
+
 /// What is lost is set aside, once: whoever knows how to mend it has it back.
 #[test]
 fn cap_95_what_is_given_up_as_lost_is_set_aside_and_can_be_mended() {
