@@ -12,6 +12,7 @@ use farmem_wire::{
     PageEntry, Prefer, RangeEntry, RefusalCode, Resize, Setup, Source, Tier, page_checksum,
 };
 
+use super::supply::Purpose;
 use super::{Bring, Caller, Engine, Refusal, lock};
 use crate::config::{FileTierConfig, ServerConfig};
 use crate::handover::{self, Handed, Parts};
@@ -691,6 +692,27 @@ fn cap_95_nothing_is_taken_on_where_the_journal_has_no_room() {
     seems_short(&rig, false);
     rig.read(&other, range(0, 8)).unwrap();
     assert!(rig.engine.demote(100) > 0 && journal(&rig) > before);
+}
+
+/// Where no page leaves memory because no move can be noted, whoever wants room is told to come again: memory is
+/// not full for that, however long it lasts.
+#[test]
+fn cap_95_memory_is_not_full_because_the_journal_is_short() {
+    let rig = Rig::new(1);
+    let journal = rig.engine.tiers.journal().unwrap();
+    let mut slots = Vec::new();
+    let mut fill = |purpose| loop {
+        if let Err(refusal) = rig.engine.take_slots(purpose, true, 1, &mut slots) {
+            return refusal.code;
+        }
+    };
+    journal.seems_short.store(true, std::sync::atomic::Ordering::Relaxed);
+    for purpose in [Purpose::Keep, Purpose::Send] {
+        assert_eq!((fill(purpose), fill(purpose)), (RefusalCode::Busy, RefusalCode::Busy));
+    }
+    journal.seems_short.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(fill(Purpose::Keep), RefusalCode::Full);
+    rig.engine.arena.release(slots);
 }
 
 /// A successor puts its journal in place and dies. The server goes on, and its disk is full: what it is

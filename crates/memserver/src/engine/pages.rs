@@ -403,9 +403,17 @@ impl Engine {
             let before = moved();
             if self.demote(count as usize) > 0 || moved() != before {
                 self.found_room();
+            } else if let Err(busy) = self.check_journal() {
+                // No page leaves where no move can be noted: that says nothing of how full memory is.
+                self.found_room();
+                if purpose == Purpose::Keep {
+                    return Err(busy.into());
+                }
+                std::thread::sleep(FRUITLESS_PAUSE);
             } else {
                 let short_for = self.found_no_room();
                 if short_for >= FULL_TIME && !self.is_moving() {
+                    self.check_journal()?;
                     break;
                 }
                 std::thread::sleep(FRUITLESS_PAUSE);
