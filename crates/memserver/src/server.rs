@@ -25,9 +25,11 @@ use crate::worker::{Mailbox, Purpose, Shared, Worker};
 
 /// How often the journal is looked at: the disk must hold what is noted in between.
 const JOURNAL_PAUSE_NANOS: i64 = 100_000_000;
-/// How often it is written anew where its disk has no room: each try takes the disk's time, and all that are
-/// connected wait for it.
+/// How long after a try that failed it is written anew at the earliest: each try takes the disk's time, and all that
+/// are connected wait for it.
 const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+/// And at least so many times as long as the try took.
+const JOURNAL_RETRY_TIMES: u32 = 20;
 
 /// Priority of an urgent server among programs without real-time priority, from 19 (last) to -20: it
 /// gets nine times the share of an ordinary one.
@@ -440,7 +442,7 @@ impl Shared {
     /// server is stopped.
     fn keep_journal(&self) {
         let pause = Timespec { tv_sec: 0, tv_nsec: JOURNAL_PAUSE_NANOS };
-        let (mut tried, mut was_broken) = (None::<Instant>, false);
+        let (mut next_try, mut was_broken) = (Instant::now(), false);
         // Whatever poll says: nobody waits for this thread but who stops the server.
         while !matches!(poll(&mut [PollFd::new(&self.stop, PollFlags::IN)], Some(&pause)), Ok(1)) {
             let is_broken = self.engine.has_broken_journal();
@@ -449,14 +451,16 @@ impl Shared {
                 was_broken = is_broken;
             }
             let is_long = self.engine.has_long_journal();
-            let may_try = tried.is_none_or(|tried| tried.elapsed() > JOURNAL_RETRY);
+            let may_try = Instant::now() >= next_try;
             let lacks_room = may_try && (is_broken || self.engine.lacks_journal_room());
             if !is_long && !lacks_room {
                 continue;
             }
-            tried = Some(Instant::now());
+            let began = Instant::now();
+            let renewed = self.engine.renew_journal();
+            next_try = Instant::now() + JOURNAL_RETRY.max(began.elapsed() * JOURNAL_RETRY_TIMES);
             // Of one whose disk is full it was told.
-            if let Err(error) = self.engine.rewrite_journal()
+            if let Err(error) = renewed
                 && !lacks_room
             {
                 let message = format_args!("cannot rewrite the journal: {error}");

@@ -694,6 +694,26 @@ fn cap_95_nothing_is_taken_on_where_the_journal_has_no_room() {
     assert!(rig.engine.demote(100) > 0 && journal(&rig) > before);
 }
 
+/// Whoever is connected does not wait for a journal that there is no room for.
+#[test]
+fn cap_95_it_is_looked_for_room_before_everybody_waits_for_a_new_journal() {
+    let rig = Rig::new(1);
+    let journal = rig.engine.tiers.journal().unwrap();
+    journal.seems_full.store(true, std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let (done, renewed) = std::sync::mpsc::channel();
+        let sessions = rig.engine.sessions();
+        let engine = &rig.engine;
+        scope.spawn(move || done.send(engine.renew_journal().unwrap_err().kind()).unwrap());
+        let renewed = renewed.recv_timeout(std::time::Duration::from_secs(10));
+        drop(sessions);
+        assert_eq!(renewed, Ok(std::io::ErrorKind::StorageFull));
+    });
+    journal.seems_full.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert!(journal.has_room_for(0) && !journal.has_room_for(u64::MAX));
+    rig.engine.renew_journal().unwrap();
+}
+
 /// Where no page leaves memory because no move can be noted, whoever wants room is told to come again: memory is
 /// not full for that, however long it lasts.
 #[test]

@@ -779,6 +779,21 @@ impl Engine {
         self.tiers.journal().is_some_and(|journal| journal.is_long(least))
     }
 
+    /// As [`Engine::rewrite_journal`], but makes nobody wait where there is no room for it anyhow.
+    pub(crate) fn renew_journal(&self) -> io::Result<()> {
+        let Some(journal) = self.tiers.journal() else {
+            return Ok(());
+        };
+        let usage = self.tiers.usage();
+        let in_dram = u64::from(self.arena.taken()).saturating_sub(usage.compressed_slots);
+        // As far as that is known without a look at the tables.
+        let pages = in_dram + usage.compressed_pages + usage.file_pages;
+        if !journal.has_room_for(pages * journal::PUT_BYTES) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.rewrite_journal()
+    }
+
     /// Rewrites the journal as what is known now. Everybody else waits, for some tens of
     /// nanoseconds for each page.
     pub(crate) fn rewrite_journal(&self) -> io::Result<()> {

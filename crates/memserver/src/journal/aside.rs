@@ -73,6 +73,14 @@ fn room(directory: &Path, left: Option<&MemoryLeft>) -> Option<u64> {
     Some(room.min(available()?).min(left))
 }
 
+/// Bytes that the file system of a directory has for this process. `None` if it does not say so.
+pub(super) fn free(directory: &Path) -> Option<u64> {
+    let space = rustix::fs::statvfs(directory).ok().filter(|space| space.f_blocks > 0)?;
+    let is_root = rustix::process::geteuid().is_root();
+    let blocks = if is_root { space.f_bfree } else { space.f_bavail };
+    Some(blocks.saturating_mul(space.f_frsize))
+}
+
 /// Bytes of memory that the system could give.
 fn available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;

@@ -38,7 +38,7 @@ use rustix::io::Errno;
 pub(crate) use self::aside::Anew;
 use self::record::RECORD_BYTES_MAX;
 pub(crate) use self::record::{
-    FileIdentity, OwnRecord, PageRecord, Record, SessionRecord, SourceRecord, Spot,
+    FileIdentity, OwnRecord, PUT_BYTES, PageRecord, Record, SessionRecord, SourceRecord, Spot,
 };
 pub(crate) use self::replay::{About, OwnAbout, Past, PastSession, Shelved, replay};
 
@@ -58,6 +58,9 @@ pub(crate) const RECORDS_VERSION: u32 = VERSION;
 const HEADER_BYTES: usize = 64;
 /// What of the header its checksum covers.
 const COVERED_BYTES: usize = 60;
+
+/// Bytes that a new journal needs beside what it says, at least, so that something can be noted in it.
+const ROOM_TO_NOTE: u64 = 4 << 20;
 
 /// A journal is rewritten when it is so many times longer than it was when it was last rewritten.
 const LONG_TIMES: usize = 3;
@@ -573,6 +576,20 @@ impl Journal {
         let log = self.log();
         let long = log.was.saturating_mul(LONG_TIMES) as u64;
         log.file.len() as u64 > long.max(least.get()) && !log.is_broken
+    }
+
+    /// Whether a new one that says so much may fit beside this one. If it does not, this one does not count as long
+    /// again at once.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
+        let wanted = bytes.saturating_add(ROOM_TO_NOTE);
+        let has_room = aside::free(&self.directory.path).is_none_or(|free| free >= wanted);
+        #[cfg(test)]
+        let has_room = has_room && !self.seems_full.load(Ordering::Relaxed);
+        if !has_room {
+            let mut log = self.log();
+            log.was = log.file.len();
+        }
+        has_room
     }
 
     /// Rewrites the journal as what `tell` appends. Nothing is noted meanwhile. If that fails, the former one

@@ -15,6 +15,9 @@ const HEAD: usize = 8;
 /// Bytes of the longest record: a session with a long name and two long paths.
 pub(crate) const RECORD_BYTES_MAX: usize = 2048;
 
+/// Bytes of the record of a stored page: nearly all of what a journal that was just rewritten has.
+pub(crate) const PUT_BYTES: u64 = 56;
+
 /// Where a page lies, as numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spot {
@@ -570,6 +573,7 @@ mod tests {
         for record in all {
             bytes.clear();
             record.encode(&mut bytes);
+            assert!(!matches!(record, Record::Put(_)) || bytes.len() as u64 == PUT_BYTES);
             assert_eq!(Record::decode(&bytes), Ok((record, bytes.len())));
             for torn in 1..bytes.len() {
                 let mut half = bytes.clone();
