@@ -56,6 +56,7 @@ fn succeed(server: &StopHandle) -> anyhow::Result<()> {
         // Then it was given up, and must not go on with what it was handed.
         is_late = server.serves();
     };
+    server.clear_after(child.id());
     handed.context("it is not let in")?;
     anyhow::bail!("it has ended ({status})")
 }

@@ -123,6 +123,12 @@ impl StopHandle {
         self.shared.end_threads();
     }
 
+    /// Removes what a process has left in the directory for data that was to go on and is no more. Call it once
+    /// that process has been waited for.
+    pub fn clear_after(&self, process: u32) {
+        self.shared.engine.clear_after(process);
+    }
+
     /// Has another process go on with all that the server holds, in the same incarnation: the one at
     /// the other end of the passage, which is just being started and calls [`Handed::receive`].
     /// Returns once it has started, or does not; `run` returns once it serves.

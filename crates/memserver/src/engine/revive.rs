@@ -853,6 +853,13 @@ impl Engine {
         self.tiers.journal().map_or(Ok(()), Journal::put)
     }
 
+    /// Removes what a successor that is no more has left.
+    pub(crate) fn clear_after(&self, process: u32) {
+        if let Some(journal) = self.tiers.journal() {
+            journal.remove_unfinished_of(process);
+        }
+    }
+
     /// Lets no backup or restore begin; false, and they may, if one is under way.
     pub(crate) fn close_jobs(&self) -> bool {
         self.jobs.close()

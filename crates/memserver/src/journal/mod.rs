@@ -215,7 +215,7 @@ impl DataDirectory {
         match lock_patiently(&lock) {
             Ok(()) => {
                 let directory = Self { path: path.to_owned(), lock };
-                directory.remove_unfinished();
+                directory.remove_unfinished("journal.");
                 Ok(directory)
             }
             Err(Errno::WOULDBLOCK) => Err(DataError::InUse(path.to_owned())),
@@ -292,11 +292,11 @@ impl DataDirectory {
         &self.path
     }
 
-    /// Journals that former processes did not come to put in place. Nobody else makes one: a process that one
-    /// is being handed over to has the lock too.
-    fn remove_unfinished(&self) {
+    /// Journals that former processes did not come to put in place, whose names begin so. Nobody else makes one: a
+    /// process that one is being handed over to has the lock too.
+    fn remove_unfinished(&self, start: &str) {
         let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let is_unfinished = |name: &str| name.starts_with("journal.") && name.ends_with(".new");
+        let is_unfinished = |name: &str| name.starts_with(start) && name.ends_with(".new");
         for file in files.filter(|file| file.file_name().to_str().is_some_and(is_unfinished)) {
             // It takes room, and harms nobody.
             let _ = fs::remove_file(file.path());
@@ -487,6 +487,11 @@ impl Journal {
         let found = fs::metadata(self.directory.path.join("journal"));
         let own = rustix::fs::fstat(log.file.file());
         matches!((found, own), (Ok(found), Ok(own)) if found.ino() == own.st_ino)
+    }
+
+    /// Removes what a process that is no more was about to put in place.
+    pub(crate) fn remove_unfinished_of(&self, process: u32) {
+        self.directory.remove_unfinished(&format!("journal.{process}-"));
     }
 
     /// The lock of its directory.
@@ -720,6 +725,11 @@ mod tests {
         // What nobody came to put in place is removed by who comes next.
         std::mem::forget(prepare());
         assert_eq!(names(&path).len(), 3);
+        later.remove_unfinished_of(std::process::id() / 10);
+        assert_eq!(names(&path).len(), 3, "another process has made it");
+        later.remove_unfinished_of(std::process::id());
+        assert_eq!(names(&path), ["journal", "lock"]);
+        std::mem::forget(prepare());
         drop((journal, later));
         rustix::fs::flock(&lock, FlockOperation::Unlock).unwrap();
         DataDirectory::open(&path).unwrap();
