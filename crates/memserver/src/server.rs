@@ -456,6 +456,7 @@ impl Shared {
                 self.tell_of_journal(is_broken);
                 was_broken = is_broken;
             }
+            self.engine.go_on_moving();
             let is_long = self.engine.has_long_journal();
             let may_try = Instant::now() >= next_try;
             let lacks_room = may_try && (is_broken || self.engine.lacks_journal_room());
@@ -477,8 +478,14 @@ impl Shared {
 
     fn tell_of_journal(&self, is_broken: bool) {
         let (level, event, message) = if is_broken {
-            let text = "cannot note in the journal what happens, and have removed it: writes are refused as busy, and \
-                        whoever serves after a kill begins with nothing, until the disk has room for a new one";
+            // After a hand-over that has failed they are taken.
+            let text = if self.engine.check_journal().is_err() {
+                "cannot note in the journal what happens, and have removed it: writes are refused as busy, and \
+                 whoever serves after a kill begins with nothing, until the disk has room for a new one"
+            } else {
+                "there is no journal, and nothing is noted: whoever serves after a kill begins with nothing, until \
+                 the disk has room for a new one"
+            };
             (LogLevel::Error, "journal_failed", text)
         } else {
             (

@@ -78,6 +78,8 @@ pub(super) struct Keeper {
     /// Since when nobody has found or made room, though somebody has tried.
     short_since: Mutex<Option<Instant>>,
     is_short: AtomicBool,
+    /// Whether pages stay where they are as no move could be noted.
+    lacks_journal: AtomicBool,
     /// Slots that copies share and that one of them has moved: the others follow to the same
     /// place. Each holds a token for the slot, so that its number means nothing else.
     twins: Mutex<HashMap<u32, (Slot, Place)>>,
@@ -233,9 +235,12 @@ impl Engine {
     }
 
     /// Looks once at every page that has a preference for a slower tier. Returns how many were moved,
-    /// or `None` if all lie where they are to be kept.
+    /// or `None` if all lie where they are to be kept, or no move can be noted until [`Engine::go_on_moving`].
     fn order_pass(&self) -> Option<usize> {
-        self.check_journal().ok()?;
+        if self.check_journal().is_err() {
+            self.keeper.lacks_journal.store(true, Ordering::Relaxed);
+            return None;
+        }
         let sessions: Vec<_> = self.sessions().by_id.values().cloned().collect();
         let (mut moved, mut in_place) = (0, true);
         for shared in sessions {
@@ -298,6 +303,16 @@ impl Engine {
     pub(crate) fn stop_keeping(&self) {
         *self.wanted() = Wanted::Stop;
         self.keeper.woken.notify_one();
+    }
+
+    /// Wakes the keeper if it has stopped because no move could be noted, and moves can be by now.
+    pub(crate) fn go_on_moving(&self) {
+        let has_stopped = self.keeper.lacks_journal.load(Ordering::Relaxed);
+        if has_stopped && self.check_journal().is_ok() {
+            self.keeper.lacks_journal.store(false, Ordering::Relaxed);
+            self.found_room();
+            self.wake_keeper(Wanted::Room);
+        }
     }
 
     /// Lets [`Engine::keep_room`] begin anew.

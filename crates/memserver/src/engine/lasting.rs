@@ -694,6 +694,37 @@ fn cap_95_nothing_is_taken_on_where_the_journal_has_no_room() {
     assert!(rig.engine.demote(100) > 0 && journal(&rig) > before);
 }
 
+/// Pages that stay in memory as no move can be noted go where they are to be kept once moves can be.
+#[test]
+fn cap_95_the_keeper_goes_on_once_the_journal_is_mended() {
+    let mut rig = Rig::new(1);
+    let (size, source) = (PageCount::new(64).bytes(), Source::Fill(0));
+    let prefers = Some(Tier::Compressed);
+    let create = Create { name: "region", size, page_bytes: 4096, source, prefers };
+    rig.engine.create(&create).unwrap();
+    let at = rig.named("region");
+    rig.write(&at, range(0, 16)).unwrap();
+    let (engine, pause) = (&rig.engine, std::time::Duration::from_millis(50));
+    let journal = engine.tiers.journal().unwrap();
+    journal.seems_short.store(true, std::sync::atomic::Ordering::Relaxed);
+    engine.keep_again();
+    let moved = std::thread::scope(|scope| {
+        scope.spawn(|| engine.keep_room());
+        std::thread::sleep(pause * 6);
+        engine.go_on_moving();
+        let before = engine.tiers.usage().compressed_pages;
+        journal.seems_short.store(false, std::sync::atomic::Ordering::Relaxed);
+        let moved = (0..200).any(|_| {
+            engine.go_on_moving();
+            std::thread::sleep(pause);
+            engine.tiers.usage().compressed_pages == 16
+        });
+        engine.stop_keeping();
+        (before, moved)
+    });
+    assert_eq!(moved, (0, true));
+}
+
 /// Whoever is connected does not wait for a journal that there is no room for.
 #[test]
 fn cap_95_it_is_looked_for_room_before_everybody_waits_for_a_new_journal() {

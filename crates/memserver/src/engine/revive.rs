@@ -696,7 +696,7 @@ impl fmt::Display for StaleJournal {
 
 impl Engine {
     /// Refuses if hardly anything more can be noted.
-    pub(super) fn check_journal(&self) -> Result<(), RefusalCode> {
+    pub(crate) fn check_journal(&self) -> Result<(), RefusalCode> {
         match self.tiers.journal() {
             Some(journal) if journal.is_short() => Err(RefusalCode::Busy),
             _ => Ok(()),
