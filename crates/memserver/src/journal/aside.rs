@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{DataDirectory, DataError};
@@ -29,22 +30,25 @@ impl DataDirectory {
     /// # Errors
     /// [`DataError::Io`] if the kernel does not rename it.
     pub(crate) fn set_aside(&self, anew: &Anew<'_>) -> Result<&'static str, DataError> {
-        let own = ["arena", "journal"].map(|name| self.path.join(name));
+        let [arena, journal] = ["arena", "journal"].map(|name| self.path.join(name));
         let tier = anew.tier.map(|(path, _)| path.to_owned());
-        // If this is killed in between, the journal still says that its arena is gone.
-        let all: Vec<PathBuf> = own.into_iter().chain(tier).filter(|path| path.exists()).collect();
-        for path in &all {
+        // The journal last: if this is killed in between, it still says that its arena is gone.
+        let all: Vec<PathBuf> = std::iter::once(arena).chain(tier).chain([journal]).collect();
+        let found: Vec<&PathBuf> = all.iter().filter(|path| path.exists()).collect();
+        for path in &found {
             unless_none(fs::remove_file(aside(path))).map_err(failed("remove", &aside(path)))?;
         }
-        let tier = anew.tier.iter().filter_map(|(path, bytes)| Some((path.parent()?, *bytes)));
-        let has_room = std::iter::once((self.path.as_path(), anew.arena))
-            .chain(tier)
-            .all(|(directory, bytes)| room(directory, anew.left).is_some_and(|room| room >= bytes));
-        for path in &all {
-            if has_room {
+        let has_room = self.has_room(anew);
+        if has_room {
+            for path in found {
                 unless_none(fs::rename(path, aside(path))).map_err(failed("set aside", path))?;
-            } else {
-                unless_none(fs::remove_file(path)).map_err(failed("remove", path))?;
+            }
+        } else {
+            for path in &all {
+                // Or what was set aside before this was killed.
+                for path in [&aside(path), path] {
+                    unless_none(fs::remove_file(path)).map_err(failed("remove", path))?;
+                }
             }
         }
         Ok(if has_room {
@@ -52,6 +56,20 @@ impl DataDirectory {
         } else {
             "what was left of it is removed: there is no room for new files beside it"
         })
+    }
+
+    /// Whether there is room for new files beside what is there, also where they lie on one file system.
+    fn has_room(&self, anew: &Anew<'_>) -> bool {
+        let tier = anew.tier.and_then(|(path, bytes)| Some((path.parent()?, bytes)));
+        let fits = |directory, bytes| room(directory, anew.left).is_some_and(|room| room >= bytes);
+        let device = |path| fs::metadata(path).ok().map(|about| about.dev());
+        match tier {
+            Some((directory, bytes)) if device(directory) == device(&self.path) => {
+                fits(&self.path, anew.arena.saturating_add(bytes))
+            }
+            Some((directory, bytes)) => fits(&self.path, anew.arena) && fits(directory, bytes),
+            None => fits(&self.path, anew.arena),
+        }
     }
 }
 
@@ -98,4 +116,30 @@ fn unless_none(done: io::Result<()>) -> io::Result<()> {
 fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DataError {
     let path = path.to_owned();
     move |source| DataError::Io { what, path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cap_95_what_is_lost_is_kept_if_all_new_files_fit_beside_it() {
+        for (tenths, is_kept) in [(4, true), (6, false)] {
+            let place = tempfile::tempdir().unwrap();
+            let directory = DataDirectory::open(&place.path().join("data")).unwrap();
+            let tier = place.path().join("tier");
+            let files =
+                [directory.path.join("arena"), tier.clone(), directory.path.join("journal")];
+            files.iter().for_each(|file| fs::write(file, "former").unwrap());
+            // Either one fits alone.
+            let bytes = room(place.path(), None).unwrap() / 10 * tenths;
+            let anew = Anew { arena: bytes, tier: Some((&tier, bytes)), left: None };
+            // As if it had been killed after the first one.
+            fs::rename(&files[0], aside(&files[0])).unwrap();
+            directory.set_aside(&anew).unwrap();
+            for file in &files {
+                assert_eq!((file.exists(), aside(file).exists()), (false, is_kept), "{file:?}");
+            }
+        }
+    }
 }
