@@ -39,7 +39,14 @@ fn write_within(file: BorrowedFd<'_>, mut bytes: &[u8], patience: Duration) -> R
             Ok(0) => return Err(Errno::IO),
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => await_room(file, until.saturating_duration_since(Instant::now()))?,
+            Err(Errno::AGAIN) => {
+                let left = until.saturating_duration_since(Instant::now());
+                await_room(file, left)?;
+                if left.is_zero() {
+                    // Who says that there is room, and takes nothing, is not asked for ever.
+                    return Err(Errno::AGAIN);
+                }
+            }
             Err(errno) => return Err(errno),
         }
     }
@@ -50,14 +57,23 @@ fn write_within(file: BorrowedFd<'_>, mut bytes: &[u8], patience: Duration) -> R
 /// they can fill it (pipes and sockets).
 fn write_at_once(file: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     const WHERE_IT_IS: u64 = u64::MAX;
+    if is_regular(file) {
+        // It waits for no reader, and some file systems refuse to write at once for other reasons.
+        return rustix::io::write(file, bytes);
+    }
     match pwritev2(file, &[IoSlice::new(bytes)], WHERE_IT_IS, ReadWriteFlags::NOWAIT) {
-        // Terminals do not know it, nor do file systems, which do not wait for a reader.
+        // Terminals do not know it.
         Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
             await_room(file, Duration::ZERO)?;
             rustix::io::write(file, bytes)
         }
         written => written,
     }
+}
+
+fn is_regular(file: BorrowedFd<'_>) -> bool {
+    use rustix::fs::{FileType, fstat};
+    fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
 /// `AGAIN` if there is none in time.

@@ -46,6 +46,8 @@ const GROW_PAGES: u64 = 16 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     spans: Vec<AddressRange>,
+    /// What the kernel has gone through of the spans.
+    done: Vec<AddressRange>,
     moved: Vec<FrameId>,
     /// The step has seen pages that stay for a reason that passes: hot, or about to vanish.
     passing: bool,
@@ -269,11 +271,13 @@ impl Engine {
         };
         let base = source.start() & !(WINDOW_FRAMES * PAGE_SIZE - 1);
         let busy_before = self.counts.busy_pages;
+        scan.done.clear();
         for &span in &scan.spans {
             if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
                 break;
             }
-            if self.move_span(io, span, frame_at(window.first(), span.start() - base)) {
+            let first = frame_at(window.first(), span.start() - base);
+            if self.move_span(io, span, first, &mut scan.done) {
                 // Most likely the others are shared too.
                 break;
             }
@@ -281,18 +285,25 @@ impl Engine {
         self.frames.queue(window);
         scan.moved.clear();
         scan.moved.extend(window.frames().filter(|&frame| io.memory.frame_present(frame)));
+        let found = scan.moved.len();
+        let mut done = scan.done.iter().peekable();
         scan.moved.retain(|&frame| {
             let offset = (frame.get() - window.first().get()) as usize;
             let address = base + (offset << PAGE_SHIFT);
-            if self.is_stray(address) {
+            while done.next_if(|part| part.end() <= address).is_some() {}
+            let was_passed = done.peek().is_some_and(|part| part.contains(address));
+            // Whether the kernel says that it has come so far is not enough: with swap it was seen to refuse
+            // a page that it had moved.
+            if self.is_stray(address) || !was_passed && is_there(io, address) {
                 self.frames.hole_filled(frame);
+                self.budget.allocated(1);
                 return false;
             }
             self.moved_out(address, frame);
             true
         });
         let moved = scan.moved.len();
-        if moved == 0 {
+        if found == 0 {
             // Everything vanished between looking and moving.
             self.frames.unqueue_newest();
         }
@@ -306,10 +317,10 @@ impl Engine {
     pub(crate) fn take_empty_window(&mut self, io: &mut Io<'_>) -> Option<WindowId> {
         loop {
             if let Some(window) = self.frames.take_empty() {
-                if self.take_strays(io, window) {
-                    continue;
+                if !self.has_strays(io, window) {
+                    return Some(window);
                 }
-                return Some(window);
+                continue;
             }
             let Some(pooled) = self.frames.take_to_discard() else {
                 // Markers hold a frame of a window each.
@@ -324,28 +335,40 @@ impl Engine {
         }
     }
 
-    /// Takes note of frames of a window without pages that have got memory from outside: they are
-    /// spare. Returns whether there are any, so that the window is empty no more.
-    fn take_strays(&mut self, io: &mut Io<'_>, window: WindowId) -> bool {
-        let (frames, budget) = (&mut self.frames, &mut self.budget);
+    /// Whether a window without pages, just taken, has got memory from outside that the kernel does not take
+    /// back: these frames are spare then.
+    fn has_strays(&mut self, io: &mut Io<'_>, window: WindowId) -> bool {
         let mut found = false;
-        io.memory.find_strays(window.first(), WINDOW_FRAMES, &mut |frame| {
-            frames.hole_filled(frame);
-            budget.allocated(1);
-            found = true;
-        });
-        found
+        io.memory.find_strays(window.first(), WINDOW_FRAMES, &mut |_| found = true);
+        if !found {
+            return false;
+        }
+        io.memory.discard(window.first(), WINDOW_FRAMES);
+        let mut kept = window.frames().filter(|&frame| io.memory.frame_present(frame)).peekable();
+        let has_kept = kept.peek().is_some();
+        for frame in kept {
+            self.frames.pool(frame);
+            self.budget.allocated(1);
+        }
+        has_kept
     }
 
-    /// What cannot have been moved out of an address, as nothing was there, got into the frame from
-    /// outside since [`Self::take_strays`].
+    /// What the kernel cannot have moved out of an address that it has gone through, as nothing was there, got
+    /// into the frame from outside since [`Self::has_strays`]. Where a page may have been and was not, it is zeros
+    /// that have got there.
     fn is_stray(&mut self, address: usize) -> bool {
         let place = self.own_table().get(address).map(|entry| entry.place());
         !matches!(place, None | Some(Place::Resident | Place::Zero))
     }
 
     /// Moves what can be moved of a span; true if its window is being made movable instead.
-    fn move_span(&mut self, io: &mut Io<'_>, span: AddressRange, first: FrameId) -> bool {
+    fn move_span(
+        &mut self,
+        io: &mut Io<'_>,
+        span: AddressRange,
+        first: FrameId,
+        done: &mut Vec<AddressRange>,
+    ) -> bool {
         let mut at = span.start();
         // One call may not reach over the border of two mappings, and neighbours need not be one
         // (after mremap, or with different protections): where it is refused, less is tried.
@@ -354,6 +377,7 @@ impl Engine {
         while at < span.end() && self.counts.busy_pages - busy_before < BUSY_PAGES_MAX {
             let part = AddressRange::new(at, span.end().min(at.saturating_add(step)));
             let progress = io.memory.move_out(part, frame_at(first, at - span.start()));
+            done.push(AddressRange::new(at, at + progress.bytes));
             at += progress.bytes;
             match progress.stop {
                 None => step = step.saturating_mul(2),
@@ -377,10 +401,7 @@ impl Engine {
 
     /// The page cannot be moved now: it stays, and is not asked again too soon.
     fn leave_for_now(&mut self, io: &Io<'_>, address: usize) {
-        let mut there = false;
-        let page = AddressRange::pages_from(address, 1);
-        io.memory.present(page, &mut |run| there = run.kind != PageKind::Guard);
-        if !there {
+        if !is_there(io, address) {
             return;
         }
         self.counts.busy_pages += 1;
@@ -611,6 +632,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn is_there(io: &Io<'_>, address: usize) -> bool {
+    let mut there = false;
+    let page = AddressRange::pages_from(address, 1);
+    io.memory.present(page, &mut |run| there = run.kind != PageKind::Guard);
+    there
 }
 
 fn frame_at(first: FrameId, offset_bytes: usize) -> FrameId {

@@ -85,6 +85,7 @@ pub(crate) fn run(arguments: Arguments) -> ! {
     runtime::on_panic(tell_panic);
     let mut pause = Pause::begin(&arguments);
     let stats = SharedWords::new("farmem-stats", StatsLayout::WORDS).unwrap_or_else(|error| {
+        pause.end();
         go_unpaged(&arguments, &format!("no page for its counts: {error}"))
     });
     // A pager whose program lives for a moment may never count anything: that is no lost count.

@@ -8,6 +8,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -18,6 +19,10 @@ use crate::runtime::shares_this_memory;
 const LISTED_BYTES: usize = 40;
 /// Where something else there has a longer name.
 const LISTED_BYTES_MAX: usize = 4096;
+
+/// Between two looks for who does not end.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(128);
 
 /// Entries of a directory, aligned as the kernel writes them.
 #[repr(align(8))]
@@ -42,6 +47,8 @@ pub(crate) fn kill(statm: BorrowedFd<'_>) -> io::Result<bool> {
     if !exist(statm)? {
         return Ok(false);
     }
+    // Who may not be signalled is waited for, and looked for less and less often.
+    let mut pause = PAUSE_MIN;
     while let Some(process) = find(statm)? {
         // Only if the number is still that of a process with this memory once it cannot be another's.
         if let Ok(descriptor) = pidfd_open(process, PidfdFlags::empty())
@@ -49,7 +56,8 @@ pub(crate) fn kill(statm: BorrowedFd<'_>) -> io::Result<bool> {
         {
             let _ = pidfd_send_signal(&descriptor, Signal::KILL);
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
     }
     Ok(true)
 }
@@ -86,7 +94,7 @@ fn find_by<const BYTES: usize>(statm: BorrowedFd<'_>) -> io::Result<Option<Pid>>
 mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

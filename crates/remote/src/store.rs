@@ -34,6 +34,8 @@ const DAMAGED_TRIES_MAX: u32 = 1;
 /// Connections that may break one after the other with no reply in between: a server that breaks
 /// the protocol is not asked for ever.
 const FRUITLESS_LINKS_MAX: u32 = 3;
+/// What a server's silence is borne for grows up to this.
+const SILENCE_US_MAX: u64 = 8_000_000;
 
 /// Keeps the pages of one region on one memory server.
 #[derive(Debug)]
@@ -316,14 +318,12 @@ impl RemoteStore {
             self.fruitless = 0;
             self.handle(arrived, now, frames, done)?;
         }
+        let bearable_us = self.silence_us();
         let State::Up(link) = &mut self.state else {
             return Ok(());
         };
         let silent_us = link.silent_us(&self.messages, now);
-        // A server that answers hello and attach, and no more, may be reading from a slow disk: it is
-        // given twice as long each time, so that not every
-        // attempt is as vain as the first.
-        if silent_us >= self.config.timeouts.silence_us << self.fruitless {
+        if silent_us >= bearable_us {
             return Err(LinkError::Silent.into());
         }
         if silent_us >= self.config.timeouts.heartbeat_us && !self.messages.has_ping() {
@@ -331,6 +331,14 @@ impl RemoteStore {
         }
         // What became due by the replies.
         Ok(link.send(&mut self.messages, self.arena.as_mut(), self.session.region, frames, now)?)
+    }
+
+    /// How long the server may be silent. One that answers hello and attach, and no more, may be
+    /// reading from a slow disk: it is given twice as long each time, so that not every attempt is as
+    /// vain as the first.
+    fn silence_us(&self) -> u64 {
+        let first = self.config.timeouts.silence_us;
+        (first << self.fruitless).min(first.max(SILENCE_US_MAX))
     }
 
     /// Takes a reply.
@@ -720,7 +728,7 @@ impl PageStore for RemoteStore {
                 let waits = self.messages.is_waiting();
                 let timeouts = &self.config.timeouts;
                 let quiet = if self.messages.has_ping() {
-                    timeouts.silence_us
+                    self.silence_us()
                 } else {
                     timeouts.heartbeat_us
                 };

@@ -7,7 +7,8 @@
 //! Two things happen behind our back. Someone outside reads or locks a hole (a debugger, mlockall), and it
 //! has memory: a *stray* page. And a page that the program has given to MADV_FREE, maybe before it was
 //! paged, and not written since, is dropped by the kernel when memory is short: then the frame reads as
-//! zeros, which is what MADV_FREE permits. So the area does not report missing pages: whoever reads
+//! zeros, which is what MADV_FREE permits; a page that has come is written to before anything is read of it,
+//! so that it does not change between two looks. So the area does not report missing pages: whoever reads
 //! such a frame would wait for the pager, which mostly is the reader.
 //!
 //! The area is registered with the program's own userfaultfd. That makes moving pages out exclusive
@@ -20,7 +21,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use farmem_region::{FrameId, Frames, Lent, Loan, PAGE_SHIFT, PAGE_SIZE};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -136,7 +137,25 @@ impl Scratch {
         // SAFETY: missing pages of the source are answered by the caller; the destination is ours.
         let progress = unsafe { uffd.move_pages(range, source.start(), true, false) };
         self.mark_present(range, pagemap);
+        self.keep(first, source.pages());
         progress
+    }
+
+    /// Has the kernel keep the pages that these frames hold, which it may drop as long as nobody has written
+    /// since MADV_FREE: what is read of them after this call does not change. A page that was dropped before is
+    /// zeros.
+    fn keep(&self, first: FrameId, count: usize) {
+        for frame in (0..count).map(|at| offset(first, at)).filter(|&frame| self.is_present(frame))
+        {
+            let byte = self.address(frame) as *mut u8;
+            // SAFETY: the frame lies in our mapping and is not lent, for it has just been moved into; nobody
+            // else has a reference to it.
+            let byte = unsafe { AtomicU8::from_ptr(byte) };
+            // The processor writes whether they are equal or not, and the byte stays what it is. To add zero
+            // would be made a reading by the compiler, and to read and then write would mix a page that
+            // is dropped in between.
+            let _ = byte.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// Moves `count` present frames into the missing pages at `target` through `uffd`, with which

@@ -2,7 +2,7 @@
 //!
 //! While nothing happens it wakes up now and then to see what the processes of the run use together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,8 @@ pub(crate) struct Supervisor {
     callers: BTreeMap<PagerId, (PagerPeer, Pid)>,
     hearing: Hearing,
     pub(super) pagers: BTreeMap<PagerId, Pager>,
+    /// Processes of pagers that have begun and are no longer in `pagers`, until they are waited for.
+    retired: HashSet<Pid>,
     /// Userfaultfds of programs and forked children whose pager was lost.
     guards: Vec<OwnedFd>,
     next_id: PagerId,
@@ -143,6 +145,7 @@ impl Supervisor {
             callers: BTreeMap::new(),
             hearing: Hearing::default(),
             pagers: BTreeMap::new(),
+            retired: HashSet::new(),
             guards: Vec::new(),
             next_id: 0,
             program_stopped: false,
@@ -263,7 +266,10 @@ impl Supervisor {
         let has_begun = |pager: &Pager| pager.pid() == child && pager.has_begun();
         let what = if family::is_watcher(child) {
             "a watcher"
-        } else if family::is_pager(child) && !self.pagers.values().any(has_begun) {
+        } else if family::is_pager(child)
+            && !self.retired.contains(&child)
+            && !self.pagers.values().any(has_begun)
+        {
             "a pager that had not begun"
         } else {
             return;
@@ -315,6 +321,9 @@ impl Supervisor {
             let reaped = farmem_vmem::without_real_time(|| wait(changes));
             let Ok(Some((pid, status))) = reaped else { break };
             let ended = status.exited() || status.signaled();
+            if ended {
+                self.retired.remove(&pid);
+            }
             if pid == self.parts.program {
                 self.program_changed(status);
             } else if ended && self.is_private_server(pid) {
@@ -700,6 +709,9 @@ impl Supervisor {
         let Some(pager) = self.pagers.remove(&id) else {
             return;
         };
+        if pager.has_begun() {
+            self.retired.insert(pager.pid());
+        }
         let title = pager.title();
         let Remains { counts, session, stopped } = pager.remains();
         match counts {

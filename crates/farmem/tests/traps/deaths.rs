@@ -358,8 +358,8 @@ fn wait_for_text(rig: &Rig, file: &str, text: &str) {
 #[test]
 fn a_supervisor_that_answers_late_holds_nobody_up_and_tells() {
     let Some(rig) = Rig::new() else { return };
-    let began = Instant::now();
     let mut late = late_supervisor(&rig);
+    let began = Instant::now();
     wait_for_text(&rig, "stdout", "filled");
     assert!(began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
     let supervisor = pid_of(&late.0);

@@ -3,9 +3,10 @@
 //! only keep the old one alive.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::process::Pid;
 
 use super::memory::PAGE_BYTES;
@@ -77,10 +78,29 @@ pub(crate) fn has_this_memory(program: Pid, statm: BorrowedFd<'_>) -> io::Result
 /// This process's own statm cannot be read.
 pub(crate) fn shares_this_memory(process: Pid, statm: BorrowedFd<'_>) -> io::Result<bool> {
     match same_memory(process) {
-        Some(same) => Ok(same),
+        Some(true) => Ok(true),
+        // The first thread of a process may have ended before the others, and has no memory then.
+        Some(false) if sizes_of(process).mapped_pages == 0 => Ok(a_thread_has_this_memory(process)),
+        Some(false) => Ok(false),
         // It has ended, which has_this_memory does not tell, or the kernel does not tell of it.
         None => Ok(sizes_of(process).mapped_pages > 0 && has_this_memory(process, statm)?),
     }
+}
+
+fn a_thread_has_this_memory(process: Pid) -> bool {
+    const ROOM: usize = 4096;
+    let path = format!("/proc/{}/task", process.as_raw_nonzero());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
+    let mut room = vec![MaybeUninit::uninit(); ROOM];
+    let mut listed = RawDir::new(directory, &mut room);
+    while let Some(Ok(entry)) = listed.next() {
+        let number = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        if number.and_then(Pid::from_raw).and_then(same_memory) == Some(true) {
+            return true;
+        }
+    }
+    false
 }
 
 fn same_memory(program: Pid) -> Option<bool> {
