@@ -13,14 +13,15 @@ const LONG: [(&str, &str); 0] = [];
 
 /// Where unsafe code may stand: `vmem` changes address spaces, `transport` hands descriptors over,
 /// `preload` and `pagerd` run inside foreign processes, `workloads` misuses memory on purpose, the
-/// pager's tests page their own, one test of the network store counts allocations, and the
+/// pager's tests page their own, the client's fork, one test of the network store counts allocations, and the
 /// supervisor needs signal masks, pre_exec and getrusage.
-const UNSAFE_PLACES: [&str; 8] = [
+const UNSAFE_PLACES: [&str; 9] = [
     "crates/vmem/",
     "crates/transport/",
     "crates/preload/",
     "crates/pagerd/",
     "crates/workloads/",
+    "crates/client/tests/",
     "crates/pager/tests/",
     "crates/remote/tests/no_allocation.rs",
     "crates/supervise/src/process.rs",

@@ -20,6 +20,7 @@ mod shape;
 #[cfg(test)]
 mod speed;
 mod supply;
+mod tier_file;
 mod working_sets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
