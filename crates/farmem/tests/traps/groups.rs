@@ -5,10 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::rig::{LIMIT, Rig, skipped};
 use crate::servers::Server;
+
+/// These tests go one after the other: a kernel that takes memory back lets nobody else run on its processor for
+/// tens of milliseconds, and a program that is not held for so long fills a small group.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// The program's 32 MiB, the supervisor, the pager, and what the kernel needs for both.
 const GROUP_BYTES: u64 = 72 << 20;
@@ -95,6 +100,7 @@ impl Drop for Group {
 /// R1, R6: pages come and go although the group has no room for more.
 #[test]
 fn u20_a_program_completes_in_a_small_control_group() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(rig) = Rig::new() else { return };
     let Some(group) = Group::limited(GROUP_BYTES) else { return };
     let server = Server::start(&rig, "1GiB");
@@ -109,7 +115,8 @@ fn u20_a_program_completes_in_a_small_control_group() {
 #[test]
 fn u37_pages_that_the_kernel_takes_back_meanwhile_hold_nobody_up() {
     /// For the first rounds. The kernel looks for what it can take back as often as it is asked to.
-    const PRESSURE: Duration = Duration::from_secs(8);
+    const PRESSURE: Duration = Duration::from_secs(5);
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(rig) = Rig::new() else { return };
     let Some(group) = Group::limited(1 << 30) else { return };
     let server = Server::start(&rig, "1GiB");
@@ -129,6 +136,7 @@ fn u37_pages_that_the_kernel_takes_back_meanwhile_hold_nobody_up() {
 /// Caps 21, 33: what children inherit and bring in is held to the limit of the tree.
 #[test]
 fn u13_a_tree_of_forks_stays_near_its_limit() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(rig) = Rig::new() else { return };
     let Some(group) = Group::limited(1 << 30) else { return };
     let server = Server::start(&rig, "2GiB");
