@@ -458,8 +458,9 @@ impl Shared {
             }
             self.engine.go_on_moving();
             let is_long = self.engine.has_long_journal();
-            let may_try = Instant::now() >= next_try;
-            let lacks_room = may_try && (is_broken || self.engine.lacks_journal_room());
+            // Looked at however lately one was rewritten: room may have come by itself.
+            let is_short = self.engine.lacks_journal_room();
+            let lacks_room = (is_broken || is_short) && Instant::now() >= next_try;
             if !is_long && !lacks_room {
                 continue;
             }
