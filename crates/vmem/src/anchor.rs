@@ -38,15 +38,11 @@ pub struct Anchor {
     everywhere: CpuSet,
     /// Where it stays.
     here: Option<CpuSet>,
-    /// The thread brought last, where it may run, and how often that may still be believed.
-    known: Option<(Pid, CpuSet, u32)>,
     pulls: u64,
     pulls_at_rest: u64,
     yielding: Option<Yielding>,
 }
 
-/// Pulls of one thread after which its set of processors is read again.
-const PULLS_PER_LOOK: u32 = 64;
 /// Threads brought in a row before the pager yields.
 const BROUGHT_MIN: u32 = 16;
 /// How long the pager does not yield after it was starved: others want the processor, and each
@@ -251,7 +247,6 @@ impl Anchor {
             real_time: false,
             everywhere: rustix::thread::sched_getaffinity(None).unwrap_or_default(),
             here: None,
-            known: None,
             pulls: 0,
             pulls_at_rest: 0,
             yielding: None,
@@ -396,23 +391,10 @@ impl Anchor {
                 *self.here.insert(here)
             }
         };
-        let allowed = self.allowed(thread)?;
+        // Read each time: what the thread has chosen for itself meanwhile is to be restored.
+        let allowed = rustix::thread::sched_getaffinity(Some(thread)).ok()?;
         let shared = (0..CpuSet::MAX_CPU).any(|cpu| here.is_set(cpu) && allowed.is_set(cpu));
         (allowed.count() > 1 && shared).then_some((here, allowed))
-    }
-
-    /// Where a thread may run.
-    fn allowed(&mut self, thread: Pid) -> Option<CpuSet> {
-        if let Some((known, allowed, left)) = &mut self.known
-            && *known == thread
-            && *left > 0
-        {
-            *left -= 1;
-            return Some(*allowed);
-        }
-        let allowed = rustix::thread::sched_getaffinity(Some(thread)).ok()?;
-        self.known = Some((thread, allowed, PULLS_PER_LOOK));
-        Some(allowed)
     }
 }
 
