@@ -17,6 +17,11 @@ const MAPPING_PAGES_MIN: usize = 16;
 /// The map is read at most this often: reading costs about 1 us a mapping.
 const SCAN_PERIOD_MICROS: u64 = 1_000;
 
+/// Control blocks of threads are looked for at most this often.
+const PINNED_PERIOD_MICROS: u64 = 200;
+/// And so rarely that it costs a fifth of the time at most: one system call for each thread.
+const PINNED_PERIOD_PER_COST: u64 = 4;
+
 /// When the map was read, and what is left to do.
 #[derive(Debug, Default)]
 pub(crate) struct Adoption {
@@ -111,11 +116,18 @@ impl Engine {
             // would be missing in a flush.
             return;
         }
+        let began = (io.clock)();
+        if began < self.pinned_until {
+            return;
+        }
         let pinned = &mut self.pinned;
         io.memory.control_blocks(&mut |range: AddressRange| {
             if pinned.gaps(range).iter().any(|gap| !gap.is_empty()) {
                 pinned.insert(range);
             }
         });
+        let now = (io.clock)();
+        let pause = now.since(began) / 1000 * PINNED_PERIOD_PER_COST;
+        self.pinned_until = now.plus_micros(pause.max(PINNED_PERIOD_MICROS));
     }
 }

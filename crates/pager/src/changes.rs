@@ -8,6 +8,11 @@
 //! concerns the same addresses until everything is reported; then the order can be told. A fork
 //! waits in any case: see `forks.rs`.
 //!
+//! munmap is reported with all of the range that it was called for, as soon as a part of that is registered.
+//! So the report may be of a part, too, that nobody knew of and that another thread has meanwhile moved
+//! memory to. Where a move has been heard of first the unmapping waits, and what is there when everything is
+//! reported was moved there afterwards.
+//!
 //! Besides, mremap is reported twice: as a move, and then as the unmapping of the old place, where
 //! other memory may be by then.
 
@@ -18,6 +23,11 @@ use farmem_vmem::{AddressRange, Look};
 use crate::engine::{Engine, Io};
 use crate::forks::{Fork, Past};
 use crate::memory::SpaceId;
+use crate::ranges::RangeSet;
+
+/// Changes made that are kept without a moment in which all is reported; beyond that threads that change
+/// mappings without a pause are held. About 100 bytes each, and what they have dropped.
+const PAST_MAX: usize = 4096;
 
 /// A change of a space's mappings.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +43,36 @@ impl Change {
             Self::Remove(own) | Self::Unmap(own) => own.overlaps(range),
             Self::Remap { from, to } => from.overlaps(range) || to.overlaps(range),
         }
+    }
+
+    pub(crate) const fn unmapped(self) -> Option<AddressRange> {
+        match self {
+            Self::Unmap(range) => Some(range),
+            Self::Remove(_) | Self::Remap { .. } => None,
+        }
+    }
+
+    pub(crate) const fn target(self) -> Option<AddressRange> {
+        match self {
+            Self::Remap { to, .. } => Some(to),
+            Self::Remove(_) | Self::Unmap(_) => None,
+        }
+    }
+
+    pub(crate) const fn moved(self) -> Option<AddressRange> {
+        match self {
+            Self::Remap { from, .. } => Some(from),
+            Self::Remove(_) | Self::Unmap(_) => None,
+        }
+    }
+
+    /// Where what it concerns begins and ends.
+    fn edges(self) -> impl Iterator<Item = usize> {
+        let ranges = match self {
+            Self::Remove(range) | Self::Unmap(range) => [range, range],
+            Self::Remap { from, to } => [from, to],
+        };
+        ranges.into_iter().flat_map(|range| [range.start(), range.end()])
     }
 
     fn is_concerned_by(&self, other: &Self) -> bool {
@@ -73,6 +113,11 @@ impl Changes {
         self.wait_in(space) || self.past.iter().any(|past| past.space == space)
     }
 
+    /// Whether it is time for such a moment.
+    pub(crate) fn has_long_past(&self) -> bool {
+        self.past.len() > PAST_MAX
+    }
+
     /// Whether changes of any space wait.
     pub(crate) fn wait_anywhere(&self) -> bool {
         !self.waiting.is_empty() || !self.forks.is_empty()
@@ -86,6 +131,41 @@ impl Changes {
     pub(crate) fn is_second_report(&mut self, space: SpaceId, range: AddressRange) -> bool {
         let found = self.moved_away.iter().position(|&moved| moved == (space, range));
         found.map(|at| self.moved_away.swap_remove(at)).is_some()
+    }
+
+    /// Whether the change was perhaps made before a move that was heard of before it, to a part of its range.
+    fn may_be_older(&self, space: SpaceId, change: &Change) -> bool {
+        let Change::Unmap(range) = *change else {
+            return false;
+        };
+        let is_second = self.moved_away.contains(&(space, range));
+        !is_second
+            && self.past.iter().any(|past| past.target(space).is_some_and(|to| to.overlaps(range)))
+    }
+
+    /// The parts of moves' targets that unmappings which wait are of, too, each such that every change that
+    /// waits concerns all of it or nothing.
+    fn moved_and_unmapped(&self, space: SpaceId) -> Vec<AddressRange> {
+        let waiting =
+            || self.waiting.iter().filter(|&&(other, ..)| other == space).map(|wait| wait.1);
+        let unmapped: Vec<AddressRange> = waiting().filter_map(Change::unmapped).collect();
+        if unmapped.is_empty() {
+            return Vec::new();
+        }
+        let past = self.past.iter().filter_map(|past| past.target(space));
+        let targets = past.chain(waiting().filter_map(Change::target));
+        let both = targets.flat_map(|to| unmapped.iter().map(move |range| range.intersect(to)));
+        let edges: Vec<usize> = waiting().flat_map(Change::edges).collect();
+        let mut parts = Vec::new();
+        for part in both.filter(|part| !part.is_empty()) {
+            let inside =
+                edges.iter().copied().filter(|edge| (part.start()..part.end()).contains(edge));
+            let mut cuts: Vec<usize> = inside.chain([part.start(), part.end()]).collect();
+            cuts.sort_unstable();
+            cuts.dedup();
+            parts.extend(cuts.windows(2).map(|cut| AddressRange::new(cut[0], cut[1])));
+        }
+        parts
     }
 
     /// Every report has been read: with `MREMAP_DONTUNMAP` there is no second one.
@@ -112,26 +192,46 @@ impl Engine {
             other == space && change.is_concerned_by(&waiting)
         };
         let reading = io.memory.readings();
-        if !self.is_possible(space, &change) || self.changes.waiting.iter().any(concerned) {
+        let must_wait =
+            !self.is_possible(space, &change) || self.changes.may_be_older(space, &change);
+        if must_wait || self.changes.waiting.iter().any(concerned) {
             self.changes.waiting.push_back((space, change, reading));
         } else {
-            self.make(io, space, (change, reading));
+            self.make(io, space, (change, reading), &RangeSet::default());
         }
     }
 
     /// Makes the changes that wait, where everything has been reported.
     pub fn catch_up(&mut self, io: &mut Io<'_>) {
         for space in self.changes.spaces() {
-            if io.memory.look(space, 0) != Look::Changing {
-                self.catch_up_with(io, space);
+            if io.memory.look(space, 0) == Look::Changing {
+                continue;
+            }
+            if let Some(arrived) = self.arrived_at(io, space) {
+                self.catch_up_with(io, space, &arrived);
             }
         }
     }
 
-    /// Makes the changes of a space that wait: nothing more will be reported of their time.
-    pub(crate) fn catch_up_with(&mut self, io: &mut Io<'_>, space: SpaceId) {
+    /// Where memory is that was moved there, as far as it may have been unmapped before; `None` if that cannot
+    /// be told as mappings change again.
+    fn arrived_at(&self, io: &mut Io<'_>, space: SpaceId) -> Option<RangeSet> {
+        let mut arrived = RangeSet::default();
+        for part in self.changes.moved_and_unmapped(space) {
+            match io.memory.look(space, part.start()) {
+                Look::Changing => return None,
+                Look::Registered => arrived.insert(part),
+                Look::Nothing | Look::Ended => {}
+            }
+        }
+        Some(arrived)
+    }
+
+    /// Makes the changes of a space that wait: nothing more will be reported of their time. `arrived` is
+    /// what is there although an unmapping of it may be among them.
+    pub(crate) fn catch_up_with(&mut self, io: &mut Io<'_>, space: SpaceId, arrived: &RangeSet) {
         while let Some(change) = self.next_change(space) {
-            self.make(io, space, change);
+            self.make(io, space, change, arrived);
         }
         self.make_forks(io, space);
         self.forget_past(space);
@@ -144,26 +244,18 @@ impl Engine {
         let mut at = waiting.iter().position(of_space)?;
         for _ in 0..waiting.len() {
             let change = waiting[at].1;
-            let Change::Remap { to: target, .. } = change else {
+            let Some(target) = change.target() else {
                 break;
             };
             if self.is_possible(space, &change) {
                 break;
             }
-            let frees = |kind: fn(&Change) -> Option<AddressRange>| {
+            let frees = |kind: fn(Change) -> Option<AddressRange>| {
                 waiting.iter().position(|&(other, change, _)| {
-                    other == space && kind(&change).is_some_and(|range| range.overlaps(target))
+                    other == space && kind(change).is_some_and(|range| range.overlaps(target))
                 })
             };
-            let moved = |change: &Change| match *change {
-                Change::Remap { from, .. } => Some(from),
-                Change::Remove(_) | Change::Unmap(_) => None,
-            };
-            let unmapped = |change: &Change| match *change {
-                Change::Unmap(range) => Some(range),
-                Change::Remove(_) | Change::Remap { .. } => None,
-            };
-            let Some(freed) = frees(moved).or_else(|| frees(unmapped)) else {
+            let Some(freed) = frees(Change::moved).or_else(|| frees(Change::unmapped)) else {
                 break;
             };
             at = freed;

@@ -3,10 +3,10 @@
 
 use std::io::{Read, Write};
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use farmem_region::{Completion, Nanos, PageIndex, PageStore, Version};
-use farmem_vmem::{AddressRange, Event};
+use farmem_vmem::{AddressRange, Event, UffdError};
 
 use crate::counts::{Counts, Sample};
 use crate::engine::{Config, Engine, Fatal, Io};
@@ -28,6 +28,11 @@ const RETRY_MICROS_MAX: u64 = 3_200;
 const HOLDING_MICROS: u64 = 100;
 /// What had to wait is tried again after this time for pages that another thread of the pager makes the program's own: it rings.
 const UNSHARED_MICROS: u64 = 20_000;
+
+/// A fork that cannot be read for lack of a descriptor is tried again after this time: children may have ended.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(1);
+/// For so long at most: then the program is stopped rather than left hanging.
+const SHORTAGE_NANOS_MAX: u64 = 10_000_000_000;
 
 /// What has become ready since the last turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +89,8 @@ pub struct Pager<S> {
     /// The store has completed something in this turn.
     had_completions: bool,
     retries: Retries,
+    /// Since when there has been no descriptor for a forked child.
+    short_since: Option<Nanos>,
 }
 
 /// When to try again.
@@ -129,6 +136,7 @@ impl<S: PageStore> Pager<S> {
             had_events: false,
             had_completions: false,
             retries: Retries::new(),
+            short_since: None,
         }
     }
 
@@ -370,8 +378,14 @@ impl<S: PageStore> Pager<S> {
     /// and then tried again.
     fn take_events_of(&mut self, space: SpaceId) -> Result<(), Fatal> {
         self.events.clear();
-        if self.memory.read_events(space, &mut self.events)? == 0 {
-            return Ok(());
+        match self.memory.read_events(space, &mut self.events) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error @ UffdError::Descriptors { .. }) => return self.bear_shortage(error),
+            Err(error) => return Err(error.into()),
+        }
+        if self.events.iter().any(|event| matches!(event, Event::Fork(_))) {
+            self.short_since = None;
         }
         self.had_events = true;
         let Self { engine, memory, store, events, .. } = self;
@@ -390,6 +404,18 @@ impl<S: PageStore> Pager<S> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes room for a forked child's descriptor, whose parent waits.
+    fn bear_shortage(&mut self, error: UffdError) -> Result<(), Fatal> {
+        let since = *self.short_since.get_or_insert_with(clock);
+        if clock().since(since) > SHORTAGE_NANOS_MAX {
+            return Err(error.into());
+        }
+        self.drop_ended_children();
+        // Its descriptor stays ready: nobody else would run beside a pager that looks again at once.
+        std::thread::sleep(SHORTAGE_PAUSE);
         Ok(())
     }
 

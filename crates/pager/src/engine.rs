@@ -208,6 +208,10 @@ pub struct Engine {
     pub(crate) recount: bool,
     /// The last growth was refused, when.
     pub(crate) full: Option<(StoreError, Nanos)>,
+    /// When what must stay is found anew at the earliest.
+    pub(crate) pinned_until: Nanos,
+    /// Slots of pages that are here are not looked for before.
+    pub(crate) copies_after: Nanos,
     pub(crate) counts: Counts,
     pub(crate) samples: Vec<Sample>,
     pub(crate) readahead_pages_max: u32,
@@ -282,6 +286,8 @@ impl Engine {
             stuck: false,
             recount: false,
             full: None,
+            pinned_until: Nanos::new(0),
+            copies_after: Nanos::new(0),
             counts: Counts::default(),
             samples: Vec::new(),
             readahead_pages_max: config.readahead_pages_max,
@@ -336,16 +342,23 @@ impl Engine {
         self.scan.cooled
     }
 
-    /// Whether something waits for the kernel to let pages be filled or moved.
+    /// Whether something waits for the kernel to let pages be filled or moved, or for a moment without a change.
     #[must_use]
     pub fn is_held_up(&self) -> bool {
-        self.has_deferred() || self.budget.excess() > 0
+        self.has_deferred() || self.budget.excess() > 0 || self.changes.has_long_past()
     }
 
     /// Whether the store has been asked for anything that it has not done yet, or is to be.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.is_waiting() || self.releasing > 0 || !self.releases.is_empty()
+        self.is_waiting() || self.has_unreleased()
+    }
+
+    /// Whether the servers have yet to forget, or to confirm that they have forgotten, pages that the program
+    /// has dropped.
+    pub(crate) fn has_unreleased(&self) -> bool {
+        let held = self.held_slots > 0 || self.changes.concern(SpaceId::OWN);
+        held || self.releasing > 0 || !self.releases.is_empty()
     }
 
     /// Whether a thread waits for pages that the store is asked for.

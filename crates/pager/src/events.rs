@@ -96,25 +96,37 @@ impl Engine {
         self.make_in_turn(io, space, Change::Remap { from, to });
     }
 
-    /// Follows a change in the table that was in that reading of reports.
+    /// Follows a change in the table that was in that reading of reports. Where memory has `arrived` since nothing
+    /// was unmapped.
     pub(crate) fn make(
         &mut self,
         io: &mut Io<'_>,
         space: SpaceId,
         (change, reading): (Change, u64),
+        arrived: &RangeSet,
     ) {
         self.settle_looks(io);
-        let lost = match change {
-            Change::Remove(range) => self.remove(io, space, range),
-            Change::Unmap(range) => {
-                if self.changes.is_second_report(space, range) {
-                    return;
-                }
-                self.unmap(io, space, range)
+        match change {
+            Change::Remove(range) => {
+                let lost = self.remove(io, space, range);
+                self.remember(space, (change, reading), lost, Vec::new());
             }
-            Change::Remap { from, to } => self.remap(io, space, from, to),
-        };
-        self.remember(space, (change, reading), lost);
+            Change::Unmap(range) if self.changes.is_second_report(space, range) => {
+                self.changes.past.iter_mut().for_each(|past| past.vacate(space, range));
+            }
+            Change::Unmap(range) => {
+                for part in arrived.gaps(range) {
+                    let known = self.ranges(space).map(|ranges| ranges.inside(part));
+                    let lost = self.unmap(io, space, part);
+                    let made = (Change::Unmap(part), reading);
+                    self.remember(space, made, lost, known.unwrap_or_default());
+                }
+            }
+            Change::Remap { from, to } => {
+                let lost = self.remap(io, space, from, to);
+                self.remember(space, (change, reading), lost, Vec::new());
+            }
+        }
     }
 
     fn remove(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) -> Detached {
@@ -125,7 +137,13 @@ impl Engine {
         self.take_pages(io, space, range)
     }
 
-    fn unmap(&mut self, io: &mut Io<'_>, space: SpaceId, range: AddressRange) -> Detached {
+    /// Forgets that the range is looked after, and what is known of its pages.
+    pub(crate) fn unmap(
+        &mut self,
+        io: &mut Io<'_>,
+        space: SpaceId,
+        range: AddressRange,
+    ) -> Detached {
         if let Some(ranges) = self.ranges_mut(space) {
             ranges.remove(range);
         }
@@ -278,7 +296,7 @@ impl Engine {
 
     /// A forked child has ended, or started another program: its share of the region is free.
     pub fn on_space_gone(&mut self, io: &mut Io<'_>, space: SpaceId) {
-        self.catch_up_with(io, space);
+        self.catch_up_with(io, space, &RangeSet::default());
         let everything = AddressRange::new(0, usize::MAX & !(PAGE_SIZE - 1));
         self.forget_doubts(space, everything);
         let fetches = self.fetches.values().chain(&self.arrived).filter(|f| f.space == space);

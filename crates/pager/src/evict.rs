@@ -5,10 +5,11 @@
 //! servers too, for reading it back. A page whose use count is not zero loses one and stays.
 
 use farmem_region::{FrameId, Nanos, PAGE_SHIFT, PAGE_SIZE, Request};
-use farmem_vmem::{AddressRange, PageKind, Residents, Stop};
+use farmem_vmem::{AddressRange, Look, PageKind, Residents, Stop};
 
 use crate::engine::{Engine, Fatal, Io, Scope};
 use crate::frames::{Discard, FrameUse, WINDOW_FRAMES, WindowId};
+use crate::memory::SpaceId;
 use crate::table::{Entry, Place};
 
 /// How long a refusal of more room is believed: others may have given some back since.
@@ -35,6 +36,10 @@ const SLOTS_MIN: u64 = 2 * WINDOW_FRAMES as u64;
 /// Free slots below which the region grows ahead of need: 64 MiB, some tens of milliseconds of
 /// writing at full speed.
 const SLOTS_LOW: u64 = 16 << 10;
+/// Slots of pages that are here given back at once at most where the region has no more: another 64 MiB.
+const COPIES_MAX: usize = 16 << 10;
+/// After a look for such slots that has found none the next one waits: it passes over the whole table.
+const COPIES_PAUSE_US: u64 = 100_000;
 /// Requests to forget pages under way at most, and ranges in one of them: together half of the store's queue,
 /// or there would be no room in it for what is moved out.
 const RELEASES_MAX: usize = 8;
@@ -123,7 +128,8 @@ impl Engine {
         if self.slots.are_fixed() {
             // A page is stored in the slot that it may just have left.
             self.send_releases(io)?;
-            if !self.releases.is_empty() || self.held_slots > 0 {
+            let held = self.held_slots > 0 || self.changes.concern(SpaceId::OWN);
+            if held || !self.releases.is_empty() {
                 return Ok(false);
             }
         }
@@ -143,14 +149,37 @@ impl Engine {
         source: AddressRange,
         spare_hot: bool,
     ) -> Result<usize, Fatal> {
+        if io.memory.look(SpaceId::OWN, source.start()) == Look::Nothing {
+            self.leave_unregistered(io, source);
+            return Ok(0);
+        }
         let mut scan = std::mem::take(&mut self.scan);
         let (passing, cooled) = self.choose(io, source, spare_hot, &mut scan.spans);
         scan.passing |= passing;
         scan.cooled |= cooled;
+        // A flush tells of each page that it leaves.
+        let busy_max = if spare_hot { BUSY_PAGES_MAX } else { u64::MAX };
+        let is_empty = scan.spans.is_empty();
         let result =
-            if scan.spans.is_empty() { Ok(0) } else { self.move_spans(io, source, &mut scan) };
+            if is_empty { Ok(0) } else { self.move_spans(io, source, busy_max, &mut scan) };
         self.scan = scan;
         result
+    }
+
+    /// Looks no longer after those pages of a window that are not registered, though nothing was heard of it:
+    /// shmat with `SHM_REMAP` is not reported. Pages moved out there would read as zero.
+    fn leave_unregistered(&mut self, io: &mut Io<'_>, source: AddressRange) {
+        let pages = (source.start()..source.end()).step_by(PAGE_SIZE);
+        for page in pages.map(|address| AddressRange::pages_from(address, 1)) {
+            match io.memory.look(SpaceId::OWN, page.start()) {
+                Look::Nothing => {
+                    let lost = self.unmap(io, SpaceId::OWN, page);
+                    self.release_all(lost);
+                }
+                Look::Changing | Look::Ended => return,
+                Look::Registered => {}
+            }
+        }
     }
 
     /// Whether slots are free, asking for more ahead of need.
@@ -170,15 +199,40 @@ impl Engine {
         if available >= SLOTS_MIN + self.looks.pages() as u64 {
             return Ok(true);
         }
-        match &self.full {
-            // No room out there, and none here: the program cannot go on.
-            Some((full, _))
-                if is_known && self.budget.excess() > 0 && self.frames.victim_frames() == 0 =>
-            {
-                Err(full.clone().into())
-            }
-            _ => Ok(false),
+        let Some((full, _)) = self.full.clone().filter(|_| is_known) else {
+            return Ok(false);
+        };
+        if now < self.copies_after {
+            return Ok(false);
         }
+        if self.give_up_copies(io)? > 0 {
+            return Ok(self.slots.available() >= SLOTS_MIN + self.looks.pages() as u64);
+        }
+        self.copies_after = now.plus_micros(COPIES_PAUSE_US);
+        if self.budget.excess() > 0 && self.frames.victim_frames() == 0 {
+            // No room out there, and none here: the program cannot go on.
+            return Err(full.into());
+        }
+        Ok(false)
+    }
+
+    /// Gives slots back of pages that are here: they are sent again when they are moved out, but something can
+    /// be moved out at all. Returns how many.
+    fn give_up_copies(&mut self, io: &mut Io<'_>) -> Result<usize, Fatal> {
+        let mut here = Vec::new();
+        self.own_table().for_each(&mut |address, entry| {
+            let is_spare = entry.place() == Place::Resident && entry.copy().is_some();
+            if is_spare && here.len() < COPIES_MAX {
+                here.push(address);
+            }
+        });
+        for &address in &here {
+            if let Some(slot) = self.own_table().get_mut(address).and_then(Entry::take_copy) {
+                self.release(slot);
+            }
+        }
+        self.send_releases(io)?;
+        Ok(here.len())
     }
 
     /// The next window of addresses under the hand that has pages at all; `None` if there is none
@@ -264,6 +318,7 @@ impl Engine {
         &mut self,
         io: &mut Io<'_>,
         source: AddressRange,
+        busy_max: u64,
         scan: &mut Scan,
     ) -> Result<usize, Fatal> {
         let Some(window) = self.take_empty_window(io) else {
@@ -273,11 +328,12 @@ impl Engine {
         let busy_before = self.counts.busy_pages;
         scan.done.clear();
         for &span in &scan.spans {
-            if self.counts.busy_pages - busy_before >= BUSY_PAGES_MAX {
+            let busy = self.counts.busy_pages - busy_before;
+            if busy >= busy_max {
                 break;
             }
             let first = frame_at(window.first(), span.start() - base);
-            if self.move_span(io, span, first, &mut scan.done) {
+            if self.move_span(io, span, (first, busy_max - busy), &mut scan.done) {
                 // Most likely the others are shared too.
                 break;
             }
@@ -361,12 +417,13 @@ impl Engine {
         !matches!(place, None | Some(Place::Resident | Place::Zero))
     }
 
-    /// Moves what can be moved of a span; true if its window is being made movable instead.
+    /// Moves what can be moved of a span to the frames from `first` on, up to so many pages that cannot; true if
+    /// its window is being made movable instead.
     fn move_span(
         &mut self,
         io: &mut Io<'_>,
         span: AddressRange,
-        first: FrameId,
+        (first, busy_max): (FrameId, u64),
         done: &mut Vec<AddressRange>,
     ) -> bool {
         let mut at = span.start();
@@ -374,7 +431,7 @@ impl Engine {
         // (after mremap, or with different protections): where it is refused, less is tried.
         let mut step = span.bytes();
         let busy_before = self.counts.busy_pages;
-        while at < span.end() && self.counts.busy_pages - busy_before < BUSY_PAGES_MAX {
+        while at < span.end() && self.counts.busy_pages - busy_before < busy_max {
             let part = AddressRange::new(at, span.end().min(at.saturating_add(step)));
             let progress = io.memory.move_out(part, frame_at(first, at - span.start()));
             done.push(AddressRange::new(at, at + progress.bytes));

@@ -11,7 +11,8 @@
 //!   mapping of before or that of after, and [`Memory::look`](crate::Memory::look) shows it.
 //! * madvise leaves no trace there. But a page of the program's memory holds the number of times
 //!   that reports were read, and the child has a copy of it as it was at the fork. A removal that
-//!   was read later had not been made. The page is read when a thread of the child faults, for only
+//!   was read later had not been made. One that was read in the very reading in which the fork came may have been
+//!   made before it: the kernel lets who removes go on while the pager still reads. The page is read when a thread of the child faults, for only
 //!   then is a thread known: until then what is in [`Doubt`] has no place.
 
 use farmem_vmem::{AddressRange, Look, Uffd};
@@ -41,6 +42,10 @@ pub(crate) struct Past {
     reading: u64,
     /// What the table had of pages that are gone; it holds their slots.
     lost: Detached,
+    /// Of an unmapping: what of its range was registered.
+    known: Vec<AddressRange>,
+    /// Of a move: that the old place was unmapped has been heard, too. With `MREMAP_DONTUNMAP` it is not.
+    vacated: bool,
 }
 
 /// A page that the child has if it was forked before the removal was read.
@@ -50,9 +55,12 @@ pub(crate) struct Doubt {
     entry: Entry,
     /// The reading that had the removal.
     reading: u64,
-    /// The fork was reported in the same one, or before. Who drops pages waits until that is read, so
-    /// they were still there at the fork.
+    /// The fork was reported before. Who drops pages waits until that is read, so they were still there at
+    /// the fork.
     still_there: bool,
+    /// It was reported in the same one. Whoever was read of first may have gone on, and forked, before that
+    /// ended.
+    together: bool,
     /// The removal was one of the program that the pager shares memory with: the child's copy of the
     /// number of readings tells, and so does its own children's.
     of_own: bool,
@@ -88,11 +96,12 @@ impl Engine {
         space: SpaceId,
         (change, reading): (Change, u64),
         lost: Detached,
+        known: Vec<AddressRange>,
     ) {
         if matches!(change, Change::Remove(_)) && !lost.has_copies() {
             return;
         }
-        self.changes.past.push(Past { space, change, reading, lost });
+        self.changes.past.push(Past { space, change, reading, lost, known, vacated: false });
     }
 
     /// All that was under way is reported: forks to come are newer than all changes made.
@@ -171,8 +180,11 @@ impl Engine {
         match past.change {
             Change::Remove(_) => self.doubt(fork, past, child),
             Change::Unmap(range) => {
-                if !reused(range) && io.memory.look(fork.child, range.start()) != Look::Nothing {
-                    child.ranges.insert(range);
+                // Elsewhere in the range nothing tells: it may reach over what was never registered.
+                let mut is_there =
+                    |part: &AddressRange| io.memory.look(fork.child, part.start()) != Look::Nothing;
+                if !reused(range) && past.known.iter().any(&mut is_there) {
+                    past.known.iter().for_each(|&part| child.ranges.insert(part));
                     self.give_back(past, child);
                 }
             }
@@ -183,8 +195,8 @@ impl Engine {
                     (Look::Changing, _) | (_, Look::Changing) => self.give_both(from, to, child),
                     (before, after) => {
                         // MREMAP_DONTUNMAP leaves a mapping at the old place.
-                        let freed = earlier.iter().any(|past| past.has_unmapped(fork.parent, to));
-                        let both = after == Look::Registered && !freed;
+                        let freed = earlier.iter().any(|past| past.has_freed(fork.parent, to));
+                        let both = after == Look::Registered && !freed && !past.vacated;
                         if reused(from) || before == Look::Nothing || both {
                             child.moved_to.insert(to);
                             return;
@@ -202,9 +214,10 @@ impl Engine {
         past.lost.for_each(&mut |address, entry| {
             let unknown = child.table.get(address).is_none();
             if unknown && let Some(entry) = inherit_copy(&mut self.slots, entry) {
-                let (reading, still_there) = (past.reading, past.reading >= fork.reading);
+                let reading = past.reading;
+                let (still_there, together) = (reading > fork.reading, reading == fork.reading);
                 let of_own = past.space == SpaceId::OWN;
-                child.doubts.push(Doubt { address, entry, reading, still_there, of_own });
+                child.doubts.push(Doubt { address, entry, reading, still_there, together, of_own });
             }
         });
     }
@@ -240,9 +253,13 @@ impl Engine {
         let doubts = std::mem::take(&mut space.doubts);
         let forked = io.memory.readings_at_fork(child, thread);
         let mut lost = Vec::new();
-        for Doubt { address, entry, reading, still_there, of_own } in doubts {
-            // Of what was read before, it may not be known: most likely it was done then.
-            let older = of_own && forked.is_some_and(|forked| forked < reading);
+        for Doubt { address, entry, reading, still_there, together, of_own } in doubts {
+            // A reading counts when it begins and when it ends, and `reading` is its end. Of what was read
+            // before the fork, it may not be known: most likely it was done then.
+            let older = match forked.filter(|_| of_own) {
+                Some(forked) => forked + 1 < reading,
+                None => together,
+            };
             let has = still_there || older;
             match self.table_mut(child) {
                 Some(table) if has && table.get(address).is_none() => {
@@ -290,9 +307,19 @@ impl Engine {
 }
 
 impl Past {
-    fn has_unmapped(&self, space: SpaceId, range: AddressRange) -> bool {
-        let unmapped = matches!(self.change, Change::Unmap(unmapped) if unmapped.overlaps(range));
-        self.space == space && unmapped
+    /// Where memory of the space was moved to.
+    pub(crate) fn target(&self, space: SpaceId) -> Option<AddressRange> {
+        self.change.target().filter(|_| self.space == space)
+    }
+
+    fn has_freed(&self, space: SpaceId, range: AddressRange) -> bool {
+        let freed = self.change.unmapped().or(self.change.moved());
+        self.space == space && freed.is_some_and(|freed| freed.overlaps(range))
+    }
+
+    /// Notes that the old place of a move is heard to be unmapped.
+    pub(crate) fn vacate(&mut self, space: SpaceId, range: AddressRange) {
+        self.vacated |= self.space == space && self.change.moved() == Some(range);
     }
 }
 

@@ -66,7 +66,7 @@ impl Engine {
     /// [`Fatal`].
     pub fn flush_step(&mut self, io: &mut Io<'_>, flush: &mut Flush) -> Result<Flushed, Fatal> {
         if let Some(last) = flush.last_store {
-            flush.has_released |= self.releasing == 0 && self.releases.is_empty();
+            flush.has_released |= !self.has_unreleased();
             let waits = !flush.has_released || self.stores.keys().any(|&ticket| ticket <= last);
             let done = Flushed::Done { pinned: flush.pinned };
             return Ok(if waits { Flushed::NotYet } else { done });

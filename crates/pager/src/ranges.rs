@@ -72,6 +72,12 @@ impl RangeSet {
         found
     }
 
+    /// What the set has of `range`.
+    #[must_use]
+    pub(crate) fn inside(&self, range: AddressRange) -> Vec<AddressRange> {
+        self.overlapping(range).into_iter().map(|part| part.intersect(range)).collect()
+    }
+
     /// All ranges, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = AddressRange> + '_ {
         self.ranges.iter().map(|(&start, &end)| AddressRange::new(start, end))

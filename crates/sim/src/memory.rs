@@ -165,12 +165,24 @@ impl SimMemory {
                     self.unnamed.push(child);
                 }
                 messages.push(Message::Change(report));
+                self.run_meanwhile(id);
             } else {
                 break;
             }
         }
+        self.run_meanwhile(id);
         self.readings += 1;
         messages
+    }
+
+    /// Whoever was read of may run before the pager has come back from the kernel. With children the pager
+    /// cannot tell then whether what they have dropped was gone when they forked.
+    fn run_meanwhile(&mut self, reads: SpaceId) {
+        if reads == SpaceId::OWN && self.random.once_in(4) {
+            for _ in 0..self.random.below(12) {
+                self.run_program();
+            }
+        }
     }
 
     /// Fills the missing pages of a range from `value`, up to the first that cannot be filled.

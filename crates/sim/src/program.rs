@@ -102,6 +102,8 @@ impl SimMemory {
             Doing::Touch { address, value } => self.touch(thread, address, value),
             // On its way out of the kernel a fork copies much: others may overtake it.
             Doing::Tell { report: Report::Fork(_), .. } if !self.random.once_in(6) => {}
+            // Freed addresses may be in use before it is told that they were unmapped.
+            Doing::Tell { report: Report::Unmap(_), .. } if !self.random.once_in(6) => {}
             Doing::Tell { report, then } => {
                 let space = self.threads[thread].space;
                 self.spaces[space].reports.push_back((report, thread));
@@ -235,12 +237,24 @@ impl SimMemory {
         self.threads[thread].doing = Doing::Nothing;
     }
 
-    /// A range inside one mapping that nobody uses, locked for the thread.
+    /// A range inside one mapping that nobody uses, locked.
     fn lock_some(&mut self, space: usize, whole: bool) -> Option<AddressRange> {
         let address = self.some_page(space)?;
         let vma = self.spaces[space].vma(address)?.range;
         let pages = (1 + self.random.below(60)).min((vma.end() - address) / PAGE_SIZE);
-        let range = if whole { vma } else { AddressRange::pages_from(address, pages) };
+        self.lock(space, if whole { vma } else { AddressRange::pages_from(address, pages) })
+    }
+
+    /// A range that may reach over several mappings, registered or not, and over what lies between.
+    fn lock_wide(&mut self, space: usize) -> Option<AddressRange> {
+        let address = self.some_page(space)?;
+        let before = self.random.below(100) * PAGE_SIZE;
+        let start = address.saturating_sub(before).max(FIRST_ADDRESS);
+        let end = address + (1 + self.random.below(200)) * PAGE_SIZE;
+        self.lock(space, AddressRange::new(start, end))
+    }
+
+    fn lock(&mut self, space: usize, range: AddressRange) -> Option<AddressRange> {
         let mut closed = self.locked.iter().chain(&self.loose);
         let locked = closed.any(|&(other, locked)| other == space && locked.overlaps(range));
         let used = self.threads.iter().any(|thread| match thread.doing {
@@ -301,16 +315,22 @@ impl SimMemory {
         if mapped < PAGES_MAX / 2 {
             return;
         }
-        let whole = self.random.once_in(2);
-        let Some(range) = self.lock_some(space, whole) else {
+        let locked = match self.random.below(4) {
+            0 => self.lock_some(space, true),
+            1 => self.lock_some(space, false),
+            _ => self.lock_wide(space),
+        };
+        let Some(range) = locked else {
             return;
         };
         self.note_change(space, range);
         let registered = self.is_registered(space, range);
+        let mapped = self.spaces[space].vmas.iter().map(|vma| vma.range.intersect(range));
+        let mapped = mapped.filter(|part| !part.is_empty()).map(|part| (space, part));
+        self.freed.extend(mapped.collect::<Vec<_>>());
         self.spaces[space].cut(range);
         let _ = self.spaces[space].take_pages(range);
         self.models[space].retain(|address, _| !range.contains(*address));
-        self.freed.push((space, range));
         self.unlock(thread, range);
         if registered {
             self.spaces[space].changing += 1;

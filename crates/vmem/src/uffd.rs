@@ -156,6 +156,15 @@ pub enum UffdError {
         /// What the kernel said. `EBUSY`: another userfaultfd has it.
         source: io::Error,
     },
+    /// A fork was to be reported, which takes a descriptor. It stays queued, and who forks waits.
+    #[error(
+        "no descriptor is left for the userfaultfd of a forked child ({source}): raise the limit of open \
+         files (`ulimit -n`, its hard limit too), of which each living child needs one"
+    )]
+    Descriptors {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Any other failure.
     #[error("userfaultfd failed while {doing}: {source}")]
     Other {
@@ -253,7 +262,7 @@ impl Uffd {
     /// Takes what is queued without waiting and appends it to `events`. Returns how many.
     ///
     /// # Errors
-    /// [`UffdError::Other`] on anything but an empty queue.
+    /// [`UffdError::Descriptors`], and [`UffdError::Other`] on anything else but an empty queue.
     pub fn read_events(&self, events: &mut Vec<Event>) -> Result<usize, UffdError> {
         let mut buffer = [0u8; MESSAGE_BYTES * MESSAGES_PER_READ];
         match rustix::io::read(&self.fd, &mut buffer) {
@@ -264,6 +273,9 @@ impl Uffd {
                 Ok(count)
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(0),
+            Err(errno @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
+                Err(UffdError::Descriptors { source: errno.into() })
+            }
             Err(errno) => Err(UffdError::Other { doing: "reading events", source: errno.into() }),
         }
     }

@@ -30,6 +30,24 @@ fn u32_a_fork_is_one_instant() {
     assert_eq!(outcome.stderr, "", "{outcome:?}");
 }
 
+/// R1: so soon that the pager has not come back from reading of the removal.
+#[test]
+fn u3_what_was_dropped_before_a_fork_is_zero_in_the_child() {
+    trap("drop_and_fork");
+}
+
+/// Where the pager has no descriptor left for one more child, the fork waits until others have ended.
+#[test]
+fn u3_more_children_than_descriptors() {
+    trap("fork_short");
+}
+
+/// A thread is brought to the pager's processor for a moment, and only if it may run there.
+#[test]
+fn a_thread_stays_where_it_has_chosen_to_run() {
+    trap("own_processors");
+}
+
 /// R1: so it is of each of a thousand forks in a row.
 #[test]
 fn u3_a_thousand_forks_in_a_row() {
