@@ -91,14 +91,23 @@ impl Session {
         if self.is_resident { self.leases.check_change(from, Instant::now()) } else { Ok(()) }
     }
 
+    /// Whether ranges lie in the region.
+    pub(crate) fn check_bounds(
+        &self,
+        mut ranges: impl Iterator<Item = RangeEntry>,
+    ) -> Result<(), RefusalCode> {
+        if ranges.any(|range| !self.region.contains_range(range.0)) {
+            return Err(RefusalCode::OutOfBounds);
+        }
+        Ok(())
+    }
+
     /// Whether ranges lie in the region and consist of whole pages of its page size.
     pub(crate) fn check_ranges(
         &self,
         mut ranges: impl Iterator<Item = RangeEntry> + Clone,
     ) -> Result<(), RefusalCode> {
-        if ranges.clone().any(|range| !self.region.contains_range(range.0)) {
-            return Err(RefusalCode::OutOfBounds);
-        }
+        self.check_bounds(ranges.clone())?;
         if !ranges.all(|range| self.region.is_aligned(range.0)) {
             return Err(RefusalCode::Malformed);
         }

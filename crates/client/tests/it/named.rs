@@ -165,7 +165,7 @@ fn cap_8_a_region_made_from_a_file_is_opened_and_mapped() {
 }
 
 /// A region of a file, with pages of `page_bytes`, and the file and what it holds.
-fn of_file(
+pub(crate) fn of_file(
     page_bytes: u32,
 ) -> (TestServer, tempfile::TempDir, std::path::PathBuf, Vec<u8>, RegionOptions) {
     let directory = tempfile::tempdir().unwrap();

@@ -323,6 +323,9 @@ impl Rig {
         let at = &all[self.next(all.len() as u64) as usize];
         let (what, tier, dice) = (self.next(100), self.tier(), self.next(3));
         let some = self.some(at);
+        // Single pages of 4 KiB are freed.
+        let within = self.next(some.count.get().max(1));
+        let freed = range(some.start.get() + within, some.count.get() - within);
         let ranges = || std::iter::once(RangeEntry(some));
         match what {
             0..8 if all.len() < REGIONS_MAX && at.1.is_some() => self.copy(at),
@@ -336,7 +339,9 @@ impl Rig {
             }),
             24..34 => self.change(at, |engine, caller, header| {
                 let mut slots = Vec::new();
-                let freed = engine.free(caller, header, ranges(), &mut slots);
+                let header = Header { action: Action::Free, ..*header };
+                let freed = std::iter::once(RangeEntry(freed));
+                let freed = engine.free(caller, &header, freed, &mut slots);
                 engine.arena.release(slots);
                 freed.map(|_| ())
             }),

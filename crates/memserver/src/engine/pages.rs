@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
 use farmem_vmem::{Arena, Slot};
 use farmem_wire::{
-    FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode, SLOTS_ASSIGNED_MAX,
-    Tier, page_checksum,
+    Action, FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode,
+    SLOTS_ASSIGNED_MAX, Tier, page_checksum,
 };
 
 use super::named::take_turn;
@@ -747,7 +747,11 @@ impl Engine {
             return Ok(Progress { changed: PageCount::new(0), next: None });
         }
         session.check_change(header)?;
-        session.check_ranges(ranges.clone())?;
+        match header.action {
+            Action::Invalidate => session.check_ranges(ranges.clone())?,
+            // Pagers free the pages of 4 KiB that they write.
+            _ => session.check_bounds(ranges.clone())?,
+        }
         session.check_others(caller.connection)?;
         if ranges.clone().any(|range| session.region.pins.overlaps(range.0)) {
             let name = &session.name;

@@ -184,7 +184,8 @@ impl<'a> Model<'a> {
             0..20 if self.page_bytes < 4096 => self.write_parts(at),
             20..40 if self.page_bytes < 4096 => self.check_parts(at),
             40..43 if self.page_bytes < 4096 => self.free_part(at),
-            0..45 => self.write(at, start, count.min(16)),
+            0..44 => self.write(at, start, count.min(16)),
+            44..45 => self.free(at, start, count),
             45..77 => self.check(at, start, count.min(16)),
             77..80 if self.regions[at].writes_back => self.flush(at, first, whole),
             77..80 => self.check(at, start, count.min(16)),
@@ -381,8 +382,20 @@ impl<'a> Model<'a> {
 
     fn invalidate(&mut self, at: usize, start: u64, count: u64) {
         let region = &mut self.regions[at];
-        let range = start as usize..(start + count) as usize;
         let result = patiently(|| region.client.over(Action::Invalidate, start, count));
+        self.forgotten(at, start, count, result.map(|_| ()));
+    }
+
+    /// Single pages of 4 KiB, whatever the region's size of pages is.
+    fn free(&mut self, at: usize, start: u64, count: u64) {
+        let region = &mut self.regions[at];
+        let result = patiently(|| region.client.free(start, count));
+        self.forgotten(at, start, count, result);
+    }
+
+    fn forgotten(&mut self, at: usize, start: u64, count: u64, result: Result<(), RefusalCode>) {
+        let region = &mut self.regions[at];
+        let range = start as usize..(start + count) as usize;
         if region.is_frozen {
             assert_eq!(result, Err(RefusalCode::Frozen));
         } else if region.pins[range.clone()].contains(&true) {
