@@ -23,7 +23,7 @@ use farmem_region::{Nanos, PAGE_SIZE};
 use farmem_transport::{Connection, Moved, recycle_mut, skip_bytes_mut};
 use farmem_vmem::Slot;
 use farmem_wire::{
-    Action, AskMap, Attach, BODY_BYTES_MAX, BackupPlace, Copy, Create, DecodeError, Delete,
+    Action, AskMap, Attach, BODY_BYTES_MAX, BackupPlace, Copy, Create, DecodeError, Delete, Free,
     HEAD_BYTES_MAX, HEADER_BYTES, Header, Hello, List, Malloc, Open, PARTS_BYTES_MAX,
     PARTS_PER_MESSAGE_MAX, PageEntry, PartEntry, Prefer, ProtocolVersion, RangeEntry, RefusalCode,
     Resize, Setup, Slots, StatCount, seal, verify_body,
@@ -535,7 +535,8 @@ impl Peer {
             }
             action if is_about_parts(action) => serve_parts(engine, caller, output, header, rest)?,
             Action::Free => {
-                engine.free(caller, header, RangeEntry::decode_all(entries), unused)?;
+                let ranges = RangeEntry::decode_all(entries);
+                engine.free(caller, header, ranges, Free::decode(body)?, unused)?;
                 push(output, granted, |_| ());
             }
             Action::Slots => {
@@ -922,7 +923,9 @@ fn serve_ranges(
         Action::Prefetch => engine.bring(caller, header, ranges, Bring::Prefetch)?,
         Action::Pin => engine.bring(caller, header, ranges, Bring::Pin)?,
         Action::Unpin => engine.unpin(caller, header, ranges)?,
-        Action::Invalidate => engine.free(caller, header, ranges, unused)?,
+        Action::Invalidate => {
+            engine.free(caller, header, ranges, Free { also_pinned: false }, unused)?
+        }
         _ => engine.flush(caller, header, ranges)?,
     };
     push(output, header.granted(), |bytes| progress.encode(bytes));

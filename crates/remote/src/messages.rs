@@ -6,7 +6,7 @@ use farmem_region::{
     FrameId, Frames, Nanos, Outcome, PageIndex, PageRange, RegionId, StoreError, Ticket, Version,
 };
 use farmem_wire::{
-    Action, AskMap, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX,
+    Action, AskMap, Free, HEADER_BYTES, Header, Malloc, PAGE_ENTRY_BYTES, PAGES_PER_MESSAGE_MAX,
     PageEntry, RangeEntry, SLOTS_ASSIGNED_MAX, Slots, page_checksum, seal,
 };
 
@@ -320,6 +320,8 @@ impl Messages {
         for range in ranges {
             RangeEntry(*range).encode(&mut message.head);
         }
+        // What a program gives back it has given back, whoever has pinned it.
+        Free { also_pinned: true }.encode(&mut message.head);
         message.finish();
     }
 

@@ -5,7 +5,7 @@
 use farmem_region::PAGE_SIZE;
 
 use crate::{
-    AskMap, Attach, BackupPlace, Copy, Create, Delete, FullBody, GrantedSetup, HEADER_BYTES,
+    AskMap, Attach, BackupPlace, Copy, Create, Delete, Free, FullBody, GrantedSetup, HEADER_BYTES,
     Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange, MapReply, Open, PageEntry,
     PartEntry, Payload, Prefer, Progress, RangeEntry, RegionInfo, Resize, STAT_COUNTS_MAX,
     ServerStat, Setup, Slots, StatCount, TakenBody, crc32c, verify_body,
@@ -82,6 +82,7 @@ fn decode_body(body: &[u8]) {
         ServerStat,
         Create,
         Delete,
+        Free,
         Resize,
         Prefer,
         Open,

@@ -37,7 +37,7 @@ pub use header::{
 };
 pub use map::{Absent, AskMap, MAP_LEASE, MapChange, MapReply, NEWS_MAX};
 pub use named::{
-    ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, FileRange, List, Open, PAGE_SIZES,
+    ADDRESS_BYTES_MAX, BackupPlace, Copy, Create, Delete, FileRange, Free, List, Open, PAGE_SIZES,
     PATH_BYTES_MAX, Prefer, Progress, RegionInfo, Resize, Source, TakenBody, Tier,
 };
 pub use refusal::{Advice, RefusalCode};

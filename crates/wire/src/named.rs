@@ -222,6 +222,32 @@ impl Delete {
     }
 }
 
+/// Forgets the ranges of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// Whether what is pinned is forgotten too, and stays pinned. Without, nothing is forgotten where
+    /// anything is pinned.
+    pub also_pinned: bool,
+}
+
+impl Free {
+    /// Appends the body's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&u16::from(self.also_pinned).to_le_bytes());
+    }
+
+    /// Reads a body. None at all says nothing of pins.
+    ///
+    /// # Errors
+    /// [`BodyError::Short`].
+    pub fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        if body.is_empty() {
+            return Ok(Self { also_pinned: false });
+        }
+        Ok(Self { also_pinned: Fields::of(body, 2)?.u16() & 1 != 0 })
+    }
+}
+
 /// Says in which tier the ranges of the request are to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefer {
@@ -700,6 +726,7 @@ mod tests {
         assert_eq!(TakenBody::decode(&bytes), Ok(taken));
         assert!(TakenBody::decode(&bytes[..bytes.len() - 1]).is_err());
         assert_eq!(Delete::decode(&[]), Ok(Delete { keeps_copies: false }));
+        assert_eq!(Free::decode(&[]), Ok(Free { also_pinned: false }));
         for tier in Tier::ALL.map(Some).into_iter().chain([None]) {
             let mut bytes = Vec::new();
             Prefer { tier }.encode(&mut bytes);

@@ -6,7 +6,7 @@ use farmem_region::{
     PageRange, RegionId, SessionId, Version,
 };
 use farmem_wire::{
-    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FileRange, FullBody,
+    Absent, Action, AskMap, Attach, AttachMode, Copy, Create, Delete, FileRange, Free, FullBody,
     GrantedSetup, HEADER_BYTES, Header, Hello, HelloReply, List, Malloc, MallocReply, MapChange,
     MapReply, Open, PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo,
     Resize, ServerStat, Setup, Slots, Source, TakenBody, Tier, page_checksum, part_checksum, seal,
@@ -226,6 +226,7 @@ fn named_region_body_bytes() {
     }
     check(&|out| Resize { size: ByteCount::new(8192) }.encode(out), "0020000000000000");
     check(&|out| Delete { keeps_copies: true }.encode(out), "0100");
+    check(&|out| Free { also_pinned: true }.encode(out), "0100");
     check(&|out| Prefer { tier: Some(Tier::File) }.encode(out), "0300");
     check(&|out| Open { take_over: true, name: "ab" }.encode(out), "010002006162");
     let copy = Copy { on_access: true, name: "ab", range: None };

@@ -65,6 +65,7 @@ proptest! {
         let _ = Malloc::decode(&body);
         let _ = farmem_wire::Create::decode(&body);
         let _ = farmem_wire::Delete::decode(&body);
+        let _ = farmem_wire::Free::decode(&body);
         let _ = farmem_wire::Resize::decode(&body);
         let _ = farmem_wire::Prefer::decode(&body);
         let _ = farmem_wire::RegionInfo::decode_all(&body);

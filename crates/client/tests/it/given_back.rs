@@ -4,9 +4,11 @@
 use std::ops::Range;
 
 use farmem_client::{MappedRegion, Region};
+use farmem_region::{PageCount, PageIndex, PageRange};
+use farmem_remote::named::{NamedRegion, RangeAction};
 
 use crate::mapped::may_page;
-use crate::named::of_file;
+use crate::named::{SIZE, TIMEOUT, of_file};
 
 const PAGE: usize = 4096;
 
@@ -44,4 +46,29 @@ fn cap_8_what_a_mapping_gives_back_is_as_the_file_has_it() {
         region.read(0, &mut found).unwrap();
         assert!(found == content, "{page_bytes}");
     }
+}
+
+/// Cap 11: what a program drops it has dropped, whoever keeps it in the server's memory.
+#[test]
+fn cap_11_a_mapping_gives_back_what_another_client_has_pinned() {
+    if !may_page() {
+        return;
+    }
+    let (_server, _directory, _path, mut content, options) = of_file(4096);
+    let mut other = NamedRegion::open(&options.server, "file", false, TIMEOUT).unwrap();
+    let mut mapped = Region::open("file", options.clone()).unwrap().map().unwrap();
+    mapped.as_mut_slice()[..8 * PAGE].fill(0xee);
+    mapped.flush().unwrap();
+    let all = PageRange { start: PageIndex::new(0), count: PageCount::new(SIZE / PAGE as u64) };
+    other.over(RangeAction::Pin, all).unwrap();
+    give_back(&mut mapped, 3..5);
+    assert!(mapped.as_slice()[2 * PAGE..3 * PAGE].iter().all(|byte| *byte == 0xee));
+    drop(mapped.unmap().unwrap());
+    content[..3 * PAGE].fill(0xee);
+    content[5 * PAGE..8 * PAGE].fill(0xee);
+    let mut region = Region::open("file", options).unwrap();
+    let mut found = vec![0; content.len()];
+    region.read(0, &mut found).unwrap();
+    assert!(found == content);
+    assert_eq!(other.show().unwrap().pinned, all.count, "they stay pinned");
 }

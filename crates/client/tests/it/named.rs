@@ -11,8 +11,8 @@ use farmem_wire::{Create, MAP_LEASE, Source};
 use crate::mapped::may_page;
 use crate::server::TestServer;
 
-const TIMEOUT: Duration = Duration::from_secs(5);
-const SIZE: u64 = 8 << 20;
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const SIZE: u64 = 8 << 20;
 
 fn create(server: &TestServer, name: &str, source: Source<'_>) -> RegionOptions {
     let options = server.options(0);

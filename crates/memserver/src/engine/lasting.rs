@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use farmem_region::{ByteCount, Nanos, PAGE_SIZE, PageCount, PageIndex, PageRange, Version};
 use farmem_transport::Passage;
 use farmem_wire::{
-    Action, Attach, AttachMode, Copy, Create, Delete, FileRange, Header, Malloc, Open, PAGE_SIZES,
-    PageEntry, Prefer, RangeEntry, RefusalCode, Resize, Setup, Source, Tier, page_checksum,
+    Action, Attach, AttachMode, Copy, Create, Delete, FileRange, Free, Header, Malloc, Open,
+    PAGE_SIZES, PageEntry, Prefer, RangeEntry, RefusalCode, Resize, Setup, Source, Tier,
+    page_checksum,
 };
 
 use super::supply::Purpose;
@@ -340,8 +341,9 @@ impl Rig {
             24..34 => self.change(at, |engine, caller, header| {
                 let mut slots = Vec::new();
                 let header = Header { action: Action::Free, ..*header };
-                let freed = std::iter::once(RangeEntry(freed));
-                let freed = engine.free(caller, &header, freed, &mut slots);
+                let (freed, free) =
+                    (std::iter::once(RangeEntry(freed)), Free { also_pinned: dice > 1 });
+                let freed = engine.free(caller, &header, freed, free, &mut slots);
                 engine.arena.release(slots);
                 freed.map(|_| ())
             }),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId, Version};
 use farmem_vmem::{Arena, Slot};
 use farmem_wire::{
-    Action, FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode,
+    Action, Free, FullBody, Header, NO_SLOT, PageEntry, Progress, RangeEntry, RefusalCode,
     SLOTS_ASSIGNED_MAX, Tier, page_checksum,
 };
 
@@ -724,12 +724,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets pages: they hold what the region's source says.
+    /// Forgets pages: they hold what the region's source says. Those that are pinned stay pinned, if they
+    /// are forgotten: they are kept in dram once they are written again, or made.
     pub(crate) fn free(
         &self,
         caller: &Caller,
         header: &Header,
         ranges: impl Iterator<Item = RangeEntry> + Clone,
+        free: Free,
         slots: &mut Vec<Slot>,
     ) -> Result<Progress, Refusal> {
         let mut session = self.enter(caller, header)?;
@@ -753,7 +755,8 @@ impl Engine {
             _ => session.check_bounds(ranges.clone())?,
         }
         session.check_others(caller.connection)?;
-        if ranges.clone().any(|range| session.region.pins.overlaps(range.0)) {
+        let is_pinned = |range: RangeEntry| session.region.pins.overlaps(range.0);
+        if !free.also_pinned && ranges.clone().any(is_pinned) {
             let name = &session.name;
             self.warn("free_refused", format_args!("{name} frees pages that are pinned"));
             return Err(RefusalCode::Pinned.into());

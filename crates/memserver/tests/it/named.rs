@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use farmem_memserver::ServerConfig;
 use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageRange, RegionId};
 use farmem_wire::{
-    Absent, Action, AskMap, Copy, Create, Delete, Header, List, MapReply, Open, PAGE_SIZES,
+    Absent, Action, AskMap, Copy, Create, Delete, Free, Header, List, MapReply, Open, PAGE_SIZES,
     PageEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier,
 };
 
@@ -356,6 +356,34 @@ fn cap_11_pinned_pages_are_not_given_up_and_cannot_be_more_than_fit() {
     assert_eq!(region.over(Action::Unpin, 0, 2048).unwrap(), 300 + rest);
     region.delete().unwrap();
     assert_eq!(server.stat().pinned_pages, 0);
+}
+
+/// Whose memory it is may drop it, and whoever pinned it keeps what comes next.
+#[test]
+fn cap_11_a_pinned_page_is_freed_by_who_asks_for_that_and_stays_pinned() {
+    let server = start(1024);
+    let mut client = Raw::greeted(&server);
+    for page_bytes in [4096, 64 << 10] {
+        client.create("pinned", 1 << 20, page_bytes, Source::Fill(5)).unwrap();
+        let mut region = Raw::opened(&server, "pinned").unwrap();
+        region.write(&[(3, 1, 9), (4, 1, 9)]).unwrap();
+        region.over(Action::Pin, 0, 256).unwrap();
+        assert_eq!(region.free(3, 1), Err(RefusalCode::Pinned));
+        assert_eq!(region.read(&[(3, 1)]), Ok(vec![9]));
+        let header = Header { entries: 1, ..region.request(Action::Free) };
+        let range = PageRange { start: PageIndex::new(3), count: PageCount::new(1) };
+        let (reply, _) = region.call(header, |out| {
+            RangeEntry(range).encode(out);
+            Free { also_pinned: true }.encode(out);
+        });
+        assert_eq!(reply.refusal, None);
+        assert_eq!(region.read(&[(3, 0), (4, 1)]), Ok(vec![5, 9]));
+        region.write(&[(3, 2, 7)]).unwrap();
+        let info = region.show();
+        assert_eq!((info.pinned.get(), info.dram.get()), (256, 256), "{page_bytes}");
+        region.over(Action::Unpin, 0, 256).unwrap();
+        region.delete().unwrap();
+    }
 }
 
 #[test]
