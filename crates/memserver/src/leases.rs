@@ -109,9 +109,11 @@ impl Leases {
         self.end_others(connection, now)
     }
 
-    /// Nobody believes anything any more.
-    pub(crate) fn give_up(&mut self) {
-        self.held.clear();
+    /// The writer's client believes nothing any more. Others may, also some who are not attached any more.
+    pub(crate) fn give_up(&mut self, connection: ConnectionId) {
+        if self.writer == Some(connection) {
+            self.held.retain(|lease| lease.holder != Some(connection));
+        }
     }
 
     fn end_others(
@@ -174,6 +176,22 @@ mod tests {
         assert_eq!(leases.check_change(READER, now), Err(RefusalCode::Busy));
         assert_eq!(leases.check_end(None, now), Err(RefusalCode::Busy));
         assert_eq!(leases.check_end(Some(WRITER), now), Ok(()));
+    }
+
+    #[test]
+    fn cap_93_only_the_writers_lease_is_given_up() {
+        let now = Instant::now();
+        let mut leases = Leases::after_restart(now);
+        leases.take_over(WRITER);
+        leases.give_up(WRITER);
+        assert_eq!(leases.check_change(WRITER, now), Err(RefusalCode::Busy), "nobody knows whose");
+        let mut leases = Leases::default();
+        leases.take_over(WRITER);
+        assert!(leases.grant(WRITER, now) && leases.grant(READER, now));
+        leases.give_up(READER);
+        leases.give_up(WRITER);
+        assert_eq!(leases.check_end(Some(READER), now), Ok(()));
+        assert_eq!(leases.check_end(None, now), Err(RefusalCode::Busy));
     }
 
     #[test]

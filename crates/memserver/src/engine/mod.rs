@@ -4,6 +4,8 @@
 //! Workers share one engine. Locks are taken in the order hand, sessions, session, leaf, shelves,
 //! arena, journal, and never two sessions at once but to rewrite the journal. None is held while a disk is waited for.
 
+#[cfg(test)]
+mod attached;
 mod backup;
 mod copies;
 mod demote;
@@ -530,9 +532,9 @@ impl Engine {
                 return Err(RefusalCode::WrongToken.into());
             }
             session.check_epoch(header)?;
-            if session.attached.len() <= 1 {
+            if let [only] = session.attached[..] {
                 // It can only be that one's client, who believes nothing any more.
-                session.leases.give_up();
+                session.leases.give_up(only);
             }
         }
         // A named region stays: only who was attached leaves, with its connection.
