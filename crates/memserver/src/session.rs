@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use farmem_region::{ByteCount, Nanos, PAGE_SIZE, SessionId};
+use farmem_region::{ByteCount, Epoch, Nanos, PAGE_SIZE, SessionId};
 use farmem_vmem::Slot;
 use farmem_wire::{FullBody, Header, RangeEntry, RefusalCode};
 
@@ -32,8 +32,8 @@ pub(crate) struct Session {
     /// Whether it is to be gone after a restart.
     pub(crate) is_temporary: bool,
     pub(crate) traffic: Arc<Traffic>,
-    /// Connections that may use the session.
-    pub(crate) attached: Vec<ConnectionId>,
+    /// Connections that may use the session, with the epoch in which they came.
+    pub(crate) attached: Vec<(ConnectionId, Epoch)>,
     /// Of a named region.
     pub(crate) leases: Leases,
     /// Since when no connection is attached.
@@ -54,7 +54,7 @@ impl Session {
         if header.token != self.token {
             return Err(RefusalCode::WrongToken);
         }
-        if !self.attached.contains(&from) {
+        if !self.attached.iter().any(|(attached, _)| *attached == from) {
             return Err(RefusalCode::NotAttached);
         }
         self.check_epoch(header)
@@ -114,6 +114,18 @@ impl Session {
         Ok(())
     }
 
+    /// A connection may use the session from now on.
+    pub(crate) fn attach(&mut self, connection: ConnectionId) {
+        self.attached.push((connection, self.region.epoch));
+    }
+
+    /// How many connections have come since somebody took over last, but for one. The others are
+    /// refused whatever they ask for, until they come again by another connection.
+    pub(crate) fn current(&self, but: ConnectionId) -> usize {
+        let is_one = |(attached, epoch): &&_| *attached != but && *epoch == self.region.epoch;
+        self.attached.iter().filter(is_one).count()
+    }
+
     /// A connection is told of nothing any more.
     pub(crate) fn end_news(&mut self, connection: ConnectionId) {
         if self.region.news.as_mut().is_some_and(|news| news.leave(connection)) {
@@ -122,7 +134,7 @@ impl Session {
     }
 
     pub(crate) fn detach(&mut self, connection: ConnectionId, now: Nanos) {
-        self.attached.retain(|attached| *attached != connection);
+        self.attached.retain(|(attached, _)| *attached != connection);
         self.end_news(connection);
         if self.attached.is_empty() && self.orphaned_since.is_none() && !self.is_resident {
             self.orphaned_since = Some(now);

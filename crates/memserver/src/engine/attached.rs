@@ -112,3 +112,33 @@ fn cap_93_whoever_knew_a_former_process_is_waited_for_after_a_disconnect() {
     assert_eq!(write(&engine, &next, 1), Err(RefusalCode::Busy));
     assert!(is_free_later(&next));
 }
+
+#[test]
+fn a_take_over_that_is_refused_changes_nothing() {
+    let mut config = config();
+    config.limits.connections_per_session_max = 2;
+    let engine = engine(config);
+    let writer = open(&engine, true).unwrap();
+    let (mut reader, _) = open(&engine, false).unwrap();
+    for take_over in [true, false] {
+        assert_eq!(open(&engine, take_over).unwrap_err().code, RefusalCode::Busy);
+    }
+    assert_eq!(write(&engine, &writer, 1), Ok(()));
+    engine.leave(&mut reader, Nanos::new(1));
+    open(&engine, true).unwrap();
+    assert_eq!(write(&engine, &writer, 2), Err(RefusalCode::StaleEpoch));
+}
+
+/// As readers do that are told that somebody has taken over: by another connection, before the former one ends.
+#[test]
+fn at_the_limit_all_readers_come_back_after_a_take_over() {
+    let mut config = config();
+    config.limits.connections_per_session_max = 3;
+    let engine = engine(config);
+    let readers = [(); 2].map(|()| open(&engine, false).unwrap());
+    let writer = open(&engine, true).unwrap();
+    let again = [(); 2].map(|()| open(&engine, false).unwrap());
+    assert_eq!(open(&engine, false).unwrap_err().code, RefusalCode::Busy);
+    assert_eq!(write(&engine, &writer, 1), Ok(()));
+    drop((readers, again));
+}

@@ -133,7 +133,7 @@ impl Engine {
         session.region.pages = original.region.pages;
         session.region.begin_as_copy(&mut original.region);
         session.region.is_frozen = true;
-        session.attached.push(snapshot.connection);
+        session.attach(snapshot.connection);
         self.note_copy(&original, &session);
         self.keep_pinned_apart(&mut original.region);
         let stored = session.region.table.stored().get();

@@ -302,7 +302,7 @@ impl Engine {
             return Err(refusal);
         }
         session.dynamic = setup.dynamic;
-        session.attached.push(caller.connection);
+        session.attach(caller.connection);
         caller.traffic = Arc::clone(&session.traffic);
         let reply = self.describe(&session);
         if is_copy {
@@ -408,18 +408,20 @@ impl Engine {
 
     /// Binds the caller's connection to a session.
     fn bind(&self, caller: &Caller, session: &mut Session, attach: &Attach) -> Result<(), Refusal> {
+        let former = ConnectionId(attach.replaces);
+        if session.current(former) >= self.config.limits.connections_per_session_max {
+            // Before anybody is shut out.
+            return Err(RefusalCode::Busy.into());
+        }
+        session.attached.retain(|(attached, _)| *attached != former);
+        session.end_news(former);
         if attach.mode == AttachMode::TakeOver {
             let epoch = session.region.epoch.get() + 1;
             session.region.epoch = Epoch::new(epoch);
             session.region.working_set.begin_spell();
         }
-        session.attached.retain(|attached| attached.0 != attach.replaces);
-        session.end_news(ConnectionId(attach.replaces));
-        if session.attached.len() >= self.config.limits.connections_per_session_max {
-            return Err(RefusalCode::Busy.into());
-        }
-        session.attached.push(caller.connection);
-        session.leases.replace(ConnectionId(attach.replaces), caller.connection);
+        session.attach(caller.connection);
+        session.leases.replace(former, caller.connection);
         if attach.mode == AttachMode::TakeOver {
             session.leases.take_over(caller.connection);
             self.note_session(session);
@@ -532,7 +534,7 @@ impl Engine {
                 return Err(RefusalCode::WrongToken.into());
             }
             session.check_epoch(header)?;
-            if let [only] = session.attached[..] {
+            if let [(only, _)] = session.attached[..] {
                 // It can only be that one's client, who believes nothing any more.
                 session.leases.give_up(only);
             }
