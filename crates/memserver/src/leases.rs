@@ -33,6 +33,8 @@ pub(crate) struct Leases {
     /// Somebody was refused, and is to come before leases are given again: until then, or until he has
     /// made his change.
     awaited: Option<Instant>,
+    /// Nobody is given one any more.
+    is_closed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +50,7 @@ impl Leases {
     /// For a region of a former process of this server, which knew leases that this one does not.
     pub(crate) fn after_restart(now: Instant) -> Self {
         let former = Lease { holder: None, until: now + MAP_LEASE + MARGIN, is_broken: true };
-        Self { writer: None, held: vec![former], awaited: None }
+        Self { held: vec![former], ..Self::default() }
     }
 
     /// A connection is the only writer from now on.
@@ -68,7 +70,7 @@ impl Leases {
     pub(crate) fn grant(&mut self, connection: ConnectionId, now: Instant) -> bool {
         self.held.retain(|lease| lease.until > now);
         let is_awaited = self.awaited.is_some_and(|until| until > now);
-        if is_awaited || self.held.iter().any(|lease| lease.is_broken) {
+        if self.is_closed || is_awaited || self.held.iter().any(|lease| lease.is_broken) {
             return false;
         }
         self.held.retain(|lease| lease.holder != Some(connection));
@@ -100,13 +102,22 @@ impl Leases {
         self.end_others(Some(connection), now)
     }
 
-    /// Whether nobody believes any more what he knows of the region, which is about to go.
+    /// Whether nobody believes any more what he knows of the region, which is about to go. To be called
+    /// under the lock under which it goes.
     pub(crate) fn check_end(
         &mut self,
         connection: Option<ConnectionId>,
         now: Instant,
     ) -> Result<(), RefusalCode> {
         self.end_others(connection, now)
+    }
+
+    /// Ends all leases for good, if nobody believes any more what he knows of the region: it goes a little
+    /// later.
+    pub(crate) fn close(&mut self, now: Instant) -> Result<(), RefusalCode> {
+        self.check_end(None, now)?;
+        self.is_closed = true;
+        Ok(())
     }
 
     /// The writer's client believes nothing any more. Others may, also some who are not attached any more.

@@ -2,11 +2,14 @@
 //! on to be waited for. Leases last for an hour here, so that none of them ends meanwhile.
 
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use farmem_region::{ByteCount, Nanos, PAGE_SIZE, PageIndex, Version};
-use farmem_wire::{Create, Header, Open, PageEntry, RefusalCode, Source, page_checksum};
+use farmem_wire::{
+    Action, Create, Delete, Header, Open, PageEntry, RefusalCode, Source, page_checksum,
+};
 
-use super::{Caller, Engine, Refusal, SharedSession, lock};
+use super::{Caller, Cause, Engine, Refusal, SharedSession, lock};
 use crate::config::ServerConfig;
 use crate::leases::Leases;
 
@@ -19,8 +22,12 @@ fn config() -> ServerConfig {
 
 /// An engine with a region.
 fn engine(config: ServerConfig) -> Engine {
+    engine_of(config, Source::Fill(7))
+}
+
+fn engine_of(config: ServerConfig, source: Source<'_>) -> Engine {
     let engine = Engine::new(config).unwrap();
-    let (size, source) = (ByteCount::new(1 << 20), Source::Fill(7));
+    let size = ByteCount::new(1 << 20);
     let create = Create { name: NAME, size, page_bytes: 4096, source, prefers: None };
     engine.create(&create).unwrap();
     engine
@@ -141,4 +148,68 @@ fn at_the_limit_all_readers_come_back_after_a_take_over() {
     assert_eq!(open(&engine, false).unwrap_err().code, RefusalCode::Busy);
     assert_eq!(write(&engine, &writer, 1), Ok(()));
     drop((readers, again));
+}
+
+/// Also one that was given a lease since it was looked whether anybody has one.
+#[test]
+fn cap_93_a_region_that_somebody_else_believes_to_know_is_not_deleted() {
+    let engine = engine(config());
+    let (caller, header) = open(&engine, true).unwrap();
+    let (reader, _) = open(&engine, false).unwrap();
+    lease(&reader);
+    assert!(!engine.end(&session(&caller), Cause::Deleted(caller.connection), |_| true));
+    let delete = || engine.delete(&caller, &header, Delete { keeps_copies: false });
+    assert_eq!(delete().unwrap_err().code, RefusalCode::Busy);
+    lock(&session(&caller)).leases = Leases::default();
+    lease(&caller);
+    delete().unwrap();
+}
+
+/// What was restored is not thrown away because a reader asks again and again while a flush is waited for.
+#[test]
+fn cap_73_a_restore_in_place_waits_for_a_flush_and_then_for_an_active_reader() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().canonicalize().unwrap();
+    let [path, backup] = ["file", "backup"].map(|name| directory.join(name));
+    let [path, backup] = [&path, &backup].map(|path| path.to_str().unwrap());
+    fs::write(path, vec![7; 1 << 20]).unwrap();
+    let mut config = config();
+    config.directories = vec![directory.clone()];
+    let engine = engine_of(config, Source::File { path, offset: 0 });
+    let mut writer = open(&engine, true).unwrap();
+    writer.0.may_wait = true;
+    write(&engine, &writer, 1).unwrap();
+    let header = Header { action: Action::Backup, ..writer.1 };
+    engine.back_up(&writer.0, &header, backup, true).unwrap();
+    let (reader, _) = open(&engine, false).unwrap();
+    let shared = session(&reader);
+    let asks = || {
+        let (now, mut session) = (Instant::now(), lock(&shared));
+        session.leases.renew(reader.connection, now) || session.leases.grant(reader.connection, now)
+    };
+    let file = lock(&shared).region.written_file().unwrap().clone();
+    let flush = file.take_turn().unwrap();
+    thread::scope(|scope| {
+        let restored = scope.spawn(|| engine.restore(backup, NAME, true).map(|_| ()));
+        while engine.sessions().by_id.len() == 1 {
+            asks();
+        }
+        // Until he is refused, and not any more, if ever.
+        let (began, mut was_refused) = (Instant::now(), false);
+        while began.elapsed() < Duration::from_millis(if was_refused { 2000 } else { 100 }) {
+            let has_lease = asks();
+            if was_refused && has_lease {
+                break;
+            }
+            was_refused |= !has_lease;
+        }
+        drop(flush);
+        while !restored.is_finished() {
+            asks();
+        }
+        restored.join().unwrap().unwrap();
+    });
+    assert!(!asks(), "he would believe what was there before");
+    let (_, header) = open(&engine, false).unwrap();
+    assert_ne!(header.session, writer.1.session);
 }

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,14 @@ use farmem_wire::{
 
 use super::named::info;
 use super::supply::Purpose;
-use super::{Caller, Cause, Engine, Refusal, SharedSession, lock};
+use super::{Caller, Cause, Engine, Refusal, Sessions, SharedSession, lock};
+use crate::backing::BackingFile;
 use crate::backup::{
     self, BackedUp, Backup, BackupError, Batch, Folder, LANES, Manifest, NoManifest, open_pages,
 };
 use crate::journal::Record;
 use crate::region::{Region, Source};
+use crate::session::Session;
 use crate::table::{self, LEAF_PAGES, Portion};
 use crate::tiers::Place;
 use crate::working_set::WorkingSet;
@@ -470,28 +472,12 @@ impl Engine {
         name: &str,
         replaces: bool,
     ) -> Result<RegionInfo, Refusal> {
-        self.await_leases(name);
         let former = self.named(name);
         let file = former.and_then(|former| lock(&former).region.written_file().cloned());
-        // Nothing is written any more where another region may be from now on.
+        // Nothing is written any more where another region may be from now on. To wait for that may take
+        // seconds, in which leases would be given again.
         let _turn = file.as_ref().map(|file| file.wait_for_turn());
-        let mut sessions = self.sessions();
-        let former = sessions.names.get(name).copied();
-        let former = former.and_then(|id| sessions.by_id.get(&id).cloned());
-        if former.is_some() && !replaces {
-            return Err(RefusalCode::NameTaken.into());
-        }
-        if former.as_ref().is_some_and(|former| lock(former).region.pins.pages().get() > 0) {
-            return Err(RefusalCode::Pinned.into());
-        }
-        if let Some(former) = &former {
-            let mut former = lock(former);
-            former.leases.check_end(None, Instant::now())?;
-            if former.region.written_file().map(Arc::as_ptr) != file.as_ref().map(Arc::as_ptr) {
-                // It is another one than was looked at.
-                return Err(RefusalCode::Busy.into());
-            }
-        }
+        let (mut sessions, former) = self.close_former(name, replaces, file.as_ref())?;
         let info = {
             let mut session = lock(shared);
             name.clone_into(&mut session.name);
@@ -515,11 +501,38 @@ impl Engine {
         Ok(info)
     }
 
-    /// Waits until no client believes what it knows of the region that is to be replaced.
-    fn await_leases(&self, name: &str) {
-        let is_believed =
-            |former: SharedSession| lock(&former).leases.check_end(None, Instant::now()).is_err();
-        while self.named(name).is_some_and(is_believed) {
+    /// Waits until no client believes what it knows of the region that is to be replaced, nor will again.
+    /// Returns that region, if there is one, and the sessions, which are locked since it was looked for.
+    fn close_former(
+        &self,
+        name: &str,
+        replaces: bool,
+        file: Option<&Arc<BackingFile>>,
+    ) -> Result<(MutexGuard<'_, Sessions>, Option<SharedSession>), Refusal> {
+        loop {
+            let sessions = self.sessions();
+            let former = sessions.names.get(name).and_then(|id| sessions.by_id.get(id)).cloned();
+            let Some(former) = former else {
+                return Ok((sessions, None));
+            };
+            if !replaces {
+                return Err(RefusalCode::NameTaken.into());
+            }
+            let is_closed = {
+                let Session { region, leases, .. } = &mut *lock(&former);
+                if region.pins.pages().get() > 0 {
+                    return Err(RefusalCode::Pinned.into());
+                }
+                if region.written_file().map(Arc::as_ptr) != file.map(Arc::as_ptr) {
+                    // It is another one than was looked at.
+                    return Err(RefusalCode::Busy.into());
+                }
+                leases.close(Instant::now()).is_ok()
+            };
+            if is_closed {
+                return Ok((sessions, Some(former)));
+            }
+            drop(sessions);
             thread::sleep(LEASE_PAUSE);
         }
     }

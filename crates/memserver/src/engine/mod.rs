@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use farmem_region::{
     BlockId, ByteCount, Epoch, Incarnation, Nanos, PAGE_SIZE, PageCount, PageIndex, RegionId,
@@ -152,6 +153,8 @@ enum Cause {
     /// Its client, or who is sure that the client is dead, said so.
     Disconnected,
     TimedOut,
+    /// A client of a named region said so; not while others believe what they know of it.
+    Deleted(ConnectionId),
 }
 
 /// What a connection knows of itself.
@@ -610,6 +613,11 @@ impl Engine {
         if session.ended || !still(&session) {
             return false;
         }
+        if let Cause::Deleted(by) = cause
+            && session.leases.check_end(Some(by), Instant::now()).is_err()
+        {
+            return false;
+        }
         session.ended = true;
         // Before anything of it is free.
         self.tiers.note(|| Record::End(session.region.id));
@@ -631,7 +639,7 @@ impl Engine {
         named::end_region(self, &mut session.region);
         drop(session);
         match cause {
-            Cause::Disconnected => self.arena.release(assigned.into_values()),
+            Cause::Disconnected | Cause::Deleted(_) => self.arena.release(assigned.into_values()),
             // The client may be asleep in the middle of writing into them: they are never used
             // again. At most a megabyte for each such session.
             Cause::TimedOut => drop(assigned),

@@ -209,9 +209,11 @@ impl Engine {
         let Some((_, shared)) = &caller.session else {
             return Err(RefusalCode::NotAttached.into());
         };
-        let still = |session: &Session| delete.keeps_copies || !session.region.has_copies();
-        if !self.end(shared, Cause::Disconnected, still) {
-            // It was copied, or deleted by somebody else, since it was looked at.
+        let still = |Session { region, .. }: &Session| {
+            region.pins.pages().get() == 0 && (delete.keeps_copies || !region.has_copies())
+        };
+        if !self.end(shared, Cause::Deleted(caller.connection), still) {
+            // It was pinned, copied or deleted by somebody else since it was looked at, or a lease was given.
             return Err(RefusalCode::Busy.into());
         }
         Ok(())
