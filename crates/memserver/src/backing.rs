@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use farmem_region::{Incarnation, RegionId};
+use farmem_region::{Incarnation, PageIndex, PageRange, RegionId};
 use farmem_transport::{read_at, write_at};
 use farmem_wire::RefusalCode;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -28,10 +28,22 @@ pub(crate) struct BackingFile {
     /// Copies of the region. They hold what the file held when they were made: before a page of
     /// the file changes, those that have not read it yet must.
     copies: Mutex<Vec<Weak<Mutex<Session>>>>,
-    /// Held by whoever writes back, from looking at what is dirty until that counts as clean: else one of
-    /// two could write what was there before over what the other one has written. Also by whoever
-    /// gives a part of the file up.
+    /// Held by whoever writes back, from looking at what is dirty until the disk has it: else one of
+    /// two could write what was there before over what the other one has written, or take it for written
+    /// when the other one is told that it was not. Also by whoever gives a part of the file up.
     turn: Mutex<()>,
+    /// Pages that whoever has the turn is writing just now, in their order.
+    writing: Mutex<Vec<PageIndex>>,
+}
+
+/// Pages are being written as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Writing<'a>(&'a BackingFile);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.pages_in_writing().clear();
+    }
 }
 
 /// Where its bytes are.
@@ -100,7 +112,8 @@ impl BackingFile {
     }
 
     fn over(content: Content, path: PathBuf, offset: u64) -> Self {
-        Self { content, path, offset, copies: Mutex::default(), turn: Mutex::default() }
+        let (copies, turn, writing) = Default::default();
+        Self { content, path, offset, copies, turn, writing }
     }
 
     /// Whether it is a region of another server.
@@ -181,6 +194,27 @@ impl BackingFile {
             Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// Pages are about to be written, by whoever has the turn, and are in their order. To be called under the
+    /// lock of the session whose they are, under which they were looked at.
+    pub(crate) fn begin_writing(&self, pages: impl Iterator<Item = PageIndex>) -> Writing<'_> {
+        let mut writing = self.pages_in_writing();
+        writing.clear();
+        writing.extend(pages);
+        Writing(self)
+    }
+
+    /// Whether any page of a range is being written: it must not be forgotten meanwhile, or what is read from
+    /// the file instead would be half of what was there before, and what was forgotten would be there later.
+    pub(crate) fn is_writing(&self, range: PageRange) -> bool {
+        let writing = self.pages_in_writing();
+        let first = writing.partition_point(|page| *page < range.start);
+        writing.get(first).is_some_and(|page| page.get() - range.start.get() < range.count.get())
+    }
+
+    fn pages_in_writing(&self) -> MutexGuard<'_, Vec<PageIndex>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails if a region of so many bytes would not fit in.

@@ -65,6 +65,9 @@ pub struct Timeouts {
     pub reconnect_us: u64,
     /// How long a request is repeated that the server refuses as busy.
     pub busy_us: u64,
+    /// How long a free is: it waits for a flush that is writing one of its pages, for as long as a disk, or
+    /// the server behind the server, takes for that.
+    pub busy_free_us: u64,
 }
 
 impl Default for Timeouts {
@@ -77,6 +80,7 @@ impl Default for Timeouts {
             refused_us: 500_000,
             reconnect_us: 8_000_000,
             busy_us: 5_000_000,
+            busy_free_us: 60_000_000,
         }
     }
 }

@@ -551,7 +551,7 @@ impl RemoteStore {
         };
         let detail = link.entries(header).next();
         let full = FullBody::decode(link.body(header)).ok();
-        let busy_us = self.config.timeouts.busy_us;
+        let timeouts = self.config.timeouts;
         let is_early = detail.is_some_and(|entry| self.messages.has_write(entry.page));
         let asked = self.messages.get_mut(message);
         match code {
@@ -588,6 +588,10 @@ impl RemoteStore {
             | RefusalCode::NoRegion => Err(Stop::Lost(code.text().to_owned())),
             _ if code.advice() == Advice::Retry => {
                 let since = *asked.busy_since.get_or_insert(now);
+                let busy_us = match header.action {
+                    Action::Free => timeouts.busy_free_us,
+                    _ => timeouts.busy_us,
+                };
                 if now.since(since) / 1_000 < busy_us && code == RefusalCode::Busy {
                     return Ok(Handled::SendAgain(now.plus_micros(BUSY_PAUSE_US)));
                 }

@@ -1,6 +1,7 @@
 //! What is dirty goes to the backing file.
 
 use std::io::IoSlice;
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::pages::SPARE_SLOTS;
 use super::parts::runs;
 use super::supply::{Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal, lock};
-use crate::backing::BackingFile;
+use crate::backing::{BackingFile, Writing};
 use crate::neighbour::Neighbour;
 use crate::region::Region;
 use crate::table::{self, LEAF_PAGES};
@@ -124,9 +125,9 @@ impl Engine {
         work: &mut Work,
     ) -> Result<PageIndex, Refusal> {
         let mut supply = Supply::of(Purpose::Send);
-        let collected = self.collect(caller, header, range, &mut supply);
+        let collected = self.collect(caller, header, file, range, &mut supply);
         self.end_supply(supply);
-        let (dirty, next) = collected?;
+        let (dirty, next, _writing) = collected?;
         let written = self.write_back(file, &dirty);
         if written.is_ok() {
             work.changed += dirty.len() as u64;
@@ -155,15 +156,16 @@ impl Engine {
         }
     }
 
-    /// Takes a token for each dirty page of one leaf, but no more than a batch; returns also the
-    /// page after those that were looked at.
-    fn collect(
+    /// Takes a token for each dirty page of one leaf, but no more than a batch, and begins to write them;
+    /// returns also the page after those that were looked at.
+    fn collect<'a>(
         &self,
         caller: &Caller,
         header: &Header,
+        file: &'a BackingFile,
         range: PageRange,
         supply: &mut Supply,
-    ) -> Result<(Vec<Dirty>, PageIndex), Refusal> {
+    ) -> Result<(Vec<Dirty>, PageIndex, Writing<'a>), Refusal> {
         let end = range.start.get() + range.count.get();
         loop {
             let session = self.enter(caller, header)?;
@@ -171,12 +173,15 @@ impl Engine {
             let leaf = session.region.table.leaf_from(range.start);
             let Some(first) = leaf.map(|(first, _)| first.get()).filter(|first| *first < end)
             else {
-                return Ok((dirty, PageIndex::new(end)));
+                return Ok((dirty, PageIndex::new(end), file.begin_writing(iter::empty())));
             };
             let within = first.max(range.start.get())..(first + LEAF_PAGES as u64).min(end);
             let region = &session.region;
             match self.collect_dirty(region, within.clone(), &mut dirty, supply) {
-                Ok(next) => return Ok((dirty, next)),
+                Ok(next) => {
+                    let writing = file.begin_writing(dirty.iter().map(|dirty| dirty.page));
+                    return Ok((dirty, next, writing));
+                }
                 Err(Stop::Refused(refusal)) => {
                     drop(session);
                     self.forget(dirty);

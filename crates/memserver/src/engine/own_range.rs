@@ -25,17 +25,17 @@ use super::named::Work;
 use super::parts::WHOLE;
 use super::supply::{Need, Stop, Supply, from_source};
 use super::{Caller, Engine, Refusal, lock};
-use crate::backing::BackingFile;
+use crate::backing::{BackingFile, Writing};
 use crate::page_set::PageSet;
 use crate::region::{OwnRange, Region};
 use crate::table::LEAF_PAGES;
 use crate::tiers::Place;
 
 /// Pages side by side that a clone's own range does not hold yet.
-struct Unheld {
+struct Unheld<'a> {
     pages: Vec<Dirty>,
-    /// As the region's when they were looked at: if others were forgotten since, these may have been.
-    removals: u64,
+    /// None of them is forgotten meanwhile.
+    _writing: Writing<'a>,
 }
 
 impl Engine {
@@ -60,7 +60,7 @@ impl Engine {
                 let count = unheld.pages.len() as u64;
                 work.changed += count;
                 work.left = work.left.saturating_sub(count);
-                self.note_held(caller, file, &unheld);
+                self.note_held(caller, file, &unheld.pages);
             }
             self.forget(unheld.pages);
             written?;
@@ -84,13 +84,13 @@ impl Engine {
     }
 
     /// The first pages that the own range does not hold, all of one leaf.
-    fn next_unheld(
+    fn next_unheld<'a>(
         &self,
         caller: &Caller,
         header: &Header,
-        file: &Arc<BackingFile>,
+        file: &'a Arc<BackingFile>,
         supply: &mut Supply,
-    ) -> Result<Option<Unheld>, Refusal> {
+    ) -> Result<Option<Unheld<'a>>, Refusal> {
         loop {
             let mut session = self.enter(caller, header)?;
             let region = &mut session.region;
@@ -111,26 +111,25 @@ impl Engine {
             }
             let mut pages = Vec::new();
             let stop = self.look_at_whole(region, start..end, &mut pages, supply);
-            let unheld = Unheld { pages, removals: region.removals };
             match stop {
-                Ok(()) => return Ok(Some(unheld)),
-                Err(Stop::Needs(need)) if !unheld.pages.is_empty() => {
-                    self.forgo(need, supply);
-                    return Ok(Some(unheld));
-                }
+                Ok(()) => {}
+                Err(Stop::Needs(need)) if !pages.is_empty() => self.forgo(need, supply),
                 Err(Stop::Needs(need)) => {
                     let stored = |page: &PageIndex| region.table.with(*page, |_| ()).is_some();
                     let next = (start..end).map(PageIndex::new).filter(stored);
                     let needs = self.with_next(region, need, next);
                     drop(session);
                     self.supply(caller.may_wait, needs, supply)?;
+                    continue;
                 }
                 Err(Stop::Refused(refusal)) => {
                     drop(session);
-                    self.forget(unheld.pages);
+                    self.forget(pages);
                     return Err(refusal);
                 }
             }
+            let _writing = file.begin_writing(pages.iter().map(|dirty| dirty.page));
+            return Ok(Some(Unheld { pages, _writing }));
         }
     }
 
@@ -173,17 +172,17 @@ impl Engine {
     }
 
     /// The own range holds pages that were written to it. What was written to them meanwhile is dirty.
-    fn note_held(&self, caller: &Caller, file: &Arc<BackingFile>, unheld: &Unheld) {
+    fn note_held(&self, caller: &Caller, file: &Arc<BackingFile>, written: &[Dirty]) {
         let Some((_, shared)) = &caller.session else { return };
         let mut session = lock(shared);
-        if session.ended || session.region.removals != unheld.removals {
+        if session.ended {
             return;
         }
         let region = &mut session.region;
-        self.clean(region, &unheld.pages);
-        let first = unheld.pages.first().map(|first| first.page);
+        self.clean(region, written);
+        let first = written.first().map(|first| first.page);
         if let (Some(own), Some(start)) = (own_of(region, file), first) {
-            let count = PageCount::new(unheld.pages.len() as u64);
+            let count = PageCount::new(written.len() as u64);
             own.held.insert(PageRange { start, count });
         }
     }

@@ -12,7 +12,6 @@ use farmem_wire::{
     SLOTS_ASSIGNED_MAX, Tier, page_checksum,
 };
 
-use super::named::take_turn;
 use super::supply::{Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
@@ -735,15 +734,6 @@ impl Engine {
         slots: &mut Vec<Slot>,
     ) -> Result<Progress, Refusal> {
         let mut session = self.enter(caller, header)?;
-        // What is being written back must not reach the file once it is forgotten here, nor be read from
-        // there half-way.
-        let file = session.region.written_file().cloned();
-        let mut _turn = None;
-        if let Some(file) = &file {
-            drop(session);
-            _turn = take_turn(Some(file))?;
-            session = self.enter(caller, header)?;
-        }
         if ranges.clone().next().is_none() {
             // Asks whether the caller still is who may change the region.
             return Ok(Progress { changed: PageCount::new(0), next: None });
@@ -760,6 +750,11 @@ impl Engine {
             let name = &session.name;
             self.warn("free_refused", format_args!("{name} frees pages that are pinned"));
             return Err(RefusalCode::Pinned.into());
+        }
+        if let Some(file) = session.region.written_file()
+            && ranges.clone().any(|range| file.is_writing(range.0))
+        {
+            return Err(RefusalCode::Busy.into());
         }
         let was_told = session.region.is_told(caller.connection);
         let before = session.region.table.stored().get();

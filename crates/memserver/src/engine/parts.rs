@@ -18,7 +18,6 @@ use farmem_region::{Checksum, PAGE_SIZE, PageCount, PageIndex, PageRange, Versio
 use farmem_vmem::Slot;
 use farmem_wire::{Header, PageEntry, PartEntry, RefusalCode, part_checksum};
 
-use super::named::take_turn;
 use super::pages::check_versions;
 use super::supply::{FromSource, Made, Need, Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
@@ -135,9 +134,6 @@ impl Engine {
         parts: &[PartEntry],
     ) -> Result<(), Refusal> {
         let changes: Vec<_> = parts.iter().map(|part| (*part, Change::Forget)).collect();
-        let file = self.enter_parts(caller, header, parts)?.region.written_file().cloned();
-        // As for whole pages.
-        let _turn = take_turn(file.as_deref())?;
         if self.change_parts(caller, header, parts, &changes)? == 0 {
             self.warn("free_refused", format_args!("parts are freed that are free already"));
             return Err(RefusalCode::AlreadyFree.into());
@@ -474,6 +470,9 @@ impl Engine {
         let range = PageRange { start: part.page, count: PageCount::new(1) };
         if region.pins.overlaps(range) {
             return Err(Refusal::page(RefusalCode::Pinned, about(part.page)).into());
+        }
+        if region.written_file().is_some_and(|file| file.is_writing(range)) {
+            return Err(RefusalCode::Busy.into());
         }
         let Some(state) = state else { return Ok(Outcome::Same) };
         let (fill, absent) = match &region.source {

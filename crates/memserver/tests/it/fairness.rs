@@ -283,6 +283,7 @@ impl DistantRegion for Held {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.0.pass();
         Ok(())
     }
 }
@@ -339,22 +340,52 @@ fn requests_that_take_long_do_not_keep_others_waiting() {
 fn while_a_region_is_flushed_nobody_else_flushes_resizes_or_deletes_it() {
     let (gate, server) = beside_a_gate();
     Raw::greeted(&server).create("flushed", 64 * 4096, 4096, THERE).unwrap();
-    let mut flushed = Raw::opened(&server, "flushed").unwrap();
-    flushed.write(&[(0, 1, 9)]).unwrap();
-    let mut second = flushed.attach(&server, AttachMode::Join, 0).unwrap();
+    let mut writer = Raw::opened(&server, "flushed").unwrap();
+    assert_eq!(writer.read(&[(5, 0)]), Ok(vec![7]));
+    writer.write(&[(0, 1, 9), (7, 1, 9)]).unwrap();
+    let mut other = writer.attach(&server, AttachMode::Join, 0).unwrap();
     gate.close();
     std::thread::scope(|scope| {
-        scope.spawn(|| assert_eq!(flushed.over(Action::Flush, 0, 64), Ok(1)));
+        scope.spawn(|| assert_eq!(other.over(Action::Flush, 0, 64), Ok(2)));
         let opens = Opens(&gate);
         gate.await_waiting(1);
         let all = PageRange { start: PageIndex::new(0), count: PageCount::new(64) };
-        let header = Header { entries: 1, ..second.request(Action::Flush) };
-        let (reply, _) = second.call(header, |out| RangeEntry(all).encode(out));
+        let header = Header { entries: 1, ..writer.request(Action::Flush) };
+        let (reply, _) = writer.call(header, |out| RangeEntry(all).encode(out));
         assert_eq!(reply.refusal, Some(RefusalCode::Busy), "flushed by another client");
-        assert_eq!(second.resize(32).map(|_| ()), Err(RefusalCode::Busy));
-        assert_eq!(second.delete(), Err(RefusalCode::Busy));
+        assert_eq!(writer.resize(32).map(|_| ()), Err(RefusalCode::Busy));
+        assert_eq!(writer.delete(), Err(RefusalCode::Busy));
+        // Of its pages those are not given back that are being written; who asks for nothing is answered.
+        assert_eq!(writer.free_nothing(), Ok(()));
+        for (start, count) in [(0, 1), (7, 1), (0, 64)] {
+            assert_eq!(writer.free(start, count), Err(RefusalCode::Busy));
+        }
+        assert_eq!(writer.free(1, 6), Ok(()));
         drop(opens);
     });
-    assert_eq!(second.over(Action::Flush, 0, 64), Ok(0), "nothing is left");
-    assert_eq!(flushed.resize(32).map(|info| info.pages.get()), Ok(32));
+    assert_eq!(other.over(Action::Flush, 0, 64), Ok(0), "nothing is left");
+    assert_eq!(writer.free(0, 8), Ok(()));
+    assert_eq!(writer.resize(32).map(|info| info.pages.get()), Ok(32));
+}
+
+/// Once all is written nobody waits for the disk but who flushes.
+#[test]
+fn while_the_disk_is_waited_for_pages_are_given_back() {
+    let (gate, server) = beside_a_gate();
+    Raw::greeted(&server).create("flushed", 64 * 4096, 4096, THERE).unwrap();
+    let mut writer = Raw::opened(&server, "flushed").unwrap();
+    writer.write(&[(0, 1, 9), (1, 1, 9)]).unwrap();
+    let mut other = writer.attach(&server, AttachMode::Join, 0).unwrap();
+    assert_eq!(other.over(Action::Flush, 0, 64), Ok(2));
+    gate.close();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(other.over(Action::Flush, 0, 64), Ok(0)));
+        let opens = Opens(&gate);
+        gate.await_waiting(1);
+        assert_eq!(writer.free_nothing(), Ok(()));
+        assert_eq!(writer.free(0, 1), Ok(()));
+        assert_eq!(writer.resize(32).map(|_| ()), Err(RefusalCode::Busy));
+        drop(opens);
+    });
+    assert_eq!(writer.read(&[(0, 0), (1, 1)]), Ok(vec![7, 9]));
 }

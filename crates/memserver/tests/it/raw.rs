@@ -425,6 +425,12 @@ impl Raw {
         reply.refusal.map_or(Ok(()), Err)
     }
 
+    /// A free without ranges.
+    pub(crate) fn free_nothing(&mut self) -> Result<(), RefusalCode> {
+        let (reply, _) = self.call(self.request(Action::Free), |_| ());
+        reply.refusal.map_or(Ok(()), Err)
+    }
+
     /// Sends a request without pages and returns the reply with its body or pages.
     pub(crate) fn call(
         &mut self,

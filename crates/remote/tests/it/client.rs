@@ -91,6 +91,17 @@ impl Client {
         }
     }
 
+    /// Waits for something from the server, if the store waits for that, for which it is `now`.
+    pub(crate) fn wait_for_reply(&self, now: Nanos) {
+        let deadline = self.store.readiness().deadline;
+        if deadline.is_none_or(|deadline| deadline.since(now) < 10_000_000) {
+            return;
+        }
+        let fd = self.store.descriptor().expect("it is connected");
+        let timeout = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout));
+    }
+
     /// Drives the store until a request has ended.
     pub(crate) fn finish(&mut self, ticket: Ticket) -> Result<Outcome, StoreError> {
         loop {

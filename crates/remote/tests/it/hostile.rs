@@ -7,8 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use farmem_region::{
-    ByteCount, Epoch, ExternalAddress, FetchPage, FrameId, Incarnation, PAGE_SIZE, PageCount,
-    PageIndex, PageRange, RegionId, Request, SessionId, StoreError, Version,
+    ByteCount, Epoch, ExternalAddress, FetchPage, FrameId, Incarnation, Nanos, PAGE_SIZE,
+    PageCount, PageIndex, PageRange, PageStore, RegionId, Request, SessionId, StoreError,
+    StorePage, Version,
 };
 use farmem_remote::named::{NamedRegion, RangeAction};
 use farmem_transport::Endpoint;
@@ -465,4 +466,38 @@ fn a_page_of_the_last_version_is_not_written_over() {
     });
     let error = region.write(0, &[2; PAGE_SIZE]).unwrap_err();
     assert!(error.to_string().contains("the last of all versions"), "{error}");
+}
+
+/// A flush that writes the page has to end first, which may take as long as a disk does.
+#[test]
+fn a_free_that_is_refused_as_busy_is_repeated_for_longer_than_a_write() {
+    /// What time it is for the store.
+    static SECONDS: AtomicU32 = AtomicU32::new(0);
+    let answer: Answer = |header, _, stream| {
+        let is_late = header.action == Action::Free && SECONDS.load(Ordering::Relaxed) >= 50;
+        let reply = if is_late { header.granted() } else { header.refused(RefusalCode::Busy) };
+        send(stream, reply, |_| ());
+    };
+    let (endpoint, _directory) = serve(answer);
+    let ends = |request: Request<'_>| {
+        let mut client = Client::connect(config(&endpoint, 1), 1).unwrap();
+        let ticket = client.submit(request).unwrap();
+        for step in 0..1000 {
+            SECONDS.store(step / 5, Ordering::Relaxed);
+            let now = Nanos::new(u64::from(step) * 200_000_000);
+            client.store.advance(now, &mut client.frames, &mut client.done).unwrap();
+            client.wait_for_reply(now);
+            client.store.advance(now, &mut client.frames, &mut client.done).unwrap();
+            if let Some(done) = client.done.iter().find(|done| done.ticket == ticket) {
+                return (step / 5, done.result.clone());
+            }
+        }
+        panic!("it is repeated for ever");
+    };
+    let (page, version, frame) = (PageIndex::new(3), Version::new(1), FrameId::new(0));
+    let (second, result) = ends(Request::Store(&[StorePage { page, version, frame }]));
+    assert!((5..10).contains(&second) && result.is_err(), "{second}: {result:?}");
+    let range = PageRange { start: page, count: PageCount::new(1) };
+    let (second, result) = ends(Request::Release(&[range]));
+    assert!((50..60).contains(&second) && result.is_ok(), "{second}: {result:?}");
 }
