@@ -14,6 +14,9 @@ use crate::stage::{Outcome, Place, Program, Stage, Variant};
 /// No program is given less: it is the least that `farmem run` takes.
 const LIMIT_MIN_BYTES: u64 = 16 << 20;
 
+/// What stands for the verdict of a test that has none.
+const ABSENT: &str = "(absent)";
+
 /// How each test has ended, by its name.
 pub(crate) type Verdicts = BTreeMap<String, String>;
 
@@ -80,11 +83,19 @@ impl Case {
         let mut verdicts =
             (self.read)(&ended).with_context(|| format!("read the verdicts of {}", self.name))?;
         if !ended.outcome.late {
-            verdicts
-                .insert(format!("{}: the command", self.name), ended.outcome.status.to_string());
+            verdicts.insert(the_command(&self.name), ended.outcome.status.to_string());
         }
         Ok(Shown { verdicts, outcome: ended.outcome })
     }
+}
+
+/// The name of the verdict on a case's command itself.
+fn the_command(case: &str) -> String {
+    format!("{case}: the command")
+}
+
+fn verdict<'a>(of: &'a Verdicts, test: &str) -> &'a str {
+    of.get(test).map_or(ABSENT, String::as_str)
 }
 
 /// The same for all runs, whoever starts them.
@@ -205,16 +216,13 @@ impl Comparison {
         };
         comparison.compare(&native.verdicts, &shown.verdicts, shown.outcome.late || native.late);
         if !comparison.differences.is_empty() {
-            comparison.look_again(case, stage)?;
+            comparison.look_again(case, &native.verdicts, stage)?;
         }
         Ok(comparison)
     }
 
     /// `late`: a test that has no verdict here had no time.
     fn compare(&mut self, native: &Verdicts, farmem: &Verdicts, late: bool) {
-        const ABSENT: &str = "(absent)";
-        let verdict =
-            |of: &Verdicts, test: &str| of.get(test).cloned().unwrap_or_else(|| ABSENT.to_owned());
         let mut tests: Vec<&String> = native.keys().chain(farmem.keys()).collect();
         tests.sort();
         tests.dedup();
@@ -227,8 +235,8 @@ impl Comparison {
             } else {
                 self.differences.push(Difference {
                     test: test.clone(),
-                    native,
-                    farmem,
+                    native: native.to_owned(),
+                    farmem: farmem.to_owned(),
                     again: false,
                 });
             }
@@ -236,20 +244,28 @@ impl Comparison {
     }
 
     /// Runs both once more: a test that ends differently natively too is no witness.
-    fn look_again(&mut self, case: &Case, stage: &Stage) -> anyhow::Result<()> {
+    fn look_again(&mut self, case: &Case, first: &Verdicts, stage: &Stage) -> anyhow::Result<()> {
         let native = case.run(stage, Variant::Native, u64::MAX)?.verdicts;
         let farmem = case.run(stage, Variant::Unix, self.limit_bytes)?.verdicts;
-        let differences = std::mem::take(&mut self.differences);
-        for mut difference in differences {
-            let verdict = |of: &Verdicts| of.get(&difference.test).cloned();
-            if verdict(&native).as_ref() != Some(&difference.native) {
-                self.unsteady.push(difference.test);
-            } else {
-                difference.again = verdict(&farmem) != verdict(&native);
+        self.settle(first, &native, &farmem);
+        Ok(())
+    }
+
+    /// `first` and `native` are both native runs, `farmem` is the second one under farmem. A native run
+    /// that was late has no verdict on its command, one that crashed another one than before: what is
+    /// missing there says nothing of a test.
+    fn settle(&mut self, first: &Verdicts, native: &Verdicts, farmem: &Verdicts) {
+        let command = the_command(&self.case);
+        let is_whole = native.contains_key(&command) && native.get(&command) == first.get(&command);
+        for mut difference in std::mem::take(&mut self.differences) {
+            let again = verdict(native, &difference.test);
+            if again == difference.native || (again == ABSENT && !is_whole) {
+                difference.again = verdict(farmem, &difference.test) != difference.native;
                 self.differences.push(difference);
+            } else {
+                self.unsteady.push(difference.test);
             }
         }
-        Ok(())
     }
 
     pub(crate) fn wrong(&self) -> usize {
@@ -328,5 +344,37 @@ mod tests {
         let found = compared(&[("a", "ok"), ("b", "ok")], &[("a", "FAIL")], true);
         assert_eq!((found.same, found.timed_out.as_slice()), (0, &["b".to_owned()][..]));
         assert_eq!(found.differences.len(), 1);
+    }
+
+    #[test]
+    fn a_result_that_only_farmem_has_stays_a_difference() {
+        let native = [("a", "ok"), ("case: the command", "exit status: 0")];
+        let farmem = [("a", "ok"), ("d", "FAIL"), ("case: the command", "exit status: 0")];
+        let mut found = compared(&native, &farmem, false);
+        found.settle(&verdicts(&native), &verdicts(&native), &verdicts(&farmem));
+        assert_eq!((found.wrong(), found.unsteady.len()), (1, 0));
+        let Difference { test, native, farmem, again } = &found.differences[0];
+        assert_eq!((test.as_str(), native.as_str(), farmem.as_str()), ("d", "(absent)", "FAIL"));
+        assert!(again);
+    }
+
+    #[test]
+    fn a_second_native_run_that_did_not_get_there_clears_nothing() {
+        let (whole, crashed) = ("exit status: 0", "signal: 6 (SIGABRT)");
+        let first = [("a", "ok"), ("b", "ok"), ("case: the command", whole)];
+        let farmem = [("a", "FAIL"), ("b", "FAIL"), ("case: the command", whole)];
+        for (native, differ, unsteady) in [
+            // Late: its command has no verdict.
+            (&[("b", "FAIL")][..], &["a"][..], &["b"][..]),
+            (&[("b", "ok"), ("case: the command", crashed)], &["a", "b"], &[]),
+            (&[("b", "ok"), ("case: the command", whole)], &["b"], &["a"]),
+        ] {
+            let mut found = compared(&first, &farmem, false);
+            found.settle(&verdicts(&first), &verdicts(native), &verdicts(&farmem));
+            let tests: Vec<_> = found.differences.iter().map(|found| &found.test).collect();
+            assert_eq!(tests, differ, "{native:?}");
+            assert_eq!(found.unsteady, unsteady, "{native:?}");
+            assert!(found.differences.iter().all(|difference| difference.again));
+        }
     }
 }
