@@ -61,11 +61,19 @@ pub(crate) struct ConformOptions {
     scratch: PathBuf,
 }
 
-/// How many results were the same as natively, and how many were not.
-#[derive(Clone, Copy, Debug, Default)]
+/// How many results were the same as natively while pages went out, and how many were not. A case that
+/// was not paged is one more that was not, whatever its results are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) same: usize,
     pub(crate) wrong: usize,
+}
+
+impl Tally {
+    fn add(&mut self, found: &Comparison) {
+        self.same += if found.counts() { found.same } else { 0 };
+        self.wrong += found.wrong() + usize::from(found.is_unpaged());
+    }
 }
 
 pub(crate) fn conform(options: &ConformOptions) -> anyhow::Result<()> {
@@ -75,7 +83,7 @@ pub(crate) fn conform(options: &ConformOptions) -> anyhow::Result<()> {
     let tally = run(options)?;
     ensure!(
         tally.wrong == 0,
-        "{} of {} results are not those of the native run",
+        "{} of {} results are not those of the native run, or of a case of which nothing was paged out",
         tally.wrong,
         tally.wrong + tally.same
     );
@@ -208,8 +216,7 @@ impl Run {
                 comparison.tell(*share);
                 row.add(&comparison, self.patience);
                 done.push(comparison.clone());
-                self.tally.same += comparison.same;
-                self.tally.wrong += comparison.wrong();
+                self.tally.add(&comparison);
                 self.keep_row(suite, *share, row)?;
             }
         }
@@ -223,5 +230,44 @@ impl Run {
             record.write(workspace())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(evicted_pages: u64, together_bytes: u64, late: bool) -> Comparison {
+        Comparison {
+            case: "case".to_owned(),
+            limit_bytes: 16 << 20,
+            same: 3,
+            differences: Vec::new(),
+            timed_out: Vec::new(),
+            unsteady: Vec::new(),
+            evicted_pages,
+            fetched_pages: 0,
+            together_bytes,
+            seconds: 1.0,
+            native_seconds: 1.0,
+            late,
+        }
+    }
+
+    #[test]
+    fn results_count_if_pages_went_out_and_must_where_they_do_not_fit() {
+        for (found, same, wrong) in [
+            (found(1, 32 << 20, false), 3, 0),
+            (found(0, 32 << 20, false), 0, 1),
+            // With all of its memory, or the least that there is, nothing has to go.
+            (found(0, 16 << 20, false), 0, 0),
+            (found(0, 1 << 20, false), 0, 0),
+            // What was killed has told nothing.
+            (found(0, 32 << 20, true), 0, 0),
+        ] {
+            let mut tally = Tally::default();
+            tally.add(&found);
+            assert_eq!(tally, Tally { same, wrong }, "{} pages", found.evicted_pages);
+        }
     }
 }

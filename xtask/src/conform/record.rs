@@ -252,6 +252,7 @@ mod tests {
             unsteady: Vec::new(),
             evicted_pages: 1,
             fetched_pages: 1,
+            together_bytes: 2,
             seconds: 1.0,
             native_seconds: 1.0,
             late,

@@ -116,8 +116,13 @@ struct Shown {
 }
 
 impl Shown {
-    fn count(&self, name: &str) -> u64 {
-        self.outcome.stats.as_ref().and_then(|stats| stats[name].as_u64()).unwrap_or(0)
+    /// What farmem has counted; nothing if it was killed, as the time was over.
+    fn count(&self, name: &str) -> anyhow::Result<u64> {
+        let found = self.outcome.stats.as_ref().and_then(|stats| stats[name].as_u64());
+        match found {
+            None if self.outcome.late => Ok(0),
+            found => found.with_context(|| format!("farmem run left no statistics with {name}")),
+        }
     }
 }
 
@@ -187,6 +192,8 @@ pub(crate) struct Comparison {
     pub(crate) unsteady: Vec<String>,
     pub(crate) evicted_pages: u64,
     pub(crate) fetched_pages: u64,
+    /// What its processes had together natively.
+    pub(crate) together_bytes: u64,
     pub(crate) seconds: f64,
     pub(crate) native_seconds: f64,
     /// It was killed, as its time was over, or was so natively.
@@ -208,8 +215,9 @@ impl Comparison {
             differences: Vec::new(),
             timed_out: Vec::new(),
             unsteady: Vec::new(),
-            evicted_pages: shown.count("evicted_pages"),
-            fetched_pages: shown.count("fetched_pages"),
+            evicted_pages: shown.count("evicted_pages")?,
+            fetched_pages: shown.count("fetched_pages")?,
+            together_bytes: native.together_bytes,
             seconds: shown.outcome.wall_seconds,
             native_seconds: native.seconds,
             late: shown.outcome.late || native.late,
@@ -277,6 +285,11 @@ impl Comparison {
         self.evicted_pages > 0
     }
 
+    /// Nothing went out, though it takes more than its limit: whatever ran, it was not paged.
+    pub(crate) const fn is_unpaged(&self) -> bool {
+        !self.counts() && !self.late && self.together_bytes > self.limit_bytes
+    }
+
     pub(crate) fn tell(&self, share: u64) {
         eprintln!(
             "{} at {} % ({} MiB): {} same, {} differ, {} timed out, {} unsteady; {} pages evicted, \
@@ -293,6 +306,9 @@ impl Comparison {
             self.seconds,
             self.native_seconds,
         );
+        if self.is_unpaged() {
+            eprintln!("  NOTHING WAS PAGED OUT of {} MiB", self.together_bytes >> 20);
+        }
         for Difference { test, native, farmem, again } in &self.differences {
             let again = if *again { "again" } else { "once" };
             eprintln!("  DIFFERS ({again}): {test}: {native} natively, {farmem} under farmem");
@@ -321,6 +337,7 @@ mod tests {
             unsteady: Vec::new(),
             evicted_pages: 1,
             fetched_pages: 1,
+            together_bytes: 2,
             seconds: 1.0,
             native_seconds: 1.0,
             late,
