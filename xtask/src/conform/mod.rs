@@ -49,8 +49,8 @@ pub(crate) struct ConformOptions {
     /// Begin no run after so many minutes: with --resume another call goes on.
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<f64>,
-    /// No run of a case may take longer. One that this cuts short has no results: --resume with more
-    /// patience runs it again.
+    /// No run of a case may take longer. One that this cuts short natively has no results, one that it cuts
+    /// short under farmem alone has timed out: --resume with more patience runs both again.
     #[arg(long, value_name = "SECONDS")]
     patience: Option<u64>,
     /// Only make the page of results anew from what was recorded.
@@ -251,6 +251,7 @@ mod tests {
             seconds: 1.0,
             native_seconds: 1.0,
             late,
+            native_late: false,
         }
     }
 

@@ -52,12 +52,24 @@ pub(crate) struct Row {
     /// Cases that had not ended after so many seconds, which `--patience` said.
     #[serde(default)]
     cut_short: BTreeMap<String, u64>,
+    /// Cases that had ended within that time natively, and had not under farmem.
+    #[serde(default)]
+    outlasted: BTreeMap<String, Outlasted>,
     evicted_pages: u64,
     fetched_pages: u64,
     seconds: f64,
     native_seconds: f64,
     /// When its cases were run, and of which commit.
     of: Vec<Provenance>,
+}
+
+/// A case that takes more than `--patience` gave it, under farmem alone.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Outlasted {
+    patience: u64,
+    native_seconds: f64,
+    /// Tests that had not ended.
+    tests: usize,
 }
 
 impl Row {
@@ -68,8 +80,15 @@ impl Row {
     /// `patience`: of how many seconds each run had, if it was less than its suite gives.
     pub(crate) fn add(&mut self, found: &Comparison, patience: Option<u64>) {
         self.cut_short.remove(&found.case);
-        if let (true, Some(seconds)) = (found.late && found.differences.is_empty(), patience) {
-            self.cut_short(&found.case, seconds);
+        self.outlasted.remove(&found.case);
+        if let (true, Some(patience)) = (found.late && found.differences.is_empty(), patience) {
+            if found.native_late {
+                self.cut_short(&found.case, patience);
+            } else {
+                let (native_seconds, tests) = (found.native_seconds, found.timed_out.len());
+                let outlasted = Outlasted { patience, native_seconds, tests };
+                self.outlasted.insert(found.case.clone(), outlasted);
+            }
             return;
         }
         self.cases.push(found.case.clone());
@@ -85,19 +104,33 @@ impl Row {
         self.native_seconds += found.native_seconds;
     }
 
-    /// The case had no more than so many seconds, and not ended.
+    /// The case had no more than so many seconds, and not ended, natively neither.
     pub(crate) fn cut_short(&mut self, case: &str, seconds: u64) {
         self.cut_short.insert(case.to_owned(), seconds);
     }
 
     /// Whether the case has been run, or has not ended with as much patience before.
     pub(crate) fn has(&self, case: &str, patience: Option<u64>) -> bool {
-        let before = self.cut_short.get(case).copied().unwrap_or(0);
+        let natively = self.cut_short.get(case).copied();
+        let before = natively.max(self.outlasted.get(case).map(|of| of.patience)).unwrap_or(0);
         self.cases.iter().any(|known| known == case) || before >= patience.unwrap_or(u64::MAX)
     }
 
+    fn timed_out(&self) -> usize {
+        let outlasted: usize = self.outlasted.values().map(|of| of.tests).sum();
+        self.timed_out.len() + self.timed_out_more + outlasted
+    }
+
     fn wrong(&self) -> usize {
-        self.differences.len() + self.timed_out.len() + self.timed_out_more
+        self.differences.len() + self.timed_out()
+    }
+
+    /// Under farmem, and natively.
+    fn seconds(&self) -> (f64, f64) {
+        let outlasted = || self.outlasted.values();
+        let farmem: f64 = outlasted().map(|of| of.patience as f64).sum();
+        let native: f64 = outlasted().map(|of| of.native_seconds).sum();
+        (self.seconds + farmem, self.native_seconds + native)
     }
 }
 
@@ -150,21 +183,22 @@ impl Record {
         page += "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
         for (name, found) in self.in_order() {
             for (share, row) in found.rows.iter().rev() {
+                let (seconds, native_seconds) = row.seconds();
                 let results = row.same + row.wrong() + row.unsteady.len();
                 let _ = writeln!(
                     page,
                     "| {name} | {share} % | {} of {} | {results} | {} | {} | {} | {} | {} | {} | {} | {:.0} | {:.0} |",
-                    row.cases.len(),
+                    row.cases.len() + row.outlasted.len(),
                     row.cases_all,
                     row.same,
                     row.counted,
                     row.differences.len(),
-                    row.timed_out.len() + row.timed_out_more,
+                    row.timed_out(),
                     row.unsteady.len(),
                     row.evicted_pages,
                     row.fetched_pages,
-                    row.seconds,
-                    row.native_seconds,
+                    seconds,
+                    native_seconds,
                 );
             }
         }
@@ -199,6 +233,13 @@ impl Record {
                     let more = row.timed_out_more;
                     let _ = writeln!(lines, "* {name}, {share} %: {more} others: timed out");
                 }
+                for (case, Outlasted { patience, native_seconds, tests }) in &row.outlasted {
+                    let _ = writeln!(
+                        lines,
+                        "* {name}, {share} %: `{case}`: {tests} tests timed out after {patience} s, natively all \
+                         had ended after {native_seconds:.0} s"
+                    );
+                }
                 for (case, seconds) in &row.cut_short {
                     let _ = writeln!(
                         lines,
@@ -228,7 +269,9 @@ had a share of what one of the processes had, which is less.
 A result *counts* only if pages were evicted while its case ran. A test that had not ended when the
 time was over, which is the same natively and under farmem, has *timed out*. Where a test ends
 otherwise, both are run once more; what ends this way or that natively is *unsteady* and says
-nothing. A suite whose row says fewer cases than it has was not run to its end. Shares and suites
+nothing. A case that was given less time than its suite gives has *timed out* where it had ended natively by
+then; where it had not, it is listed as not compared. Up to commit 124a93a both were listed as not compared, and what is
+listed below of those commits does not say which it was. A suite whose row says fewer cases than it has was not run to its end. Shares and suites
 without a row have not been measured, nor has a case that was given less time than it takes: `cargo xtask conform` measures them, `--short` is the part that
 every change must pass.
 
@@ -256,6 +299,7 @@ mod tests {
             seconds: 1.0,
             native_seconds: 1.0,
             late,
+            native_late: late,
         }
     }
 
@@ -272,6 +316,30 @@ mod tests {
         assert!(row.has("case", Some(61)));
         row.add(&found(true), None);
         assert_eq!(row.same, 6, "with all its patience it has its results, late or not");
+    }
+
+    #[test]
+    fn a_case_that_only_farmem_does_not_end_has_timed_out() {
+        let mut record = Record::default();
+        let mut row = Row::new(1);
+        let timed_out = vec!["a".to_owned(), "b".to_owned()];
+        let hangs = Comparison { native_late: false, timed_out, ..found(true) };
+        row.add(&hangs, Some(60));
+        assert_eq!((row.wrong(), row.cut_short.len(), row.has("case", Some(60))), (2, 0, true));
+        assert!(!row.has("case", Some(61)), "with more patience it is run again");
+        let rows = BTreeMap::from([(10, row.clone())]);
+        let found_in = Found { source: "a".to_owned(), rows };
+        record.suites.insert(Name::Numpy.to_string(), found_in);
+        let page = record.page();
+        assert!(
+            page.contains("| numpy | 10 % | 1 of 1 | 2 | 0 | 0 | 0 | 2 | 0 | 0 | 0 | 60 | 1 |"),
+            "{page}"
+        );
+        let line =
+            "* numpy, 10 %: `case`: 2 tests timed out after 60 s, natively all had ended after 1 s";
+        assert!(page.contains(line), "{page}");
+        row.add(&found(false), None);
+        assert_eq!((row.same, row.wrong(), row.seconds()), (3, 0, (1.0, 1.0)));
     }
 
     #[test]

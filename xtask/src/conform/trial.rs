@@ -198,6 +198,8 @@ pub(crate) struct Comparison {
     pub(crate) native_seconds: f64,
     /// It was killed, as its time was over, or was so natively.
     pub(crate) late: bool,
+    /// It was so natively.
+    pub(crate) native_late: bool,
 }
 
 impl Comparison {
@@ -221,6 +223,7 @@ impl Comparison {
             seconds: shown.outcome.wall_seconds,
             native_seconds: native.seconds,
             late: shown.outcome.late || native.late,
+            native_late: native.late,
         };
         comparison.compare(&native.verdicts, &shown.verdicts, shown.outcome.late || native.late);
         if !comparison.differences.is_empty() {
@@ -341,6 +344,7 @@ mod tests {
             seconds: 1.0,
             native_seconds: 1.0,
             late,
+            native_late: false,
         };
         comparison.compare(&verdicts(native), &verdicts(farmem), late);
         comparison
