@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::figures::{Figure, Regions, Way};
+use super::serving::Place;
 use crate::build::Built;
 
 /// Who is asked.
@@ -36,7 +37,7 @@ impl Server {
 
     /// The command that starts it, as Debian ships it; nothing but its size is changed, and that
     /// nothing is written to a disk.
-    fn command(self, built: &Built, port: u16) -> Vec<String> {
+    fn command(self, built: &Built, port: u16, files: &Place) -> Vec<String> {
         let port = port.to_string();
         let words: Vec<&str> = match self {
             Self::Farmem => {
@@ -45,11 +46,9 @@ impl Server {
                 // The promise: two regions of 1 TiB in 1 GiB.
                 let promise = ["serve", "--memory", "1GiB", "--promise-ratio", "4096"];
                 let serve = promise.map(str::to_owned).into_iter();
-                return [program]
-                    .into_iter()
-                    .chain(serve)
-                    .chain(["--listen".into(), listen])
-                    .collect();
+                let files = ["--allow-dir".into(), files.0.display().to_string()];
+                let listen = ["--listen".into(), listen];
+                return [program].into_iter().chain(serve).chain(listen).chain(files).collect();
             }
             Self::Memcached => {
                 vec!["memcached", "-u", "nobody", "-m", "1024", "-l", "127.0.0.1", "-p", &port]
@@ -79,6 +78,8 @@ pub(crate) struct Contestants {
     sender: Running,
     pageload: String,
     client_processor: usize,
+    /// Where the file is that a region of farmem is made from: in memory, so that no disk is measured.
+    files: Place,
 }
 
 struct Running {
@@ -99,8 +100,9 @@ impl Contestants {
         let [servers, client_processor] = processors else {
             bail!("name two processors");
         };
+        let files = Place::new("/dev/shm")?;
         let running = Server::ALL.map(|server| {
-            let started = start(*servers, |port| server.command(built, port));
+            let started = start(*servers, |port| server.command(built, port, &files));
             (server, started.map_err(|error| format!("{error:#}")))
         });
         if let (_, Err(reason)) = &running[0] {
@@ -115,6 +117,7 @@ impl Contestants {
             sender: sender.context("start the plain stream")?,
             pageload,
             client_processor: *client_processor,
+            files,
         })
     }
 
@@ -164,7 +167,8 @@ impl Contestants {
         let Some((_, Ok(running))) = found else {
             bail!("farmem serve does not run");
         };
-        let text = self.pageload(&["regions", "--server", &running.address.to_string()])?;
+        let (server, files) = (running.address.to_string(), self.files.0.display().to_string());
+        let text = self.pageload(&["regions", "--server", &server, "--directory", &files])?;
         serde_json::from_str(&text).context("figures of regions")
     }
 

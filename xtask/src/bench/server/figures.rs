@@ -88,6 +88,9 @@ pub(crate) struct Regions {
     first_touch_us: f64,
     /// To read a page that is there.
     present_touch_us: f64,
+    /// The same of a region that is made from a file.
+    file_first_touch_us: f64,
+    file_present_touch_us: f64,
 }
 
 /// All figures.
@@ -152,6 +155,13 @@ impl Figures {
         first.zip(later)
     }
 
+    /// The same of a region that is made from a file.
+    pub(crate) fn file_touches_us(&self) -> Option<(f64, f64)> {
+        let regions = || self.regions.iter();
+        let first = median(regions().map(|regions| regions.file_first_touch_us).collect());
+        first.zip(median(regions().map(|regions| regions.file_present_touch_us).collect()))
+    }
+
     /// Median pages a second.
     pub(crate) fn rate(&self, server: Server, way: Way) -> Option<f64> {
         let figures = self.of.get(&(way, server))?;
@@ -174,6 +184,7 @@ impl Figures {
         if !self.of.is_empty() {
             self.tell_reads(&mut table);
         }
+        self.tell_regions(&mut table);
         self.tell_parts(&mut table);
         table
     }
@@ -201,13 +212,22 @@ impl Figures {
         if let Some(stream) = self.stream() {
             let _ = writeln!(table, "one plain TCP stream: {:.2} GB/s", stream / 1e9);
         }
+    }
+
+    fn tell_regions(&self, table: &mut String) {
         if let (Some(create), Some(clone), Some((first, later))) =
             (self.create_ms(), self.clone_ms(), self.touches_us())
         {
             let _ = writeln!(
                 table,
                 "a region of 1 TiB: made in {create:.3} ms, copied in {clone:.3} ms; \
-                 first touch {first:.1} us, later {later:.1} us"
+                 first touch {first:.1} us, of a present page {later:.1} us"
+            );
+        }
+        if let Some((first, later)) = self.file_touches_us() {
+            let _ = writeln!(
+                table,
+                "a region of a file in memory: first touch {first:.1} us, of a present page {later:.1} us"
             );
         }
     }

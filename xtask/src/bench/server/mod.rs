@@ -32,8 +32,10 @@ use tiers::Tiers;
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Reads, beside memcached, Redis and a plain stream; large empty regions.
+    /// Reads, beside memcached, Redis and a plain stream.
     Reads,
+    /// Large empty regions, and first touches of pages.
+    Regions,
     /// What tables take.
     Tables,
     /// Demotion and promotion, beside the bare compressor.
@@ -79,8 +81,17 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
     let quick = options.quick;
     let mut figures = Figures::default();
     let does = |part| options.only.is_empty() || options.only.contains(&part);
-    if does(Part::Reads) {
-        reads(options, &built, &mut figures)?;
+    let (does_reads, does_regions) = (does(Part::Reads), does(Part::Regions));
+    if does_reads || does_regions {
+        let contestants = contestants(options, &built)?;
+        if does_reads {
+            reads(options, &contestants, &mut figures)?;
+        }
+        if does_regions {
+            for _ in 0..rounds(options) {
+                figures.add_regions(contestants.regions()?);
+            }
+        }
     }
     if does(Part::Tables) {
         figures.tables = Some(Tables::measure(&built, quick)?);
@@ -116,15 +127,26 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn reads(options: &ServerOptions, built: &Built, figures: &mut Figures) -> anyhow::Result<()> {
+fn rounds(options: &ServerOptions) -> usize {
+    if options.quick { 1 } else { options.runs.max(1) }
+}
+
+fn contestants(options: &ServerOptions, built: &Built) -> anyhow::Result<Contestants> {
     build::cargo(&["build", "--release", "-p", "farmem-pageload"])?;
-    let rounds = if options.quick { 1 } else { options.runs.max(1) };
-    let seconds = if options.quick { 0.2 } else { options.seconds };
     let contestants = Contestants::start(built, &options.processors)?;
     for (server, reason) in contestants.absent() {
         eprintln!("{server}: skipped: {reason}");
     }
-    for round in 1..=rounds {
+    Ok(contestants)
+}
+
+fn reads(
+    options: &ServerOptions,
+    contestants: &Contestants,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let seconds = if options.quick { 0.2 } else { options.seconds };
+    for round in 1..=rounds(options) {
         for server in Server::ALL {
             let Some(found) = contestants.ask(server, &Way::ALL, PAGES, seconds)? else {
                 continue;
@@ -137,7 +159,6 @@ fn reads(options: &ServerOptions, built: &Built, figures: &mut Figures) -> anyho
             }
         }
         figures.add_stream(contestants.stream(seconds)?);
-        figures.add_regions(contestants.regions()?);
     }
     Ok(())
 }
