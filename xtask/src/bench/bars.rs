@@ -144,6 +144,8 @@ pub(crate) struct Verdict {
     /// None if it was not measured.
     pub(crate) met: Option<bool>,
     why_not_measured: Option<String>,
+    /// What the figure is held against was tried and failed: nothing is known of this bar.
+    pub(crate) comparator_failed: bool,
 }
 
 /// Holds all figures against all bars; bars of cases that were not run are left out.
@@ -154,7 +156,12 @@ pub(crate) fn judge(figures: &Figures) -> Vec<Verdict> {
 
 fn verdict(bar: &Bar, figures: &Figures) -> Verdict {
     let failure = figures.failure(bar.what, bar.variant);
-    let figure = bar.figure(figures).filter(|_| failure.is_none());
+    let comparator = match bar.against {
+        Against::Way(other) => figures.failure(bar.what, other).map(|why| (other, why)),
+        Against::Stream | Against::Nothing | Against::Ending => None,
+    };
+    let comparator_failed = failure.is_none() && comparator.is_some();
+    let figure = bar.figure(figures).filter(|_| failure.is_none() && !comparator_failed);
     let met = match (figure, bar.side) {
         (Some(figure), Side::AtMost) => Some(figure <= bar.target),
         (Some(figure), Side::AtLeast) => Some(figure >= bar.target),
@@ -171,7 +178,12 @@ fn verdict(bar: &Bar, figures: &Figures) -> Verdict {
         aim: bar.aim,
         figure,
         met,
-        why_not_measured: failure.map(str::to_owned),
+        why_not_measured: match (failure, comparator) {
+            (Some(why), _) => Some(format!("failed: {why}")),
+            (None, Some((other, why))) => Some(format!("not measured: {other} failed: {why}")),
+            (None, None) => None,
+        },
+        comparator_failed,
     }
 }
 
@@ -186,11 +198,46 @@ impl fmt::Display for Verdict {
         write!(f, "{word} {text}: ")?;
         match (self.figure, &self.why_not_measured) {
             (Some(figure), _) => write!(f, "{figure:.3}")?,
-            (None, Some(reason)) => write!(f, "failed: {reason}")?,
+            (None, Some(why)) => f.write_str(why)?,
             (None, None) => write!(f, "not measured")?,
         }
         write!(f, " ({side} {target}")?;
         self.aim.map_or(Ok(()), |aim| write!(f, ", aim {aim}"))?;
         f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases::{Case, Run};
+    use crate::stage::Peak;
+
+    #[test]
+    fn a_bar_without_its_comparator_is_not_measured_and_told() {
+        let run = || Run {
+            what: What::Random,
+            value: Some(10.0),
+            cpu_us_per_unit: None,
+            limit_bytes: 1,
+            peak: Peak::default(),
+            stats: None,
+        };
+        let bar =
+            Bar::new(What::Random, Variant::Unix, Against::Way(Variant::Zram), Side::AtMost, 1.3);
+        let mut figures = Figures::default();
+        figures.add(Variant::Unix, vec![run()]);
+        figures.skip(Variant::Zram, "not root");
+        let skipped = verdict(&bar, &figures);
+        assert_eq!((skipped.met, skipped.comparator_failed), (None, false));
+        // A round that went well says nothing of one that failed.
+        figures.add(Variant::Zram, vec![run()]);
+        figures.fail(Case::Random, Variant::Zram, "killed");
+        let failed = verdict(&bar, &figures);
+        assert_eq!((failed.met, failed.figure, failed.comparator_failed), (None, None, true));
+        assert!(failed.to_string().contains("not measured: zram failed: killed"), "{failed}");
+        figures.fail(Case::Random, Variant::Unix, "wrong byte");
+        let own = verdict(&bar, &figures);
+        assert_eq!((own.met, own.comparator_failed), (Some(false), false));
     }
 }

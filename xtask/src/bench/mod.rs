@@ -111,7 +111,12 @@ fn paging(options: &PagingOptions) -> anyhow::Result<()> {
             .with_context(|| format!("write {}", file.display()))?;
     }
     let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
-    ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
+    let failed = verdicts.iter().filter(|verdict| verdict.comparator_failed).count();
+    ensure!(
+        missed + failed == 0,
+        "of {} bars {missed} were missed, and {failed} not measured as what they compare with failed",
+        verdicts.len()
+    );
     Ok(())
 }
 

@@ -18,17 +18,38 @@ pub(crate) struct Verdict {
     aim: Option<f64>,
     /// None if it was not measured.
     pub(crate) met: Option<bool>,
+    pub(crate) why_not_measured: Option<String>,
+    /// It was not measured as what it compares with failed.
+    pub(crate) comparator_failed: bool,
 }
 
 impl Verdict {
     fn at_least(text: &'static str, target: f64, aim: Option<f64>, figure: Option<f64>) -> Self {
         let met = figure.map(|figure| figure >= target);
-        Self { text, figure, side: "at least", target, aim, met }
+        let (why_not_measured, comparator_failed) = (None, false);
+        Self {
+            text,
+            figure,
+            side: "at least",
+            target,
+            aim,
+            met,
+            why_not_measured,
+            comparator_failed,
+        }
     }
 
     fn at_most(text: &'static str, target: f64, figure: Option<f64>) -> Self {
         let met = figure.map(|figure| figure <= target);
-        Self { text, figure, side: "at most", target, aim: None, met }
+        Self { side: "at most", met, ..Self::at_least(text, target, None, figure) }
+    }
+
+    /// Says why there is no figure, if so.
+    fn or_as(mut self, why: Option<(String, bool)>) -> Self {
+        if let (None, Some((why, failed))) = (self.figure, why) {
+            (self.why_not_measured, self.comparator_failed) = (Some(why), failed);
+        }
+        self
     }
 }
 
@@ -52,13 +73,15 @@ fn of_reads(figures: &Figures) -> Vec<Verdict> {
             1.5,
             Some(2.0),
             ratio(rate(Way::ONE_PAGE), better),
-        ),
+        )
+        .or_as(figures.why_no_better()),
         Verdict::at_least(
             "pages a second, 64 a request: farmem / the better's with one page a request",
             3.0,
             Some(4.0),
             ratio(rate(Way::MANY_PAGES), better),
-        ),
+        )
+        .or_as(figures.why_no_better()),
         Verdict::at_least(
             "reads of 1 MiB, 4 under way: farmem / a plain TCP stream",
             0.75,
@@ -156,8 +179,51 @@ impl fmt::Display for Verdict {
             Some(figure) => write!(f, "{figure:.3}")?,
             None => f.write_str("not measured")?,
         }
+        if let Some(why) = &self.why_not_measured {
+            write!(f, ": {why}")?;
+        }
         write!(f, " ({} {}", self.side, self.target)?;
         self.aim.map_or(Ok(()), |aim| write!(f, ", aim {aim}"))?;
         f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::server::contestants::Absence;
+
+    fn figures(absence: Option<Absence>) -> Figures {
+        let mut figures = Figures::default();
+        let figure = r#"{"pages": 1, "depth": 32, "pages_per_second": 1000.0}"#;
+        for server in [Server::Farmem, Server::Redis] {
+            figures.add(server, serde_json::from_str(figure).unwrap());
+        }
+        match absence {
+            Some(absence) => drop(figures.absent.insert(Server::Memcached, absence)),
+            None => figures.add(Server::Memcached, serde_json::from_str(figure).unwrap()),
+        }
+        figures
+    }
+
+    #[test]
+    fn the_better_of_two_is_not_the_only_one_that_is_there() {
+        let judged = |absence| of_reads(&figures(absence)).swap_remove(0);
+        let verdict = judged(None);
+        assert_eq!((verdict.figure, verdict.met), (Some(1.0), Some(false)));
+        let verdict = judged(Some(Absence::NotInstalled));
+        assert_eq!((verdict.met, verdict.comparator_failed), (None, false));
+        assert!(verdict.to_string().contains("not measured: memcached not installed"), "{verdict}");
+        let failed = Absence::Failed("memcached ended at once".to_owned());
+        let verdict = judged(Some(failed.clone()));
+        assert_eq!((verdict.met, verdict.comparator_failed), (None, true));
+        assert!(verdict.to_string().contains("memcached ended at once"), "{verdict}");
+        let mut half = figures(None);
+        half.absent.insert(Server::Redis, failed.clone());
+        assert_eq!(of_reads(&half)[0].met, None, "a round that went well says nothing of others");
+        let json = figures(Some(failed)).json(&[verdict], true).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["absent"]["memcached"]["failed"], "memcached ended at once");
+        assert_eq!(json["bars"][0]["comparator_failed"], true);
     }
 }

@@ -72,9 +72,28 @@ impl fmt::Display for Server {
     }
 }
 
+/// Why a server is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Absence {
+    /// This machine has none.
+    NotInstalled,
+    /// It did not start.
+    Failed(String),
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotInstalled => f.write_str("not installed"),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
 /// All servers, which end with this.
 pub(crate) struct Contestants {
-    running: Vec<(Server, Result<Running, String>)>,
+    running: Vec<(Server, Result<Running, Absence>)>,
     sender: Running,
     pageload: String,
     client_processor: usize,
@@ -95,18 +114,22 @@ impl Drop for Running {
 }
 
 impl Contestants {
-    /// Starts all of them. Those that are not installed are skipped later, with the reason.
+    /// Starts all of them. Those that are not there are skipped later, with the reason.
     pub(crate) fn start(built: &Built, processors: &[usize]) -> anyhow::Result<Self> {
         let [servers, client_processor] = processors else {
             bail!("name two processors");
         };
         let files = Place::new("/dev/shm")?;
         let running = Server::ALL.map(|server| {
-            let started = start(*servers, |port| server.command(built, port, &files));
-            (server, started.map_err(|error| format!("{error:#}")))
+            let command = |port| server.command(built, port, &files);
+            if !is_installed(&command(0)[0]) {
+                return (server, Err(Absence::NotInstalled));
+            }
+            let started = start(*servers, command);
+            (server, started.map_err(|error| Absence::Failed(format!("{error:#}"))))
         });
         if let (_, Err(reason)) = &running[0] {
-            bail!("farmem serve: {reason}");
+            bail!("farmem serve {reason}");
         }
         let pageload = built.path("pageload").display().to_string();
         let sender = start(*servers, |port| {
@@ -122,10 +145,8 @@ impl Contestants {
     }
 
     /// Why servers are not there.
-    pub(crate) fn absent(&self) -> impl Iterator<Item = (Server, &str)> {
-        self.running
-            .iter()
-            .filter_map(|(server, running)| Some((*server, running.as_ref().err()?.as_str())))
+    pub(crate) fn absent(&self) -> impl Iterator<Item = (Server, &Absence)> {
+        self.running.iter().filter_map(|(server, running)| Some((*server, running.as_ref().err()?)))
     }
 
     /// Asks one server in each way; `None` if it is not there.
@@ -200,7 +221,6 @@ fn start(processor: usize, command: impl FnOnce(u16) -> Vec<String>) -> anyhow::
     const PATIENCE: Duration = Duration::from_secs(10);
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let command = command(address.port());
-    ensure!(is_installed(&command[0]), "{} is not installed", command[0]);
     let child = Command::new("taskset")
         .args(["-c", &processor.to_string(), "setpriv", "--pdeathsig", "KILL"])
         .args(&command)

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::backup::Backup;
 use super::bars::Verdict;
 use super::capacity::Capacity;
-use super::contestants::Server;
+use super::contestants::{Absence, Server};
 use super::restart::Restart;
 use super::tables::Tables;
 use super::tiers::Tiers;
@@ -93,12 +93,17 @@ pub(crate) struct Regions {
     file_present_touch_us: f64,
 }
 
+/// What farmem is compared with.
+const COMPARATORS: [Server; 2] = [Server::Memcached, Server::Redis];
+
 /// All figures.
 #[derive(Default)]
 pub(crate) struct Figures {
     of: BTreeMap<(Way, Server), Vec<Figure>>,
     streams: Vec<f64>,
     regions: Vec<Regions>,
+    /// Who was asked for, and is not there.
+    pub(super) absent: BTreeMap<Server, Absence>,
     pub(super) tables: Option<Tables>,
     pub(super) tiers: Option<Tiers>,
     pub(super) capacity: Option<Capacity>,
@@ -173,10 +178,21 @@ impl Figures {
         median(self.streams.clone())
     }
 
-    /// The rate of the better of the two that farmem is compared with.
+    /// The rate of the better of the two that farmem is compared with: of one alone nobody knows whether
+    /// it is that.
     pub(crate) fn better(&self, way: Way) -> Option<f64> {
-        let rates = [Server::Memcached, Server::Redis].map(|server| self.rate(server, way));
-        rates.into_iter().flatten().reduce(f64::max)
+        let rate = |server| self.rate(server, way).filter(|_| !self.absent.contains_key(&server));
+        let [memcached, redis] = COMPARATORS.map(rate);
+        Some(memcached?.max(redis?))
+    }
+
+    /// Why there is no [`Figures::better`], and whether one of them failed.
+    pub(crate) fn why_no_better(&self) -> Option<(String, bool)> {
+        let absent = || COMPARATORS.iter().filter_map(|server| self.absent.get_key_value(server));
+        let texts: Vec<String> =
+            absent().map(|(server, absence)| format!("{server} {absence}")).collect();
+        let failed = absent().any(|(_, absence)| *absence != Absence::NotInstalled);
+        (!texts.is_empty()).then(|| (texts.join(", "), failed))
     }
 
     pub(crate) fn table(&self) -> String {
@@ -294,6 +310,7 @@ impl Figures {
         let whole = json!({
             "quick": quick,
             "figures": self.of.iter().map(line).collect::<Vec<_>>(),
+            "absent": self.absent,
             "tcp_stream_bytes_per_second": self.streams, "regions": self.regions,
             "tables": self.tables, "tiers": self.tiers, "capacity": self.capacity,
             "restart": self.restart, "backup": self.backup,

@@ -23,7 +23,7 @@ use clap::{Args, ValueEnum};
 use crate::build::{self, Built};
 use backup::Backup;
 use capacity::Capacity;
-use contestants::{Contestants, Server};
+use contestants::{Absence, Contestants, Server};
 use figures::{Figures, Way};
 use restart::Restart;
 use tables::Tables;
@@ -84,6 +84,10 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
     let (does_reads, does_regions) = (does(Part::Reads), does(Part::Regions));
     if does_reads || does_regions {
         let contestants = contestants(options, &built)?;
+        for (server, absence) in contestants.absent() {
+            eprintln!("{server}: {absence}");
+            figures.absent.insert(server, absence.clone());
+        }
         if does_reads {
             reads(options, &contestants, &mut figures)?;
         }
@@ -114,7 +118,9 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
     println!("{}", figures.table());
     let verdicts = bars::judge(&figures);
     // What was not to be measured is no verdict.
-    let is_meant = |verdict: &&bars::Verdict| options.only.is_empty() || verdict.met.is_some();
+    let is_meant = |verdict: &&bars::Verdict| {
+        options.only.is_empty() || verdict.met.is_some() || verdict.why_not_measured.is_some()
+    };
     for verdict in verdicts.iter().filter(is_meant) {
         println!("{verdict}");
     }
@@ -123,7 +129,12 @@ pub(crate) fn server(options: &ServerOptions) -> anyhow::Result<()> {
         fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     }
     let missed = verdicts.iter().filter(|verdict| verdict.met == Some(false)).count();
-    ensure!(missed == 0, "{missed} of {} bars were missed", verdicts.len());
+    let failed = verdicts.iter().filter(|verdict| verdict.comparator_failed).count();
+    ensure!(
+        missed + failed == 0,
+        "of {} bars {missed} were missed, and {failed} not measured as what they compare with failed",
+        verdicts.len()
+    );
     Ok(())
 }
 
@@ -133,11 +144,7 @@ fn rounds(options: &ServerOptions) -> usize {
 
 fn contestants(options: &ServerOptions, built: &Built) -> anyhow::Result<Contestants> {
     build::cargo(&["build", "--release", "-p", "farmem-pageload"])?;
-    let contestants = Contestants::start(built, &options.processors)?;
-    for (server, reason) in contestants.absent() {
-        eprintln!("{server}: skipped: {reason}");
-    }
-    Ok(contestants)
+    Contestants::start(built, &options.processors)
 }
 
 fn reads(
@@ -148,8 +155,16 @@ fn reads(
     let seconds = if options.quick { 0.2 } else { options.seconds };
     for round in 1..=rounds(options) {
         for server in Server::ALL {
-            let Some(found) = contestants.ask(server, &Way::ALL, PAGES, seconds)? else {
-                continue;
+            let found = match contestants.ask(server, &Way::ALL, PAGES, seconds) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(error) if server == Server::Farmem => return Err(error),
+                Err(error) => {
+                    eprintln!("{round} {server:10} failed: {error:#}");
+                    let failed = Absence::Failed(format!("{error:#}"));
+                    figures.absent.insert(server, failed);
+                    continue;
+                }
             };
             for figure in found {
                 let way = figure.way();
