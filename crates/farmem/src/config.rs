@@ -9,6 +9,7 @@
 //! server = "memory.example:7070"
 //! ```
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,13 +23,34 @@ use crate::cli::Cli;
 /// Read if no other file is named.
 const DEFAULT_FILE: &str = "/etc/farmem/farmem.toml";
 
+/// What must be known of a command line before it is parsed for good, whatever is wrong with it.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// The command is `farmem run`.
+    pub(crate) is_run: bool,
+    /// The file that the command line or the environment names.
+    file: Option<PathBuf>,
+}
+
+impl Look {
+    pub(crate) fn at(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        let matches = Cli::command().ignore_errors(true).try_get_matches_from(arguments);
+        // Help and version are asked for.
+        let Ok(matches) = matches else { return Self::default() };
+        Self {
+            is_run: matches.subcommand_name() == Some("run"),
+            file: matches.try_get_one::<PathBuf>("config").ok().flatten().cloned(),
+        }
+    }
+}
+
 /// The definition of the command line, with defaults from the configuration file.
 ///
 /// # Errors
 /// The file cannot be read, is not TOML, or has a table or a key that no command or flag has.
-pub(crate) fn command() -> anyhow::Result<Command> {
-    let named = named_file();
-    let file = named.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+pub(crate) fn command(look: &Look) -> anyhow::Result<Command> {
+    let named = look.file.as_deref();
+    let file = named.unwrap_or(Path::new(DEFAULT_FILE));
     match fs::read_to_string(file) {
         Ok(text) => with_defaults(Cli::command(), &text)
             .with_context(|| format!("the configuration file {} is wrong", file.display())),
@@ -37,13 +59,6 @@ pub(crate) fn command() -> anyhow::Result<Command> {
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
     }
-}
-
-/// The file that the command line or the environment names. Whatever else is wrong with the command
-/// line is told when it is parsed for good.
-fn named_file() -> Option<PathBuf> {
-    let matches = Cli::command().ignore_errors(true).try_get_matches().ok()?;
-    matches.try_get_one::<PathBuf>("config").ok().flatten().cloned()
 }
 
 fn with_defaults(command: Command, text: &str) -> anyhow::Result<Command> {
@@ -118,6 +133,21 @@ mod tests {
         let options = run_options(file, &["farmem", "run", "--local", "1G", "true"]);
         assert_eq!(options.local, Some(Size(1 << 30)));
         assert_eq!(options.server.as_deref(), Some("a:1"));
+    }
+
+    #[test]
+    fn a_look_finds_the_command_and_the_file_whatever_else_is_wrong() {
+        for (arguments, is_run, file) in [
+            (&["farmem", "--config", "F", "run", "--bogus", "true"][..], true, Some("F")),
+            (&["farmem", "--config=F", "run"], true, Some("F")),
+            (&["farmem", "run", "--bogus", "--config", "F", "true"], true, None),
+            (&["farmem", "serve", "--bogus", "run"], false, None),
+            (&["farmem"], false, None),
+        ] {
+            let look = Look::at(arguments.iter().map(OsString::from));
+            let found = (look.is_run, look.file.as_deref());
+            assert_eq!(found, (is_run, file.map(Path::new)), "{arguments:?}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command, ServerCommand};
+use crate::config::Look;
 
 /// What commands other than `run` exit with when they failed.
 const FAILURE: u8 = 1;
@@ -35,17 +36,18 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let definition = match config::command() {
+    let look = Look::at(std::env::args_os());
+    let definition = match config::command(&look) {
         Ok(definition) => definition,
         Err(error) => {
             say(&error);
-            return ExitCode::from(if is_run() { run::OWN_FAILURE } else { FAILURE });
+            return ExitCode::from(if look.is_run { run::OWN_FAILURE } else { FAILURE });
         }
     };
     let parsed = definition.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, look.is_run),
     };
     match cli.command {
         Command::Run(options) => run::run(&options),
@@ -62,20 +64,15 @@ fn main() -> ExitCode {
 }
 
 /// Prints the usage error, help or version that clap made.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, runs: bool) -> ExitCode {
     // Nothing is left to be done where nothing can be printed.
     let _ = error.print();
-    let runs = std::env::args_os().nth(1).is_some_and(|command| command == "run");
     match (error.use_stderr(), runs) {
         (false, _) => ExitCode::SUCCESS,
         // Any other status would be taken for the program's.
         (true, true) => ExitCode::from(run::OWN_FAILURE),
         (true, false) => ExitCode::from(USAGE),
     }
-}
-
-fn is_run() -> bool {
-    std::env::args_os().nth(1).is_some_and(|command| command == "run")
 }
 
 fn ending(result: anyhow::Result<ExitCode>) -> ExitCode {

@@ -71,6 +71,27 @@ fn own_failures_are_told_apart_from_the_programs() {
     }
 }
 
+#[test]
+fn own_failures_are_told_apart_wherever_run_stands_on_the_line() {
+    let installation = Installation::new();
+    let file = installation.folder().join("farmem.toml");
+    let file = file.to_str().unwrap();
+    for (content, more, reason) in [
+        (Some("[run]\nlocal = '64MiB'\n"), &["--bogus", "true"][..], "--bogus"),
+        (Some("[run]\nlokal = '64MiB'\n"), &["true"], "[run] lokal"),
+        (None, &["true"], "cannot read"),
+    ] {
+        match content {
+            Some(content) => fs::write(file, content).unwrap(),
+            None => fs::remove_file(file).unwrap(),
+        }
+        let arguments = [&["--config", file, "run"], more].concat();
+        let output = output(installation.farmem(&arguments));
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert!(text(&output.stderr).contains(reason), "{output:?}");
+    }
+}
+
 /// It says nothing for three seconds, though the kernel has taken the connection for it.
 #[test]
 fn a_server_that_says_nothing_is_refused_before_the_program_starts() {
