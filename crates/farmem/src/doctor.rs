@@ -13,7 +13,7 @@ use crate::artefacts::Artefacts;
 use crate::cli::{DoctorOptions, OutputForm};
 use crate::machine::{self, Bound};
 use crate::size::Size;
-use crate::table;
+use crate::{standard_error, standard_output, table};
 
 /// The first kernel with UFFDIO_MOVE.
 const KERNEL_NEEDED: (u32, u32) = (6, 8);
@@ -64,19 +64,18 @@ impl Row {
 }
 
 /// Prints all findings. The status is 1 if `farmem run` cannot work.
-#[expect(clippy::print_stdout, reason = "the findings are the command's output")]
 pub(crate) fn doctor(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let rows = examine();
     let works = rows.iter().all(|row| row.status != Status::Fail);
     match options.output.form() {
         OutputForm::Json => {
             let findings = serde_json::json!({ "works": works, "checks": rows });
-            println!("{}", serde_json::to_string_pretty(&findings)?);
+            standard_output::write_json(&findings)?;
         }
-        OutputForm::Table => print!("{}", in_words(&rows)),
+        OutputForm::Table => standard_output::write(in_words(&rows))?,
     }
     if !works {
-        eprintln!("farmem: `farmem run` cannot work on this machine; see the remedies");
+        standard_error::tell("`farmem run` cannot work on this machine; see the remedies");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

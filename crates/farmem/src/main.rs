@@ -19,15 +19,16 @@ mod serve;
 mod server;
 mod size;
 mod standard_error;
+mod standard_output;
 mod successor;
 mod table;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::cli::{Cli, Command, ServerCommand};
+use crate::cli::{Cli, Command, CompletionOptions, ServerCommand};
 use crate::config::Look;
 
 /// What commands other than `run` exit with when they failed.
@@ -55,29 +56,39 @@ fn main() -> ExitCode {
         Command::Server(ServerCommand::Show(options)) => ending(server::show(&options)),
         Command::Region(command) => ending(region::run(&command)),
         Command::Doctor(options) => ending(doctor::doctor(&options)),
-        Command::Completion(options) => {
-            let name = "farmem";
-            clap_complete::generate(options.shell, &mut Cli::command(), name, &mut io::stdout());
-            ExitCode::SUCCESS
-        }
+        Command::Completion(options) => ending(complete(&options)),
     }
+}
+
+fn complete(options: &CompletionOptions) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(options.shell, &mut Cli::command(), "farmem", &mut script);
+    standard_output::write(script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the usage error, help or version that clap made.
 fn usage(error: &clap::Error, runs: bool) -> ExitCode {
+    if !error.use_stderr() {
+        let text = error.render();
+        let text =
+            if io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+        return ending(standard_output::write(text).map(|()| ExitCode::SUCCESS));
+    }
     // Nothing is left to be done where nothing can be printed.
     let _ = error.print();
-    match (error.use_stderr(), runs) {
-        (false, _) => ExitCode::SUCCESS,
+    match runs {
         // Any other status would be taken for the program's.
-        (true, true) => ExitCode::from(run::OWN_FAILURE),
-        (true, false) => ExitCode::from(USAGE),
+        true => ExitCode::from(run::OWN_FAILURE),
+        false => ExitCode::from(USAGE),
     }
 }
 
 fn ending(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        say(&error);
+        if !error.is::<standard_output::Unread>() {
+            say(&error);
+        }
         ExitCode::from(FAILURE)
     })
 }

@@ -11,22 +11,19 @@ use serde_json::{Map, Value};
 
 use crate::cli::{OutputForm, ServerShowOptions};
 use crate::size::Size;
-use crate::table;
+use crate::{standard_output, table};
 
 /// A server that is up answers within a millisecond; a person waits this long for one that is not.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Prints how one memory server is.
-#[expect(clippy::print_stdout, reason = "the listing is the command's output")]
 pub(crate) fn show(options: &ServerShowOptions) -> anyhow::Result<ExitCode> {
     let address: ServerAddress = options.server.parse()?;
     let endpoint = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
     let (stat, counts) = admin::stat_with_counts(&endpoint, TIMEOUT)?;
     match options.output.form() {
-        OutputForm::Json => {
-            println!("{}", serde_json::to_string_pretty(&json(&address, &stat, &counts))?);
-        }
-        OutputForm::Table => print!("{}", in_words(&address, &stat, &counts)),
+        OutputForm::Json => standard_output::write_json(&json(&address, &stat, &counts))?,
+        OutputForm::Table => standard_output::write(in_words(&address, &stat, &counts))?,
     }
     Ok(ExitCode::SUCCESS)
 }

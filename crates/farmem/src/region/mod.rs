@@ -3,7 +3,7 @@
 pub(crate) mod cli;
 mod copy;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use self::cli::{
 };
 use crate::cli::OutputForm;
 use crate::size::Size;
-use crate::table;
+use crate::{standard_error, standard_output, table};
 
 /// The longest that one request takes: a server that reads or writes 64 MiB on a slow disk.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,8 +73,13 @@ fn prefetch(options: &PrefetchOptions) -> anyhow::Result<()> {
     let region = NamedRegion::open(&endpoint(server)?, name, false, LONG_TIMEOUT);
     let mut region = region.with_context(|| format!("region {name}"))?;
     let moved = region.prefetch_working_set()?;
-    eprintln!("farmem region: {} brought in", Size(PageCount::new(moved).bytes().get()));
+    tell("brought in", PageCount::new(moved));
     Ok(())
+}
+
+/// Tells how much was done, by now: who does not take the note has it done all the same.
+fn tell(done: &str, pages: PageCount) {
+    standard_error::tell(format_args!("{} {done}", Size(pages.bytes().get())));
 }
 
 fn endpoint(server: &ServerOption) -> anyhow::Result<Endpoint> {
@@ -186,7 +191,7 @@ fn back_up(options: &BackupOptions) -> anyhow::Result<()> {
     let mut region = region.with_context(|| format!("region {}", options.name))?;
     let path = place(&options.directory)?;
     let written = region.back_up(&path, options.full).with_context(|| format!("backup {path}"))?;
-    eprintln!("farmem region: {} written", Size(PageCount::new(written).bytes().get()));
+    tell("written", PageCount::new(written));
     Ok(())
 }
 
@@ -194,7 +199,7 @@ fn restore(options: &RestoreOptions) -> anyhow::Result<()> {
     let (endpoint, path) = (endpoint(&options.server)?, place(&options.directory)?);
     let restored = named::restore(&endpoint, &path, &options.name, options.replace, LONG_TIMEOUT);
     let info = restored.with_context(|| format!("backup {path}"))?;
-    eprintln!("farmem region: {} restored", Size(info.stored.bytes().get()));
+    tell("restored", info.stored);
     Ok(())
 }
 
@@ -217,13 +222,12 @@ fn absolute(path: &Path) -> anyhow::Result<String> {
     Ok(text.to_owned())
 }
 
-#[expect(clippy::print_stdout, reason = "the listing is the command's output")]
 fn list(options: &ListOptions) -> anyhow::Result<()> {
     let regions = named::list(&endpoint(&options.server)?, TIMEOUT)?;
     match options.output.form() {
         OutputForm::Json => {
             let regions: Vec<Value> = regions.iter().map(in_json).collect();
-            println!("{}", serde_json::to_string_pretty(&regions)?);
+            standard_output::write_json(&regions)?;
         }
         OutputForm::Table => {
             let row = |info: &RegionInfo| {
@@ -238,7 +242,8 @@ fn list(options: &ListOptions) -> anyhow::Result<()> {
                 ]
             };
             let rows: Vec<_> = regions.iter().map(row).collect();
-            print!("{}", table::lay_out(["NAME", "SIZE", "WRITTEN", "PAGE", "KIND"], &rows));
+            let heading = ["NAME", "SIZE", "WRITTEN", "PAGE", "KIND"];
+            standard_output::write(table::lay_out(heading, &rows))?;
         }
     }
     Ok(())
@@ -253,11 +258,10 @@ const fn kind(info: &RegionInfo) -> &'static str {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the listing is the command's output")]
 fn show(options: &ShowOptions) -> anyhow::Result<()> {
     let info = open(&options.name, &options.server, false)?.show()?;
     match options.output.form() {
-        OutputForm::Json => println!("{}", serde_json::to_string_pretty(&in_json(&info))?),
+        OutputForm::Json => standard_output::write_json(&in_json(&info))?,
         OutputForm::Table => {
             let size = |pages: PageCount| Size(pages.bytes().get()).to_string();
             let rows = [
@@ -286,7 +290,7 @@ fn show(options: &ShowOptions) -> anyhow::Result<()> {
                     rows.push([format!("prefers {}", tier.name()), size(pages)]);
                 }
             }
-            print!("{}", table::lay_out(["WHAT", "VALUE"], &rows));
+            standard_output::write(table::lay_out(["WHAT", "VALUE"], &rows))?;
         }
     }
     Ok(())
@@ -329,7 +333,7 @@ fn over(options: &RangeOptions, action: RangeAction) -> anyhow::Result<()> {
     let mut region = open(&options.name, &options.server, is_change)?;
     let range = pages_of(options.range, &region)?;
     let changed = region.over(action, range)?;
-    eprintln!("farmem region: {} changed", Size(PageCount::new(changed).bytes().get()));
+    tell("changed", PageCount::new(changed));
     Ok(())
 }
 
@@ -349,13 +353,12 @@ fn pages_of(range: Option<ByteRange>, region: &NamedRegion) -> anyhow::Result<Pa
 fn read(options: &RangeOptions) -> anyhow::Result<()> {
     let mut region = open(&options.name, &options.server, false)?;
     let ByteRange { offset, length } = bytes_of(options.range, &region);
-    let mut output = io::stdout().lock();
     let end = offset + length;
     for start in (offset..end).step_by(STEP) {
         let bytes = region.read(start..end.min(start + STEP as u64))?;
-        output.write_all(&bytes).context("cannot write to standard output")?;
+        standard_output::write(&bytes)?;
     }
-    output.flush().context("cannot write to standard output")
+    Ok(())
 }
 
 fn write(options: &WriteOptions) -> anyhow::Result<()> {

@@ -122,6 +122,51 @@ fn a_client_that_has_gone_already_is_named_in_the_log() {
 }
 
 #[test]
+fn a_listing_that_cannot_be_written_has_failed() {
+    let server = Server::start(&["--memory", "8MiB"]);
+    server.done(&["create", "r", "--size", "4K"]);
+    let at = ["--server", &server.address];
+    let region: &[&[&str]] = &[&["list"], &["list", "--json"], &["show", "r"], &["read", "r"]];
+    let mut commands: Vec<Vec<&str>> =
+        region.iter().map(|words| [&["region"], *words, &at].concat()).collect();
+    commands.extend([
+        [&["server", "show"][..], &at].concat(),
+        [&["server", "show", "--json"][..], &at].concat(),
+        vec!["doctor"],
+        vec!["doctor", "--json"],
+        vec!["completion", "bash"],
+        vec!["--help"],
+        vec!["run", "--help"],
+    ]);
+    for words in commands {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = server.installation.farmem(&words);
+        let output = command.stdout(full).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        let said = text(&output.stderr);
+        assert!(said.starts_with("farmem: ") && said.contains("standard output"), "{said}");
+        // A reader that has gone is told nothing.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = server.installation.farmem(&words);
+        let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), ""), "{words:?}");
+    }
+}
+
+#[test]
+fn what_was_done_is_done_though_nobody_reads_the_note() {
+    let server = Server::start(&["--memory", "8MiB"]);
+    server.done(&["create", "r", "--size", "4K"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let pin = ["region", "pin", "r", "--server", &server.address];
+    let status = server.installation.farmem(pin).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(server.json("r")["pinned_bytes"], 4096);
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_help_with_0() {
     let installation = Installation::new();
     for (arguments, status) in [
