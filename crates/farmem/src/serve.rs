@@ -126,15 +126,7 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
     config.directories =
         options.allow_dir.iter().map(|directory| allowed(directory)).collect::<Result<_, _>>()?;
     config.neighbours = Some(crate::neighbours::neighbours());
-    for tier in &options.tier {
-        match tier {
-            Tier::Compressed(Size(bytes)) => config.tiers.compressed = ByteCount::new(*bytes),
-            Tier::File(directory, Size(bytes)) => {
-                let (directory, size) = (directory.clone(), ByteCount::new(*bytes));
-                config.tiers.file = Some(FileTierConfig { directory, size });
-            }
-        }
-    }
+    tiers(&mut config, &options.tier)?;
     if private {
         private_tiers(&mut config);
     }
@@ -153,6 +145,27 @@ fn config(options: &ServeOptions) -> anyhow::Result<ServerConfig> {
         }
     });
     Ok(config)
+}
+
+/// The tiers below memory, of each kind one.
+fn tiers(config: &mut ServerConfig, given: &[Tier]) -> anyhow::Result<()> {
+    let is_file = |tier: &&Tier| matches!(tier, Tier::File(..));
+    let files = given.iter().filter(is_file).count();
+    for (kind, count) in [("compressed", given.len() - files), ("file", files)] {
+        if count > 1 {
+            bail!("--tier {kind}=... is given {count} times: a server has one tier of each kind");
+        }
+    }
+    for tier in given {
+        match tier {
+            Tier::Compressed(Size(bytes)) => config.tiers.compressed = ByteCount::new(*bytes),
+            Tier::File(directory, Size(bytes)) => {
+                let (directory, size) = (directory.clone(), ByteCount::new(*bytes));
+                config.tiers.file = Some(FileTierConfig { directory, size });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A directory by its one absolute name: what a client asks for is compared with that.
@@ -309,5 +322,24 @@ mod tests {
         let refused = refuse_beyond_group(1 << 30, Some(1 << 30)).unwrap_err().to_string();
         assert!(refused.contains("1 GiB") && refused.contains("32 MiB"), "{refused}");
         assert!(refuse_beyond_group(u64::MAX, Some(1 << 30)).is_err());
+    }
+
+    #[test]
+    fn a_server_has_one_tier_of_each_kind() {
+        let set = |given: &[&str]| {
+            let given: Vec<Tier> = given.iter().map(|tier| tier.parse().unwrap()).collect();
+            let mut config = ServerConfig::new(Vec::new(), ByteCount::new(1 << 20));
+            tiers(&mut config, &given).map(|()| config.tiers)
+        };
+        let both = set(&["file=/a:2M", "compressed=1M"]).unwrap();
+        assert_eq!(both.compressed, ByteCount::new(1 << 20));
+        assert_eq!(both.file.unwrap().size, ByteCount::new(2 << 20));
+        for (given, kind) in [
+            (["compressed=1M", "compressed=2M"], "compressed"),
+            (["file=/a:1M", "file=/b:1M"], "file"),
+        ] {
+            let refused = set(&given).unwrap_err().to_string();
+            assert!(refused.contains(kind) && refused.contains("2 times"), "{refused}");
+        }
     }
 }
