@@ -28,6 +28,8 @@ const DEFAULT_FILE: &str = "/etc/farmem/farmem.toml";
 pub(crate) struct Look {
     /// The command is `farmem run`.
     pub(crate) is_run: bool,
+    /// It is a private server, which is as its run wants it.
+    is_private: bool,
     /// The file that the command line or the environment names.
     file: Option<PathBuf>,
 }
@@ -37,18 +39,25 @@ impl Look {
         let matches = Cli::command().ignore_errors(true).try_get_matches_from(arguments);
         // Help and version are asked for.
         let Ok(matches) = matches else { return Self::default() };
+        let serve = matches.subcommand_matches("serve");
+        let private = serve.and_then(|serve| serve.try_get_one::<i32>("private").ok().flatten());
         Self {
+            is_private: private.is_some(),
             is_run: matches.subcommand_name() == Some("run"),
             file: matches.try_get_one::<PathBuf>("config").ok().flatten().cloned(),
         }
     }
 }
 
-/// The definition of the command line, with defaults from the configuration file.
+/// The definition of the command line, with defaults from the configuration file, which a private server
+/// does not read.
 ///
 /// # Errors
 /// The file cannot be read, is not TOML, or has a table or a key that no command or flag has.
 pub(crate) fn command(look: &Look) -> anyhow::Result<Command> {
+    if look.is_private {
+        return Ok(Cli::command());
+    }
     let named = look.file.as_deref();
     let file = named.unwrap_or(Path::new(DEFAULT_FILE));
     match fs::read_to_string(file) {
@@ -148,6 +157,16 @@ mod tests {
             let found = (look.is_run, look.file.as_deref());
             assert_eq!(found, (is_run, file.map(Path::new)), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn a_private_server_reads_no_file() {
+        let look = |more: &[&str]| {
+            let arguments = ["farmem", "serve", "--config", "/no/such/file"];
+            Look::at(arguments.iter().chain(more).map(OsString::from))
+        };
+        assert!(command(&look(&[])).is_err());
+        assert!(command(&look(&["--private", "1"])).is_ok());
     }
 
     #[test]

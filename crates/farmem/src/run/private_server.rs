@@ -1,6 +1,7 @@
 //! The memory server of one run: a `farmem serve` of our own on a Unix socket that only this user
 //! reaches. It dies with the supervisor.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
@@ -79,7 +80,12 @@ impl Drop for PrivateServer {
 
 fn spawn(folder: &Path, memory_bytes: u64) -> anyhow::Result<Child> {
     let own = std::env::current_exe().context("cannot find the farmem executable")?;
-    Command::new(own)
+    let mut command = Command::new(own);
+    // They speak of servers that somebody operates: this one is as the run wants it.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_farmems(name)) {
+        command.env_remove(name);
+    }
+    command
         .args(["serve", "--listen"])
         .arg(format!("unix:{}", socket_in(folder).display()))
         .args(["--memory", &memory_bytes.to_string()])
@@ -91,6 +97,10 @@ fn spawn(folder: &Path, memory_bytes: u64) -> anyhow::Result<Child> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start farmem serve")
+}
+
+fn is_farmems(variable: &OsStr) -> bool {
+    variable.as_encoded_bytes().starts_with(b"FARMEM_")
 }
 
 fn socket_in(folder: &Path) -> PathBuf {

@@ -92,6 +92,23 @@ fn own_failures_are_told_apart_wherever_run_stands_on_the_line() {
     }
 }
 
+#[test]
+fn a_private_server_is_no_server_of_the_operators() {
+    let installation = Installation::new();
+    let file = installation.folder().join("farmem.toml");
+    fs::write(&file, "[serve]\nallow-dir = '/nowhere'\n").unwrap();
+    for variable in [
+        ("FARMEM_ALLOW_DIR", "/nowhere"),
+        ("FARMEM_TIER", "tape=1G"),
+        ("FARMEM_CONFIG", file.to_str().unwrap()),
+    ] {
+        let mut command = installation.farmem(["run", "true"]);
+        command.envs([variable]);
+        let output = output(command);
+        assert_eq!(output.status.code(), Some(0), "{variable:?}: {output:?}");
+    }
+}
+
 /// It says nothing for three seconds, though the kernel has taken the connection for it.
 #[test]
 fn a_server_that_says_nothing_is_refused_before_the_program_starts() {
