@@ -66,7 +66,8 @@ pub(crate) struct ServerOption {
 pub(crate) struct CreateOptions {
     /// Its name
     pub(crate) name: String,
-    /// Its size [default with --file: the rest of the file]
+    /// Its size [default with --file: the rest of the file, if the server is on this machine and that is
+    /// whole pages]
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Option<Size>,
     /// The unit in which it is filled, found changed and written back: 512, 1K, 4K, 64K or 2M

@@ -94,18 +94,19 @@ fn open(name: &str, server: &ServerOption, take_over: bool) -> anyhow::Result<Na
 
 fn create(options: &CreateOptions) -> anyhow::Result<()> {
     let CreateOptions { name, page_size: Size(page_bytes), offset, server, .. } = options;
-    let made_of = made_of(options)?;
+    let endpoint = endpoint(server)?;
+    let made_of = made_of(options, &endpoint)?;
     let unit = (*page_bytes).max(PAGE_SIZE as u64);
-    let rest = |length: u64| length.saturating_sub(offset.0) / unit * unit;
     let size = match (&options.size, &made_of) {
         (Some(Size(size)), _) => *size,
         (None, MadeOf::File(path)) => {
-            let about = std::fs::metadata(path);
-            rest(about.with_context(|| format!("cannot look at {path}"))?.len())
+            let length = length_of(path, &endpoint)?;
+            rest(length, offset.0, unit).with_context(|| format!("--file {path}"))?
         }
         (None, MadeOf::Distant(Distant { address, region }, _)) => {
             let other = ServerOption { server: address.clone() };
-            rest(open(region, &other, false)?.size().get())
+            let length = open(region, &other, false)?.size().get();
+            rest(length, offset.0, unit).with_context(|| format!("region {region} of {address}"))?
         }
         (None, MadeOf::Fill) => bail!("say how large the region is to be, by --size"),
     };
@@ -120,8 +121,46 @@ fn create(options: &CreateOptions) -> anyhow::Result<()> {
     let page_bytes = u32::try_from(*page_bytes).unwrap_or(u32::MAX);
     let (size, prefers) = (ByteCount::new(size), options.tier_preference);
     let create = Create { name, size, page_bytes, source, prefers };
-    named::create(&endpoint(server)?, &create, TIMEOUT)?;
+    named::create(&endpoint, &create, TIMEOUT)?;
     Ok(())
+}
+
+/// What is left of a file or region from an offset on, which must be whole pages: nothing of it is left off
+/// unless somebody says so.
+fn rest(length: u64, offset: u64, unit: u64) -> anyhow::Result<u64> {
+    let rest = length.saturating_sub(offset);
+    let odd = rest % unit;
+    if rest == 0 {
+        bail!("it has {length} bytes, and nothing from byte {offset} on");
+    }
+    if odd > 0 {
+        bail!(
+            "{rest} bytes from byte {offset} on are no multiple of {}, and a region is: give --size {}, which \
+             leaves off the last {odd} bytes, or make it {} bytes longer",
+            Size(unit),
+            rest - odd,
+            unit - odd
+        );
+    }
+    Ok(rest)
+}
+
+/// The length of a file of the server, which can be told here if the server is here.
+fn length_of(path: &str, server: &Endpoint) -> anyhow::Result<u64> {
+    const SAY: &str = "say how large the region is to be, by --size";
+    if !is_here(server) {
+        bail!("--file {path} is on the machine of {server}: {SAY}");
+    }
+    let about = std::fs::metadata(path);
+    Ok(about.with_context(|| format!("cannot look at {path}; {SAY}"))?.len())
+}
+
+/// Whether files have the same names for the server as for us, as far as its address tells.
+fn is_here(server: &Endpoint) -> bool {
+    match server {
+        Endpoint::Unix(_) => true,
+        Endpoint::Tcp(address) => address.ip().is_loopback(),
+    }
 }
 
 /// What a region is made of.
@@ -133,7 +172,7 @@ enum MadeOf {
     Distant(Distant, bool),
 }
 
-fn made_of(options: &CreateOptions) -> anyhow::Result<MadeOf> {
+fn made_of(options: &CreateOptions, server: &Endpoint) -> anyhow::Result<MadeOf> {
     if let Some(from) = &options.from {
         return Ok(MadeOf::Distant(from.clone(), false));
     }
@@ -148,7 +187,7 @@ fn made_of(options: &CreateOptions) -> anyhow::Result<MadeOf> {
             let distant = text.parse().map_err(|error| anyhow!("--file {error}"))?;
             Ok(MadeOf::Distant(distant, true))
         }
-        None => Ok(MadeOf::File(absolute(file)?)),
+        None => Ok(MadeOf::File(file_at(file, server)?)),
     }
 }
 
@@ -167,7 +206,8 @@ fn clone(options: &CloneOptions) -> anyhow::Result<()> {
         let page = Size(page_bytes.into());
         bail!("--file-offset must be a multiple of the region's page size, {page}");
     }
-    let path = file.as_deref().map(absolute).transpose()?;
+    let endpoint = endpoint(server)?;
+    let path = file.as_deref().map(|file| file_at(file, &endpoint)).transpose()?;
     if path.is_none() && !is_file {
         bail!(
             "region {name} is made from another server's region: say in which --file the range is"
@@ -215,9 +255,12 @@ fn place(path: &Path) -> anyhow::Result<String> {
     Ok(text.to_owned())
 }
 
-/// A path as the server finds it, wherever that was started.
-fn absolute(path: &Path) -> anyhow::Result<String> {
-    let real = path.canonicalize().with_context(|| format!("--file {}", path.display()))?;
+/// A file as the server finds it, wherever that was started: it need not be there for us.
+fn file_at(path: &Path, server: &Endpoint) -> anyhow::Result<String> {
+    let real = if is_here(server) { path.canonicalize().ok() } else { None };
+    let Some(real) = real.or_else(|| path.is_absolute().then(|| path.to_owned())) else {
+        return place(path);
+    };
     let text = real.to_str().with_context(|| format!("{} is not UTF-8", real.display()))?;
     Ok(text.to_owned())
 }
@@ -374,5 +417,45 @@ fn write(options: &WriteOptions) -> anyhow::Result<()> {
         }
         region.write(at, &bytes)?;
         at += bytes.len() as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_all_of_what_is_left_or_none() {
+        assert_eq!(rest(12_288, 4096, 4096).unwrap(), 8192);
+        let odd = rest(10_000, 0, 4096).unwrap_err().to_string();
+        for part in ["4 KiB", "--size 8192", "last 1808 bytes", "2288 bytes longer"] {
+            assert!(odd.contains(part), "{odd}");
+        }
+        assert!(rest(4096, 4096, 4096).is_err());
+        assert!(rest(4096, 1 << 40, 4096).is_err());
+    }
+
+    #[test]
+    fn a_file_of_the_server_need_not_be_here() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap();
+        std::fs::write(real.join("file"), [0; 4096]).unwrap();
+        std::os::unix::fs::symlink("file", real.join("link")).unwrap();
+        let (link, absent) = (real.join("link"), real.join("absent"));
+        let here = Endpoint::Unix(real.join("s"));
+        let there = Endpoint::Tcp("192.0.2.9:7070".parse().unwrap());
+        assert_eq!(file_at(&link, &here).unwrap(), real.join("file").to_str().unwrap());
+        // What is a link here may be none there.
+        assert_eq!(file_at(&link, &there).unwrap(), link.to_str().unwrap());
+        for server in [&here, &there] {
+            assert_eq!(file_at(&absent, server).unwrap(), absent.to_str().unwrap());
+        }
+        let file = real.join("file");
+        let file = file.to_str().unwrap();
+        assert_eq!(length_of(file, &here).unwrap(), 4096);
+        for (path, server) in [(file, &there), (absent.to_str().unwrap(), &here)] {
+            let unknown = format!("{:#}", length_of(path, server).unwrap_err());
+            assert!(unknown.contains(path) && unknown.contains("--size"), "{unknown}");
+        }
     }
 }

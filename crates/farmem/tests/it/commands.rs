@@ -315,6 +315,19 @@ fn cap_76_regions_are_made_copied_filled_and_written_back() {
     let listed = server.done(&["list"]);
     let names: Vec<_> = text(&listed).lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(names, ["NAME", "big", "then", "other"]);
+    // The server says what it finds at a path that is not there for us.
+    let absent = data.path().join("absent");
+    let absent = ["create", "x", "--file", absent.to_str().unwrap()];
+    let unknown = server.region(&absent);
+    assert!(text(&unknown.stderr).contains("--size"), "{unknown:?}");
+    let refused = server.region(&[&absent[..], &["--size", "4K"]].concat());
+    assert!(text(&refused.stderr).contains("refused"), "{refused:?}");
+    std::fs::write(&file, [7; 10_000]).unwrap();
+    let odd = ["create", "odd", "--file", file.to_str().unwrap()];
+    let refused = server.region(&odd);
+    assert!(text(&refused.stderr).contains("last 1808 bytes"), "{refused:?}");
+    server.done(&[&odd[..], &["--size", "8K"]].concat());
+    server.done(&["delete", "odd"]);
     let outside = server.region(&["create", "x", "--file", "/etc/hostname", "--size", "4K"]);
     assert!(text(&outside.stderr).contains("may not use the file"), "{outside:?}");
 }
