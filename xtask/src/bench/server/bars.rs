@@ -130,13 +130,13 @@ fn of_tiers(figures: &Figures) -> Vec<Verdict> {
             tiers.map(|tiers| tiers.promotion),
         ),
         Verdict::at_least(
-            "times its memory that a server served by compression alone, pages to a sixth",
+            "times its resident peak that a server served by compression alone, pages to a sixth",
             4.0,
             None,
             times.map(|(compressed, _)| compressed),
         ),
         Verdict::at_least(
-            "times its memory that a server served with a file tier, pages to a half",
+            "times its resident peak that a server served with a file tier, pages to a half",
             8.0,
             None,
             times.map(|(_, file)| file),

@@ -120,11 +120,10 @@ impl Figures {
         self.streams.push(bytes_per_second);
     }
 
-    /// How many times its memory a server served by compression alone, and with a file.
+    /// How many times the most that it had in memory a server served by compression alone, and with a file.
     pub(crate) fn times_memory(&self) -> Option<(f64, f64)> {
         let capacity = self.capacity.as_ref()?;
-        let times = |bytes: u64| bytes as f64 / capacity.memory_bytes as f64;
-        Some((times(capacity.compressed.bytes), times(capacity.file.bytes)))
+        Some((capacity.compressed.times_resident(), capacity.file.times_resident()))
     }
 
     /// How long another process takes to serve what one held that was killed.
