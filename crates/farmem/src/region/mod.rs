@@ -2,6 +2,7 @@
 
 pub(crate) mod cli;
 mod copy;
+mod interrupts;
 
 use std::io::{self, Read};
 use std::path::Path;

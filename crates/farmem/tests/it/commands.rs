@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -467,6 +468,32 @@ fn cap_74_regions_are_copied_within_a_server_to_another_one_and_to_a_file_and_ba
         let mut expected = [&["NAME"], expected].concat();
         expected.sort_unstable();
         assert_eq!(names, expected);
+    }
+}
+
+/// A region of zeros that is copied for hours: it is thin, and each byte of it is looked at.
+#[test]
+fn an_interrupted_copy_leaves_nothing_behind() {
+    let server = Server::start(&["--memory", "16M", "--promise-ratio", "10000000"]);
+    let name = "n".repeat(255);
+    server.done(&["create", &name, "--size", "16T"]);
+    let names = || -> Vec<String> {
+        let listed: Value = serde_json::from_slice(&server.done(&["list", "--json"])).unwrap();
+        let regions = listed.as_array().unwrap().iter();
+        regions.map(|region| region["name"].as_str().unwrap().to_owned()).collect()
+    };
+    for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15)] {
+        let words = ["region", "copy", &name, &"t".repeat(255), "--server", &server.address];
+        let mut command = server.installation.farmem(words);
+        let mut copy = command.stderr(Stdio::piped()).spawn().unwrap();
+        while !names().iter().any(|name| name.contains("in the making")) {
+            assert!(copy.try_wait().unwrap().is_none(), "it has ended");
+        }
+        kill_process(Pid::from_child(&copy), signal).unwrap();
+        let output = copy.wait_with_output().unwrap();
+        assert_eq!(output.status.signal(), Some(number), "{output:?}");
+        assert_eq!(text(&output.stderr), "farmem: interrupted\n");
+        assert_eq!(names(), std::slice::from_ref(&name));
     }
 }
 
