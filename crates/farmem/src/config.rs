@@ -1,7 +1,8 @@
 //! The configuration file: `--config FILE`, or /etc/farmem/farmem.toml if there is one.
 //!
-//! It has a table for each command and in it a key for each flag, under the flag's name. What it
-//! says takes the place of a flag's default: the command line and the environment win.
+//! It has a table for each command and in it a key for each flag, under the flag's name; `region` and
+//! `server` have those that have a variable. What it says takes the place of a flag's default: the command
+//! line and the environment win.
 //!
 //! ```toml
 //! [run]
@@ -9,12 +10,15 @@
 //! server = "memory.example:7070"
 //! ```
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::{Command, CommandFactory};
 use toml::{Table, Value};
 
@@ -30,6 +34,8 @@ pub(crate) struct Look {
     pub(crate) is_run: bool,
     /// It is a private server, which is as its run wants it.
     is_private: bool,
+    /// It asks for help, or the version.
+    is_question: bool,
     /// The file that the command line or the environment names.
     file: Option<PathBuf>,
 }
@@ -37,12 +43,13 @@ pub(crate) struct Look {
 impl Look {
     pub(crate) fn at(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let matches = Cli::command().ignore_errors(true).try_get_matches_from(arguments);
-        // Help and version are asked for.
-        let Ok(matches) = matches else { return Self::default() };
+        // Of errors only those are left that are none.
+        let Ok(matches) = matches else { return Self { is_question: true, ..Self::default() } };
         let serve = matches.subcommand_matches("serve");
         let private = serve.and_then(|serve| serve.try_get_one::<i32>("private").ok().flatten());
         Self {
             is_private: private.is_some(),
+            is_question: false,
             is_run: matches.subcommand_name() == Some("run"),
             file: matches.try_get_one::<PathBuf>("config").ok().flatten().cloned(),
         }
@@ -50,16 +57,26 @@ impl Look {
 }
 
 /// The definition of the command line, with defaults from the configuration file, which a private server
-/// does not read.
+/// does not read. Help is given whatever is wrong with it.
 ///
 /// # Errors
-/// The file cannot be read, is not TOML, or has a table or a key that no command or flag has.
+/// The file cannot be read, is not TOML, or has a table, a key or a value that no command or flag has.
 pub(crate) fn command(look: &Look) -> anyhow::Result<Command> {
+    command_with(look, Path::new(DEFAULT_FILE))
+}
+
+fn command_with(look: &Look, default: &Path) -> anyhow::Result<Command> {
     if look.is_private {
         return Ok(Cli::command());
     }
-    let named = look.file.as_deref();
-    let file = named.unwrap_or(Path::new(DEFAULT_FILE));
+    match read(look.file.as_deref(), default) {
+        Err(_) if look.is_question => Ok(Cli::command()),
+        read => read,
+    }
+}
+
+fn read(named: Option<&Path>, default: &Path) -> anyhow::Result<Command> {
+    let file = named.unwrap_or(default);
     match fs::read_to_string(file) {
         Ok(text) => with_defaults(Cli::command(), &text)
             .with_context(|| format!("the configuration file {} is wrong", file.display())),
@@ -76,34 +93,84 @@ fn with_defaults(command: Command, text: &str) -> anyhow::Result<Command> {
         let Value::Table(keys) = value else {
             bail!("`{name}` stands outside of a table: begin with the command, as in [run]");
         };
-        if command.find_subcommand(&name).is_none() {
+        let Some(found) = command.find_subcommand(&name) else {
             bail!("[{name}]: there is no such command");
-        }
-        let known = command.find_subcommand(&name).map(flags).unwrap_or_default();
+        };
         let defaults = keys
-            .into_iter()
+            .iter()
             .map(|(key, value)| {
-                if !known.contains(&key) {
-                    bail!("[{name}] {key}: there is no such key; keys are {}", known.join(", "));
-                }
-                Ok((
-                    key.replace('-', "_"),
-                    plain(&value).with_context(|| format!("[{name}] {key}"))?,
-                ))
+                default(found, key, value).with_context(|| format!("[{name}] {key}"))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(command.mut_subcommand(name, |subcommand| {
-            defaults.into_iter().fold(subcommand, |subcommand, (id, value)| {
-                subcommand.mut_arg(id, |flag| flag.default_value(value))
-            })
+        Ok(command.mut_subcommand(name, |found| {
+            defaults.into_iter().fold(found, |found, (id, value)| set(found, &id, &value))
         }))
     })
 }
 
-/// Names of the flags that a file may set.
+/// A flag, by its id, and its value, which it takes.
+fn default(command: &Command, key: &str, value: &Value) -> anyhow::Result<(String, String)> {
+    let known = flags(command);
+    if known.is_empty() {
+        bail!("the command takes no keys");
+    }
+    if !known.iter().any(|known| known == key) {
+        bail!("there is no such key; keys are {}", known.join(", "));
+    }
+    let (id, value) = (key.replace('-', "_"), plain(value)?);
+    let alone = commands(command).find(|command| has(command, &id));
+    alone.map_or(Ok(()), |alone| check(alone, &id, &value))?;
+    Ok((id, value))
+}
+
+/// Fails if the flag does not take the value.
+fn check(command: &Command, id: &str, value: &str) -> anyhow::Result<()> {
+    // Of the environment nothing is to be told here.
+    let alone = command.clone().mut_args(|flag| flag.env(Resettable::Reset));
+    match set(alone, id, value).try_get_matches_from([command.get_name()]) {
+        Err(error)
+            if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) =>
+        {
+            let text = error.to_string();
+            let first = text.strip_prefix("error: ").unwrap_or(&text).lines();
+            let first: Vec<_> = first.take_while(|line| !line.is_empty()).map(str::trim).collect();
+            bail!("{}", first.join(" "))
+        }
+        // What else is missing is told when the command line is parsed.
+        _ => Ok(()),
+    }
+}
+
+/// Gives a flag another default, in each of a command's commands that has it.
+fn set(command: Command, id: &str, value: &str) -> Command {
+    if has(&command, id) {
+        let value = value.to_owned();
+        return command.mut_arg(id, |flag| flag.default_value(value));
+    }
+    command.mut_subcommands(|found| if has(&found, id) { set(found, id, value) } else { found })
+}
+
+fn has(command: &Command, id: &str) -> bool {
+    command.get_arguments().any(|flag| flag.get_id() == id)
+}
+
+/// The command, or those that it consists of.
+fn commands(command: &Command) -> impl Iterator<Item = &Command> {
+    let alone = (!command.has_subcommands()).then_some(command);
+    alone.into_iter().chain(command.get_subcommands())
+}
+
+/// Names of the flags that a file may set: of a command that consists of others those that may stand in
+/// the environment too, which mean the same in each of them.
 fn flags(command: &Command) -> Vec<String> {
-    let shown = command.get_arguments().filter(|flag| !flag.is_hide_set());
-    shown.filter_map(|flag| flag.get_long()).map(str::to_owned).collect()
+    let is_whole = !command.has_subcommands();
+    let shown = commands(command).flat_map(Command::get_arguments);
+    let shown = shown.filter(|flag| !flag.is_hide_set() && (is_whole || flag.get_env().is_some()));
+    let mut names: Vec<String> =
+        shown.filter_map(|flag| flag.get_long()).map(str::to_owned).collect();
+    let mut seen = HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
 }
 
 /// The value as it would stand on the command line.
@@ -160,6 +227,41 @@ mod tests {
     }
 
     #[test]
+    fn commands_of_a_command_have_what_all_of_them_mean() {
+        let file = "[region]\nserver = 'a:1'\n[server]\nserver = 'b:1'\n";
+        let server = |arguments: &[&str]| {
+            let command = with_defaults(Cli::command(), file).unwrap();
+            let matches = command.try_get_matches_from(arguments).unwrap();
+            match Cli::from_arg_matches(&matches).unwrap().command {
+                cli::Command::Region(cli::RegionCommand::List(options)) => options.server.server,
+                cli::Command::Region(cli::RegionCommand::Copy(options)) => options.server.server,
+                cli::Command::Server(cli::ServerCommand::Show(options)) => options.server,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(server(&["farmem", "region", "list"]), "a:1");
+        assert_eq!(server(&["farmem", "region", "copy", "x", "y"]), "a:1");
+        assert_eq!(server(&["farmem", "region", "list", "--server", "c:1"]), "c:1");
+        assert_eq!(server(&["farmem", "server", "show"]), "b:1");
+    }
+
+    #[test]
+    fn help_is_given_whatever_is_wrong_with_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("farmem.toml");
+        fs::write(&file, "[run").unwrap();
+        let found = |arguments: &[&str]| {
+            let look = Look::at(arguments.iter().map(OsString::from));
+            command_with(&look, &file).is_ok()
+        };
+        for question in [&["farmem", "--help"][..], &["farmem", "run", "-h"], &["farmem", "-V"]] {
+            assert!(found(question), "{question:?}");
+        }
+        assert!(!found(&["farmem", "run", "true"]));
+        assert!(!found(&["farmem", "run", "ls", "--help"]), "that is the program's");
+    }
+
+    #[test]
     fn a_private_server_reads_no_file() {
         let look = |more: &[&str]| {
             let arguments = ["farmem", "serve", "--config", "/no/such/file"];
@@ -177,6 +279,11 @@ mod tests {
             ("local = '1G'", "`local`"),
             ("[run]\nlocal = [1]", "[run] local"),
             ("[serve]\nprivate = 1", "[serve] private"),
+            ("[region]\nsize = '1G'", "[region] size: there is no such key; keys are server"),
+            ("[completion]\nshell = 'bash'", "[completion] shell: the command takes no keys"),
+            ("[run]\nlocal = '4X'", "[run] local: invalid value '4X' for '--local <SIZE>': `X`"),
+            ("[serve]\nlog-form = 'xml'", "[serve] log-form: invalid value 'xml'"),
+            ("[serve]\ntier = 'tape=1G'", "[serve] tier: invalid value"),
             ("[run", "TOML"),
         ] {
             let error = format!("{:#}", with_defaults(Cli::command(), file).unwrap_err());
