@@ -21,7 +21,7 @@ pub(crate) fn write(bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
 /// Writes a value as JSON.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn write_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     write(serde_json::to_string_pretty(value)? + "\n")
 }
