@@ -83,11 +83,21 @@ impl Change {
     }
 }
 
+/// When a report was heard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heard {
+    /// The reading that had it: the count at its end.
+    pub(crate) reading: u64,
+    /// Its place in the order of all reports.
+    pub(crate) order: u64,
+}
+
 /// What is known of changes that are not all reported yet.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    /// With the reading that had the report.
-    waiting: VecDeque<(SpaceId, Change, u64)>,
+    waiting: VecDeque<(SpaceId, Change, Heard)>,
+    /// Reports heard so far.
+    heard: u64,
     /// Forks that wait until all changes of their time are reported.
     pub(crate) forks: Vec<Fork>,
     /// Changes made since it was last seen that all were reported, the newest last.
@@ -121,6 +131,12 @@ impl Changes {
     /// Whether changes of any space wait.
     pub(crate) fn wait_anywhere(&self) -> bool {
         !self.waiting.is_empty() || !self.forks.is_empty()
+    }
+
+    /// One more report is heard, of this reading.
+    pub(crate) const fn hear(&mut self, reading: u64) -> Heard {
+        self.heard += 1;
+        Heard { reading, order: self.heard }
     }
 
     pub(crate) fn moved_away(&mut self, space: SpaceId, from: AddressRange) {
@@ -188,16 +204,16 @@ impl Changes {
 impl Engine {
     /// Makes a change in its turn: now, or when all that came before it is reported.
     pub(crate) fn make_in_turn(&mut self, io: &mut Io<'_>, space: SpaceId, change: Change) {
-        let concerned = |&(other, waiting, _): &(SpaceId, Change, u64)| {
+        let concerned = |&(other, waiting, _): &(SpaceId, Change, Heard)| {
             other == space && change.is_concerned_by(&waiting)
         };
-        let reading = io.memory.readings();
+        let heard = self.changes.hear(io.memory.readings());
         let must_wait =
             !self.is_possible(space, &change) || self.changes.may_be_older(space, &change);
         if must_wait || self.changes.waiting.iter().any(concerned) {
-            self.changes.waiting.push_back((space, change, reading));
+            self.changes.waiting.push_back((space, change, heard));
         } else {
-            self.make(io, space, (change, reading), &RangeSet::default());
+            self.make(io, space, (change, heard), &RangeSet::default());
         }
     }
 
@@ -238,9 +254,9 @@ impl Engine {
     }
 
     /// Takes the first change, or the one that must have come before it: what freed its target.
-    fn next_change(&mut self, space: SpaceId) -> Option<(Change, u64)> {
+    fn next_change(&mut self, space: SpaceId) -> Option<(Change, Heard)> {
         let waiting = &self.changes.waiting;
-        let of_space = |&(other, ..): &(SpaceId, Change, u64)| other == space;
+        let of_space = |&(other, ..): &(SpaceId, Change, Heard)| other == space;
         let mut at = waiting.iter().position(of_space)?;
         for _ in 0..waiting.len() {
             let change = waiting[at].1;
@@ -260,7 +276,7 @@ impl Engine {
             };
             at = freed;
         }
-        self.changes.waiting.remove(at).map(|(_, change, reading)| (change, reading))
+        self.changes.waiting.remove(at).map(|(_, change, heard)| (change, heard))
     }
 
     /// Whether the change can have happened in the space as it is known: memory is only ever moved

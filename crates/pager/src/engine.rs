@@ -210,6 +210,8 @@ pub struct Engine {
     pub(crate) full: Option<(StoreError, Nanos)>,
     /// When what must stay is found anew at the earliest.
     pub(crate) pinned_until: Nanos,
+    /// Nothing is read ahead before: something of that was refused.
+    pub(crate) alone_until: Nanos,
     /// Slots of pages that are here are not looked for before.
     pub(crate) copies_after: Nanos,
     pub(crate) counts: Counts,
@@ -287,6 +289,7 @@ impl Engine {
             recount: false,
             full: None,
             pinned_until: Nanos::new(0),
+            alone_until: Nanos::new(0),
             copies_after: Nanos::new(0),
             counts: Counts::default(),
             samples: Vec::new(),
@@ -708,7 +711,7 @@ impl Engine {
             self.deferred.extend(fault);
             return Ok(());
         }
-        let mut plan = plan;
+        let mut plan = plan.filter(|_| (io.clock)() >= self.alone_until);
         if self.budget.is_full() && !self.stuck {
             // What is read ahead waits until there is room for it.
             let plans = &mut self.adoption.wanted_plans;
@@ -862,6 +865,11 @@ impl Engine {
                 self.growing = None;
                 self.full = Some((error, (io.clock)()));
                 Ok(())
+            }
+            Err(error @ (StoreError::Refused { .. } | StoreError::Disk { .. }))
+                if self.fetches.contains_key(&ticket) =>
+            {
+                self.on_refused_fetch(io, ticket, error)
             }
             Err(error) => Err(error.into()),
         }

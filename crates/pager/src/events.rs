@@ -6,7 +6,7 @@
 use farmem_region::{Nanos, PAGE_SIZE, PageIndex};
 use farmem_vmem::AddressRange;
 
-use crate::changes::Change;
+use crate::changes::{Change, Heard};
 use crate::engine::{Engine, FetchingPage, Io};
 use crate::memory::SpaceId;
 use crate::ranges::RangeSet;
@@ -96,20 +96,20 @@ impl Engine {
         self.make_in_turn(io, space, Change::Remap { from, to });
     }
 
-    /// Follows a change in the table that was in that reading of reports. Where memory has `arrived` since nothing
+    /// Follows a change in the table that was heard of then. Where memory has `arrived` since nothing
     /// was unmapped.
     pub(crate) fn make(
         &mut self,
         io: &mut Io<'_>,
         space: SpaceId,
-        (change, reading): (Change, u64),
+        (change, heard): (Change, Heard),
         arrived: &RangeSet,
     ) {
         self.settle_looks(io);
         match change {
             Change::Remove(range) => {
                 let lost = self.remove(io, space, range);
-                self.remember(space, (change, reading), lost, Vec::new());
+                self.remember(space, (change, heard), lost, Vec::new());
             }
             Change::Unmap(range) if self.changes.is_second_report(space, range) => {
                 self.changes.past.iter_mut().for_each(|past| past.vacate(space, range));
@@ -118,13 +118,13 @@ impl Engine {
                 for part in arrived.gaps(range) {
                     let known = self.ranges(space).map(|ranges| ranges.inside(part));
                     let lost = self.unmap(io, space, part);
-                    let made = (Change::Unmap(part), reading);
+                    let made = (Change::Unmap(part), heard);
                     self.remember(space, made, lost, known.unwrap_or_default());
                 }
             }
             Change::Remap { from, to } => {
                 let lost = self.remap(io, space, from, to);
-                self.remember(space, (change, reading), lost, Vec::new());
+                self.remember(space, (change, heard), lost, Vec::new());
             }
         }
     }

@@ -8,16 +8,18 @@
 //! after the fork. The child itself tells which did:
 //!
 //! * The kernel makes munmap, mremap and fork one after the other. So the child has either the
-//!   mapping of before or that of after, and [`Memory::look`](crate::Memory::look) shows it.
+//!   mapping of before or that of after, and [`Memory::look`](crate::Memory::look) shows it. Where memory was moved
+//!   on, or unmapped, after it had been moved, nothing is there before and after: what tells is the first move.
 //! * madvise leaves no trace there. But a page of the program's memory holds the number of times
 //!   that reports were read, and the child has a copy of it as it was at the fork. A removal that
-//!   was read later had not been made. One that was read in the very reading in which the fork came may have been
-//!   made before it: the kernel lets who removes go on while the pager still reads. The page is read when a thread of the child faults, for only
-//!   then is a thread known: until then what is in [`Doubt`] has no place.
+//!   was read later had not been made. One that was read in the very reading in which the fork came may
+//!   have been made before it: the kernel lets who removes go on while the pager still reads. The page is
+//!   read when a thread of the child faults, for only then is a thread known: until then what is in
+//!   [`Doubt`] has no place.
 
 use farmem_vmem::{AddressRange, Look, Uffd};
 
-use crate::changes::Change;
+use crate::changes::{Change, Heard};
 use crate::engine::{Engine, Io, Space};
 use crate::handover::Heirless;
 use crate::memory::SpaceId;
@@ -30,8 +32,7 @@ use crate::table::{Detached, Entry, PageTable, Place};
 pub(crate) struct Fork {
     pub(crate) parent: SpaceId,
     child: SpaceId,
-    /// The reading that had the report.
-    reading: u64,
+    heard: Heard,
 }
 
 /// A change that was made in the table. Forks whose reports are still to come may be older.
@@ -39,7 +40,7 @@ pub(crate) struct Fork {
 pub(crate) struct Past {
     pub(crate) space: SpaceId,
     change: Change,
-    reading: u64,
+    heard: Heard,
     /// What the table had of pages that are gone; it holds their slots.
     lost: Detached,
     /// Of an unmapping: what of its range was registered.
@@ -58,7 +59,7 @@ pub(crate) struct Doubt {
     /// The fork was reported before. Who drops pages waits until that is read, so they were still there at
     /// the fork.
     still_there: bool,
-    /// It was reported in the same one. Whoever was read of first may have gone on, and forked, before that
+    /// It was reported in the same one. Whoever was heard of first may have gone on, and forked, before that
     /// ended.
     together: bool,
     /// The removal was one of the program that the pager shares memory with: the child's copy of the
@@ -86,22 +87,22 @@ impl Engine {
         let child = SpaceId(self.next_space);
         self.next_space += 1;
         io.memory.add_space(child, uffd);
-        let reading = io.memory.readings();
-        self.changes.forks.push(Fork { parent, child, reading });
+        let heard = self.changes.hear(io.memory.readings());
+        self.changes.forks.push(Fork { parent, child, heard });
     }
 
     /// Keeps a change that was made, for forks that may be older.
     pub(crate) fn remember(
         &mut self,
         space: SpaceId,
-        (change, reading): (Change, u64),
+        (change, heard): (Change, Heard),
         lost: Detached,
         known: Vec<AddressRange>,
     ) {
         if matches!(change, Change::Remove(_)) && !lost.has_copies() {
             return;
         }
-        self.changes.past.push(Past { space, change, reading, lost, known, vacated: false });
+        self.changes.past.push(Past { space, change, heard, lost, known, vacated: false });
     }
 
     /// All that was under way is reported: forks to come are newer than all changes made.
@@ -158,10 +159,10 @@ impl Engine {
             moved_to: RangeSet::default(),
         };
         let past = std::mem::take(&mut self.changes.past);
-        for (at, newest) in past.iter().enumerate().rev() {
-            if newest.space == fork.parent {
-                self.take_back(io, fork, newest, &past[..at], &mut inherited);
-            }
+        let relevant: Vec<&Past> = past.iter().filter(|past| past.space == fork.parent).collect();
+        for (at, newest) in relevant.iter().enumerate().rev() {
+            let earlier = &relevant[..at];
+            self.take_back(io, fork, newest, earlier, &mut inherited);
         }
         self.changes.past = past;
         inherited
@@ -173,40 +174,36 @@ impl Engine {
         io: &mut Io<'_>,
         fork: &Fork,
         past: &Past,
-        earlier: &[Past],
+        earlier: &[&Past],
         child: &mut Inheritance,
     ) {
-        let reused = |range| !child.moved_to.overlapping(range).is_empty();
+        let mut is_there = |range: &AddressRange| {
+            let look = io.memory.look(fork.child, range.start());
+            look != Look::Nothing
+        };
         match past.change {
-            Change::Remove(_) => self.doubt(fork, past, child),
-            Change::Unmap(range) => {
-                // Elsewhere in the range nothing tells: it may reach over what was never registered.
-                let mut is_there =
-                    |part: &AddressRange| io.memory.look(fork.child, part.start()) != Look::Nothing;
-                if !reused(range) && past.known.iter().any(&mut is_there) {
-                    past.known.iter().for_each(|&part| child.ranges.insert(part));
-                    self.give_back(past, child);
+            Change::Remove(_) => return self.doubt(fork, past, child),
+            Change::Unmap(_) => {
+                if child.had_seen(&mut is_there, past, earlier) {
+                    return;
                 }
+                let known = past.known.iter().filter(|part| is_there(part));
+                known.for_each(|&part| child.ranges.insert(part));
             }
             Change::Remap { from, to } => {
                 let mut look = |range: AddressRange| io.memory.look(fork.child, range.start());
-                match (look(from), look(to)) {
+                if [look(from), look(to)].contains(&Look::Changing) {
                     // The child is changing its own mappings already. It has one of the two.
-                    (Look::Changing, _) | (_, Look::Changing) => self.give_both(from, to, child),
-                    (before, after) => {
-                        // MREMAP_DONTUNMAP leaves a mapping at the old place.
-                        let freed = earlier.iter().any(|past| past.has_freed(fork.parent, to));
-                        let both = after == Look::Registered && !freed && !past.vacated;
-                        if reused(from) || before == Look::Nothing || both {
-                            child.moved_to.insert(to);
-                            return;
-                        }
-                        child.move_back(from, to);
-                    }
+                    self.give_both(from, to, child);
+                } else if child.had_seen(&mut |part| look(*part) != Look::Nothing, past, earlier) {
+                    child.moved_to.insert(to);
+                    return;
+                } else {
+                    child.move_back(from, to, look(from) != Look::Nothing);
                 }
-                self.give_back(past, child);
             }
         }
+        self.give_back(past, child);
     }
 
     /// The pages of a removal are the child's if it was forked before.
@@ -214,8 +211,9 @@ impl Engine {
         past.lost.for_each(&mut |address, entry| {
             let unknown = child.table.get(address).is_none();
             if unknown && let Some(entry) = inherit_copy(&mut self.slots, entry) {
-                let reading = past.reading;
-                let (still_there, together) = (reading > fork.reading, reading == fork.reading);
+                let reading = past.heard.reading;
+                let still_there = past.heard.order > fork.heard.order;
+                let together = reading == fork.heard.reading;
                 let of_own = past.space == SpaceId::OWN;
                 child.doubts.push(Doubt { address, entry, reading, still_there, together, of_own });
             }
@@ -312,9 +310,9 @@ impl Past {
         self.change.target().filter(|_| self.space == space)
     }
 
-    fn has_freed(&self, space: SpaceId, range: AddressRange) -> bool {
+    fn has_freed(&self, range: AddressRange) -> bool {
         let freed = self.change.unmapped().or(self.change.moved());
-        self.space == space && freed.is_some_and(|freed| freed.overlaps(range))
+        freed.is_some_and(|freed| freed.overlaps(range))
     }
 
     /// Notes that the old place of a move is heard to be unmapped.
@@ -324,7 +322,47 @@ impl Past {
 }
 
 impl Inheritance {
-    fn move_back(&mut self, from: AddressRange, to: AddressRange) {
+    /// Whether an unmapping or a move had been made at the fork, by what is there in the child. Newer moves are
+    /// decided already, `earlier` changes not yet.
+    fn had_seen(
+        &self,
+        is_there: &mut dyn FnMut(&AddressRange) -> bool,
+        past: &Past,
+        earlier: &[&Past],
+    ) -> bool {
+        let reused = |range| !self.moved_to.overlapping(range).is_empty();
+        match past.change {
+            Change::Remove(_) => false,
+            Change::Unmap(range) => {
+                // Elsewhere in the range nothing tells: it may reach over what was never registered.
+                reused(range)
+                    || !past.known.iter().any(&mut *is_there)
+                        && self.had_come(is_there, range, earlier)
+            }
+            Change::Remap { from, to } => {
+                let (before, after) = (is_there(&from), is_there(&to));
+                // MREMAP_DONTUNMAP leaves a mapping at the old place.
+                let freed = earlier.iter().any(|past| past.has_freed(to));
+                let both = after && !freed && !past.vacated;
+                reused(from) || both || !before && self.had_come(is_there, from, earlier)
+            }
+        }
+    }
+
+    /// What is not there in a range may have gone before the fork, or been moved there after it.
+    fn had_come(
+        &self,
+        is_there: &mut dyn FnMut(&AddressRange) -> bool,
+        range: AddressRange,
+        earlier: &[&Past],
+    ) -> bool {
+        let is_arrival = |past: &&Past| past.change.target().is_some_and(|to| to.overlaps(range));
+        let arrival = earlier.iter().rposition(is_arrival);
+        arrival.is_none_or(|at| self.had_seen(is_there, earlier[at], &earlier[..at]))
+    }
+
+    /// Undoes a move. The old place `is_there` unless memory was moved there after the fork, too.
+    fn move_back(&mut self, from: AddressRange, to: AddressRange, is_there: bool) {
         let back = |address: usize| from.start() + (address - to.start());
         let moved = self.table.detach(to);
         moved.into_entries(&mut |address, entry| {
@@ -334,7 +372,9 @@ impl Inheritance {
             doubt.address = back(doubt.address);
         }
         self.ranges.remove(to);
-        self.ranges.insert(from);
+        if is_there {
+            self.ranges.insert(from);
+        }
     }
 }
 

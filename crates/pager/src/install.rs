@@ -1,10 +1,10 @@
 //! Puts fetched pages into the program's memory.
 
-use farmem_region::{FrameId, PAGE_SIZE};
+use farmem_region::{FrameId, PAGE_SIZE, StoreError};
 use farmem_vmem::{AddressRange, Progress, Stop};
 
 use crate::counts::Latency;
-use crate::engine::{BORDER, Engine, Fetch, FetchingPage, Io};
+use crate::engine::{BORDER, Engine, Fatal, Fault, Fetch, FetchingPage, Io};
 use crate::frames::FrameUse;
 use crate::memory::SpaceId;
 use crate::table::{Entry, Place};
@@ -20,6 +20,10 @@ const SHORT_MOVE_NANOS_COUNTED: u64 = 10_000;
 const COPIES_BETWEEN_TRIES: u32 = 64;
 /// Markers kept uninstalled at once; the oldest is given up then.
 const MARKERS_MAX: usize = 64;
+
+/// Nothing is read ahead for so long after something of that was refused: what a thread waits for is asked for
+/// alone then, so that it is known whose refusal it is.
+const ALONE_MICROS: u64 = 100_000;
 
 /// How an attempt to install a run ended.
 enum Installed {
@@ -95,6 +99,51 @@ impl Engine {
             self.sample(Latency::Fault, now.since(since));
         }
         self.recycle(fetch.pages);
+    }
+
+    /// Pages cannot be had. Those that no thread waits for are left where they are; what is waited for is asked for
+    /// alone, and if it was, the program cannot go on.
+    pub(crate) fn on_refused_fetch(
+        &mut self,
+        io: &mut Io<'_>,
+        ticket: u64,
+        error: StoreError,
+    ) -> Result<(), Fatal> {
+        let Some(fetch) = self.fetches.remove(&ticket) else {
+            return Ok(());
+        };
+        let now = (io.clock)();
+        if let [page] = fetch.pages[..]
+            && page.wanted
+            && !page.cancelled
+        {
+            return Err(error.into());
+        }
+        self.alone_until = now.plus_micros(ALONE_MICROS);
+        for page in &fetch.pages {
+            if page.cancelled {
+                self.let_go(page);
+                continue;
+            }
+            self.frames.pool(page.frame);
+            let table = self.table_mut(fetch.space);
+            if let Some(entry) = table.and_then(|table| table.get_mut(page.address)) {
+                entry.set_place(Place::Out);
+            }
+            if page.wanted {
+                let (address, thread) = (page.address, fetch.thread);
+                let since = fetch.fault_at.unwrap_or(now);
+                self.deferred.push_back(Fault {
+                    space: fetch.space,
+                    address,
+                    write: false,
+                    thread,
+                    since,
+                });
+            }
+        }
+        self.recycle(fetch.pages);
+        Ok(())
     }
 
     /// Tries what could not be installed before.

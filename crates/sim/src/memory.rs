@@ -38,6 +38,9 @@ pub struct SimMemory {
     /// Ranges that were being dropped when a space was forked, with the space: they may be either way
     /// there, and in its own children, so nobody ever looks.
     pub(crate) loose: Vec<(usize, AddressRange)>,
+    /// Ranges that are being moved away, with the space and where to: who else unmaps what is around them does not
+    /// mean them.
+    pub(crate) leaving: Vec<(usize, AddressRange, AddressRange)>,
     /// Ranges that were unmapped.
     pub(crate) freed: Vec<(usize, AddressRange)>,
     /// Ranges that parents have changed about the time of a fork, with the child.
@@ -87,6 +90,7 @@ impl SimMemory {
             failure: None,
             locked: Vec::new(),
             loose: Vec::new(),
+            leaving: Vec::new(),
             freed: Vec::new(),
             changed: Vec::new(),
             lately: VecDeque::new(),
@@ -279,6 +283,8 @@ impl SimMemory {
             list.iter_mut().for_each(|entry| entry.0 = other(entry.0, space));
             list.retain(|entry| entry.0 == 0);
         }
+        self.leaving.iter_mut().for_each(|entry| entry.0 = other(entry.0, space));
+        self.leaving.retain(|entry| entry.0 == 0);
         self.lately.clear();
         self.watched.clear();
         self.unsharing.clear();

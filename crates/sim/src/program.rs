@@ -251,7 +251,12 @@ impl SimMemory {
         let before = self.random.below(100) * PAGE_SIZE;
         let start = address.saturating_sub(before).max(FIRST_ADDRESS);
         let end = address + (1 + self.random.below(200)) * PAGE_SIZE;
-        self.lock(space, AddressRange::new(start, end))
+        let range = AddressRange::new(start, end);
+        let mut leaving = self.leaving.iter().filter(|(other, ..)| *other == space);
+        if leaving.any(|(_, from, _)| from.overlaps(range)) {
+            return None;
+        }
+        self.lock(space, range)
     }
 
     fn lock(&mut self, space: usize, range: AddressRange) -> Option<AddressRange> {
@@ -279,6 +284,7 @@ impl SimMemory {
     fn unlock(&mut self, thread: usize, range: AddressRange) {
         let space = self.threads[thread].space;
         self.locked.retain(|&other| other != (space, range));
+        self.leaving.retain(|&(other, _, to)| (other, to) != (space, range));
         self.threads[thread].doing = Doing::Nothing;
     }
 
@@ -396,6 +402,7 @@ impl SimMemory {
         // The new place stays locked until the change is known.
         self.locked.retain(|&other| other != (space, from));
         self.locked.push((space, to));
+        self.leaving.push((space, from, to));
         if self.planted(Plant::ForgetsMoves, 1) {
             self.unlock(thread, to);
             return;
@@ -462,6 +469,7 @@ impl SimMemory {
         self.freed.retain(|&(other, _)| other != space);
         self.locked.retain(|&(other, _)| other != space);
         self.loose.retain(|&(other, _)| other != space);
+        self.leaving.retain(|&(other, ..)| other != space);
         self.changed.retain(|&(other, _)| other != space);
     }
 

@@ -200,6 +200,13 @@ impl PageStore for SimStore {
                 continue;
             }
             let answer = self.answers.swap_remove(at);
+            if answer.contents.len() > 1 && self.random.once_in(30) {
+                // One of them cannot be read.
+                let (server, reason) = ("here".to_owned(), "file failed".to_owned());
+                let result = Err(StoreError::Refused { server, reason });
+                done.push(Completion { ticket: answer.ticket, result });
+                continue;
+            }
             for (page, value) in answer.contents {
                 let bytes = frames.bytes_mut(page.frame);
                 bytes.fill(0);

@@ -10,10 +10,9 @@ const STEPS: u64 = 20_000;
 fn the_engine_keeps_its_promises() {
     let (mut evicted, mut fetched, mut forks, mut events) = (0, 0, 0, 0);
     let (mut heirs, mut returned) = (0, 0);
-    // The first of the others finds that a child has what its parent had dropped before the fork, the last two once
-    // found that a child lost what its parent dropped just after the fork, if one of
+    // The last ones once found that a child lost what its parent dropped just after the fork, if one of
     // the two was a child itself or forked at once.
-    for seed in (1..=100).chain([384, 700, 200_555]) {
+    for seed in (1..=100).chain([700, 200_555]) {
         match run(Setup { seed, steps: STEPS, plant: Plant::Nothing }) {
             Ok(outcome) => {
                 evicted += outcome.counts.evicted_pages;
