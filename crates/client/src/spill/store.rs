@@ -13,7 +13,7 @@ use farmem_remote::{RegionMap, RemoteConfig, RemoteStore, SessionInfo};
 use super::file::SpillFile;
 
 /// A store with a file beside it for what the store has no room for. Without a file it is the
-/// store alone.
+/// store alone, which grows by what it has left where it has less than was asked for.
 #[derive(Debug)]
 pub struct SpillStore<S> {
     pub(super) inner: S,
@@ -229,7 +229,7 @@ impl<S: PageStore> SpillStore<S> {
     }
 
     /// What the inner store has finished: takes out what only half finishes a request, and turns
-    /// a refused growth into one of the file.
+    /// a refused growth into a smaller one, or one of the file.
     fn sort_completions(&mut self, done: &mut Vec<Completion>, from: usize) {
         if self.growing.is_none() && self.halves.is_empty() {
             return;
@@ -240,8 +240,9 @@ impl<S: PageStore> SpillStore<S> {
             if let Some((_, count)) = self.growing.take_if(|growing| growing.0 == ticket) {
                 match &completion.result {
                     Ok(Outcome::Grown { pages }) => self.boundary = pages.get(),
-                    Err(StoreError::Full { free, .. }) if self.file.is_some() => {
-                        self.grow_by_what_is_left(ticket, count, *free);
+                    Err(StoreError::Full { free, .. })
+                        if self.grow_by_what_is_left(ticket, count, *free) =>
+                    {
                         continue;
                     }
                     _ => {}
@@ -251,17 +252,21 @@ impl<S: PageStore> SpillStore<S> {
         }
     }
 
-    /// The inner store has no room for a growth: it gives what it has, or the file all of it.
-    fn grow_by_what_is_left(&mut self, ticket: Ticket, count: PageCount, free_bytes: u64) {
+    /// The inner store has no room for a growth: it gives what it has, or the file all of it. False if
+    /// neither has any.
+    fn grow_by_what_is_left(&mut self, ticket: Ticket, count: PageCount, free_bytes: u64) -> bool {
         let granted = self.granted.get().saturating_sub(self.boundary);
         let left = PageCount::new(free_bytes / PAGE_SIZE as u64 + granted);
         // Less each time, or it would be asked for ever.
         let worth = left > PageCount::new(0) && left < count;
         if worth && self.inner.submit(ticket, Request::Grow(left)).is_ok() {
             self.growing = Some((ticket, left));
-        } else {
+            return true;
+        }
+        if self.file.is_some() {
             self.local.push_back((ticket, Local::Grow(count)));
         }
+        self.file.is_some()
     }
 
     /// One side is done; the request is if it has no other side, or that is done too.

@@ -237,6 +237,17 @@ fn a_store_without_a_file_stays_full() {
 }
 
 #[test]
+fn a_store_without_a_file_grows_by_what_is_left() {
+    let store = SpillStore::new(SmallStore::new(4), PageCount::new(4), None);
+    let mut spilling = Spilling { store, frames: HeapFrames::new(32), next: 0 };
+    spilling.store.inner.free = 3;
+    assert_eq!(spilling.grow(8), Ok(Outcome::Grown { pages: PageCount::new(7) }));
+    assert_eq!(spilling.store.kept_inside(), PageCount::new(7));
+    assert_eq!(spilling.store(1, &[6]), Ok(Outcome::Stored));
+    assert!(matches!(spilling.grow(8), Err(StoreError::Full { free: 0, .. })));
+}
+
+#[test]
 fn a_directory_that_cannot_be_used_is_named() {
     let error = SpillFile::create(Path::new("/nowhere/at/all")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/at/all") && error.contains("No such file"), "{error}");

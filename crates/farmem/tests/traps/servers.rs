@@ -115,6 +115,16 @@ fn a_program_that_outgrows_the_server_is_stopped() {
     assert_eq!(server.show()["sessions"], 0);
 }
 
+/// What a server has left is used also where it is less than a region grows by at once.
+#[test]
+fn all_of_a_server_can_be_used() {
+    let Some(rig) = Rig::new() else { return };
+    let server = Server::start(&rig, "100MiB");
+    let options = ["--local", LIMIT, "--server", &server.address];
+    rig.run(&options, &rig.compile("grow"), &["96"]).is_right();
+    assert_eq!(server.show()["sessions"], 0);
+}
+
 /// That a server had no more room is not believed for ever: whoever needs it asks again.
 #[test]
 fn room_that_another_program_gives_back_is_asked_for_again() {
