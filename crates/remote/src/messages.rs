@@ -124,12 +124,20 @@ impl Message {
         {
             return false;
         }
-        let end = HEADER_BYTES + self.header.entry_bytes();
-        let has = |range: PageRange, page: PageIndex| {
-            page.get().checked_sub(range.start.get()).is_some_and(|at| at < range.count.get())
+        let pages = other.wanted.iter().map(|wanted| wanted.page);
+        let Some((first, last)) = pages.clone().min().zip(pages.clone().max()) else {
+            return false;
         };
-        RangeEntry::decode_all(&self.head[HEADER_BYTES..end])
-            .any(|range| other.wanted.iter().any(|wanted| has(range.0, wanted.page)))
+        let end = HEADER_BYTES + self.header.entry_bytes();
+        RangeEntry::decode_all(&self.head[HEADER_BYTES..end]).any(|RangeEntry(range)| {
+            let PageRange { start, count } = range;
+            let has = |page: PageIndex| {
+                page.get().checked_sub(start.get()).is_some_and(|at| at < count.get())
+            };
+            // Most messages are about pages elsewhere: no look at each of them.
+            let may_have = start <= last && (start >= first || has(first));
+            may_have && pages.clone().any(has)
+        })
     }
 
     /// Whether it is a write that nothing was done for yet, and that may become a commit.
@@ -201,8 +209,8 @@ pub(crate) struct Messages {
     /// To be sent again later.
     pub(crate) delayed: VecDeque<(Nanos, MessageIndex)>,
     /// Whether a free may be refused as busy, and so come after what was sent after it: in a region with a
-    /// name. Then a write waits for the frees of its pages before it, and a free for the writes.
-    pub(crate) keeps_order: bool,
+    /// name. Then a write waits for the frees of its pages before it.
+    pub(crate) frees_come_late: bool,
 }
 
 impl Messages {
@@ -425,11 +433,13 @@ impl Messages {
         }
     }
 
-    /// Whether the message at this place of those to be sent waits for the reply to an earlier one: see
-    /// [`Self::keeps_order`]. What was sent before has waited then.
+    /// Whether the message at this place of those to be sent waits for the reply to an earlier one: a free for
+    /// that to a write of its pages, which may be refused as busy and come again; a write for that to a free,
+    /// if [that may](Self::frees_come_late). What was sent before has waited then.
     pub(crate) fn must_wait(&self, at: usize) -> bool {
         let message = &self.list[self.unsent[at]];
-        if !self.keeps_order || message.resent {
+        let may = message.header.action == Action::Free || self.frees_come_late;
+        if !may || message.resent {
             return false;
         }
         let delayed = self.delayed.iter().map(|(_, index)| index);
@@ -610,11 +620,11 @@ mod tests {
         assert_eq!(order(&messages), [10, 100, 30]);
     }
 
-    /// A free of a region with a name may be refused as busy and come again: a write of the same page must
-    /// not be there by then, nor a free where the write comes again.
+    /// A write may be refused as busy and come again, in a region with a name a free too: what is about the
+    /// same page must not be there by then.
     #[test]
     fn a_write_waits_for_a_free_of_its_pages_and_a_free_for_a_write() {
-        let mut messages = Messages { keeps_order: true, ..Messages::default() };
+        let mut messages = Messages { frees_come_late: true, ..Messages::default() };
         let at = Nanos::new(0);
         let range = PageRange { start: PageIndex::new(10), count: PageCount::new(10) };
         messages.add_free(&session(), 0, &[range]);
@@ -640,8 +650,14 @@ mod tests {
         messages.mark_sent(at);
         messages.add_free(&session(), 0, &[range]);
         assert_eq!([0, 1].map(|at| messages.must_wait(at)), [false, true]);
-        messages.keeps_order = false;
+        messages.frees_come_late = false;
+        assert!(messages.must_wait(1), "in every region");
+        let write = messages.sent[0];
+        messages.take_sent(write);
+        messages.remove(write);
         assert!(!messages.must_wait(1));
+        add(&mut messages, Action::Write, 10, 1);
+        assert!(!messages.must_wait(2), "no free comes late here");
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl RemoteStore {
         let (mut store, session) = attached;
         store.base = Some(map.address);
         store.lease = if map.leased { MapLease::Lapsed } else { MapLease::Lost };
-        store.messages.keeps_order = true;
+        store.messages.frees_come_late = true;
         Ok((store, session, map))
     }
 

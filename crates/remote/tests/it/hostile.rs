@@ -436,6 +436,33 @@ fn a_write_waits_for_a_free_that_was_refused_as_busy() {
     assert_eq!(WRITES.load(Ordering::Relaxed), 1);
 }
 
+/// So it is with a write in a region without a name, where the server is nearly full: it must not be there
+/// when the page has been freed.
+#[test]
+fn a_free_waits_for_a_write_that_was_refused_as_busy() {
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    static STORED: AtomicU32 = AtomicU32::new(0);
+    fn answer(header: &Header, _: &[PageEntry], stream: &mut UnixStream) {
+        match header.action {
+            Action::Write if WRITES.fetch_add(1, Ordering::Relaxed) == 0 => {
+                return send(stream, header.refused(RefusalCode::Busy), |_| ());
+            }
+            Action::Write => STORED.store(1, Ordering::Relaxed),
+            _ => STORED.store(0, Ordering::Relaxed),
+        }
+        send(stream, header.granted(), |_| ());
+    }
+    let (endpoint, _directory) = serve(answer);
+    let mut client = Client::connect(config(&endpoint, 1), 2).unwrap();
+    let stored = client.submit(Request::Store(&store_pages(3, 1, 5))).unwrap();
+    let range = PageRange { start: PageIndex::new(0), count: PageCount::new(8) };
+    let freed = client.submit(Request::Release(&[range])).unwrap();
+    client.finish(stored).unwrap();
+    client.finish(freed).unwrap();
+    let (writes, stored) = (WRITES.load(Ordering::Relaxed), STORED.load(Ordering::Relaxed));
+    assert_eq!((writes, stored), (2, 0), "the page is there though nobody wants it");
+}
+
 fn opened(answer: Answer) -> (NamedRegion, tempfile::TempDir) {
     let (endpoint, directory) = serve(answer);
     (NamedRegion::open(&endpoint, "r", true, Duration::from_secs(5)).unwrap(), directory)
