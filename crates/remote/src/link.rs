@@ -438,7 +438,7 @@ fn seal_write(
             messages.get_mut(index).sealed = true;
             return true;
         }
-        if arena.is_usable() && messages.has_commit() {
+        if arena.is_usable() && messages.awaits_slots(index) {
             return false;
         }
     }

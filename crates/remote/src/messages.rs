@@ -345,7 +345,7 @@ impl Messages {
         message.finish();
     }
 
-    /// Asks for slots to write into, unless that has been asked already.
+    /// Asks for slots to write into, ahead of all that is not begun, unless that has been asked already.
     pub(crate) fn add_slots(&mut self, session: &SessionInfo) {
         if self.any(|message| message.header.action == Action::Slots) {
             return;
@@ -354,6 +354,8 @@ impl Messages {
         let message = self.add(session, Action::Slots, None);
         Slots { wanted }.encode(&mut message.head);
         message.finish();
+        let begun = usize::from(self.first_begun);
+        self.unsent.make_contiguous()[begun..].rotate_right(1);
     }
 
     /// Asks where pages lie that were stored before this session was: from one on, as many as a reply tells.
@@ -460,9 +462,14 @@ impl Messages {
         self.any(|message| message.header.action == Action::Ping)
     }
 
-    /// Whether a commit has no reply yet: with it there will be fresh slots.
-    pub(crate) fn has_commit(&self) -> bool {
-        self.any(|message| message.header.action == Action::Commit)
+    /// Whether a commit, or a request for slots, that goes before this message to be sent has no reply yet:
+    /// with it there will be fresh slots.
+    pub(crate) fn awaits_slots(&self, index: MessageIndex) -> bool {
+        let delayed = self.delayed.iter().map(|(_, index)| index);
+        let unsent = self.unsent.iter().take_while(|other| **other != index);
+        let mut before = self.sent.iter().rev().chain(unsent).chain(delayed);
+        before
+            .any(|other| matches!(self.list[*other].header.action, Action::Commit | Action::Slots))
     }
 
     /// Whether a write of the page has no reply that ends it.
@@ -658,6 +665,27 @@ mod tests {
         assert!(!messages.must_wait(1));
         add(&mut messages, Action::Write, 10, 1);
         assert!(!messages.must_wait(2), "no free comes late here");
+    }
+
+    /// What comes again goes first, and so cannot wait for what goes after it.
+    #[test]
+    fn a_write_waits_for_slots_that_are_asked_for_before_it_only() {
+        let mut messages = Messages::default();
+        add(&mut messages, Action::Write, 1, 1);
+        let write = messages.unsent[0];
+        messages.mark_sent(Nanos::new(0));
+        messages.take_sent(write);
+        messages.send_again(write, Nanos::new(5));
+        add(&mut messages, Action::Write, 2, 1);
+        messages.add_slots(&session());
+        let [slots, later] = [0, 1].map(|at| messages.unsent[at]);
+        assert_eq!(messages.get(slots).header.action, Action::Slots);
+        messages.take_up_delayed(Nanos::new(5));
+        assert_eq!(messages.unsent, [write, slots, later]);
+        assert_eq!([write, later].map(|index| messages.awaits_slots(index)), [false, true]);
+        messages.mark_sent(Nanos::new(5));
+        messages.mark_sent(Nanos::new(5));
+        assert!(messages.awaits_slots(later));
     }
 
     #[test]

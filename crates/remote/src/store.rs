@@ -637,6 +637,10 @@ impl RemoteStore {
             Step::Up { socket, connection } => {
                 self.connection = connection;
                 self.state = State::Up(Link::new(Box::new(socket), now));
+                if shares {
+                    // Those that were assigned by replies that were lost are not named again.
+                    self.messages.add_slots(&self.session);
+                }
                 Ok(())
             }
             Step::Lost(reason) => Err(self.lost(reason)),

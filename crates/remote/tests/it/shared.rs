@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use farmem_region::{FrameId, PageCount, PageIndex, PageRange, Request, StoreError};
 use farmem_remote::{RemoteConfig, SessionKey, admin};
+use farmem_wire::SLOTS_ASSIGNED_MAX;
 
-use crate::client::{Client, config};
+use crate::client::{Client, config, store_pages};
 use crate::server::{Over, TestServer};
 
 fn start(mebibytes: u64) -> TestServer {
@@ -86,6 +87,33 @@ fn cap_21_a_copy_finds_what_its_original_stored_without_the_server() {
     assert!(reads <= 50, "the server was asked for {reads} of 1000 pages");
     original.fetch(50, 1000, 2).unwrap();
     original.check(50, 1000, 2);
+}
+
+/// The slots that a commit's reply names are named by nothing else: not when the commit is repeated.
+#[test]
+fn slots_that_lost_replies_named_are_used_again() {
+    let server = start(64);
+    let mut client = Client::connect(config(&server.endpoint, 16), 64).unwrap();
+    client.grow(4096).unwrap();
+    for round in 0..SLOTS_ASSIGNED_MAX as u64 / 64 {
+        client.stamp(round * 64, 64, 1);
+        let ticket = client.submit(Request::Store(&store_pages(round * 64, 64, 1))).unwrap();
+        // What it asks arrives, and no reply does.
+        let descriptor = client.store.descriptor().unwrap();
+        rustix::net::shutdown(descriptor, rustix::net::Shutdown::Read).unwrap();
+        client.advance().unwrap();
+        server.wait_until(|stat| stat.pages == (round + 1) * 64);
+        client.finish(ticket).unwrap();
+    }
+    let before = server.stat().bytes_in;
+    client.stamp(1000, 64, 1);
+    client.store(1000, 64, 1).unwrap();
+    let sent = server.stat().bytes_in - before;
+    assert!(sent < 16_384, "{sent} bytes came over the socket");
+    for first in [0, 64, 128, 192, 1000] {
+        client.fetch(first, 64, 1).unwrap();
+        client.check(first, 64, 1);
+    }
 }
 
 #[test]
@@ -221,7 +249,7 @@ fn what_another_thread_carries_arrives_in_order() {
         client.stamp(0, 4000, version);
         for begin in (0..REQUESTS).step_by(at_once as usize) {
             for at in begin..begin + at_once {
-                let mut pages = crate::client::store_pages(at * u64::from(PAGES), PAGES, version);
+                let mut pages = store_pages(at * u64::from(PAGES), PAGES, version);
                 for page in &mut pages {
                     page.frame = FrameId::new(page.page.get() as u32);
                 }
