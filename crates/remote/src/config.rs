@@ -61,7 +61,8 @@ pub struct Timeouts {
     /// Short: the program that waits is told within a second.
     pub refused_us: u64,
     /// All attempts to connect again together. Below the 10 seconds that the server keeps a
-    /// session without a connection.
+    /// session without a connection. So long a request is repeated, too, that the server refuses because the
+    /// server that the region is made from is away.
     pub reconnect_us: u64,
     /// How long a request is repeated that the server refuses as busy.
     pub busy_us: u64,

@@ -70,8 +70,8 @@ pub(crate) struct Message {
     pub(crate) needs_write: bool,
     /// How often its pages arrived damaged, there or here.
     pub(crate) damaged: u32,
-    /// When the server first refused it as busy.
-    pub(crate) busy_since: Option<Nanos>,
+    /// When the server first refused it for what passes, and for how long it is repeated then.
+    pub(crate) put_off: Option<(Nanos, u64)>,
 }
 
 impl Message {
@@ -206,7 +206,7 @@ pub(crate) struct Messages {
     pub(crate) has_new: bool,
     /// Bytes of pages in messages that were sent.
     pages_sent: usize,
-    /// To be sent again later.
+    /// To be sent again later, in this order.
     pub(crate) delayed: VecDeque<(Nanos, MessageIndex)>,
     /// Whether a free may be refused as busy, and so come after what was sent after it: in a region with a
     /// name. Then a write waits for the frees of its pages before it.
@@ -403,7 +403,7 @@ impl Messages {
         message.placing = false;
         message.needs_write = false;
         message.damaged = 0;
-        message.busy_since = None;
+        message.put_off = None;
         self.vacant.push(index);
     }
 
@@ -423,7 +423,8 @@ impl Messages {
         let message = &mut self.list[index];
         message.resent = true;
         message.sealed &= !message.sends_pages();
-        self.delayed.push_back((due, index));
+        let at = self.delayed.partition_point(|(other, _)| *other <= due);
+        self.delayed.insert(at, (due, index));
     }
 
     /// What is due again goes before what has not been sent yet.
@@ -513,7 +514,7 @@ impl Message {
             placing: false,
             needs_write: false,
             damaged: 0,
-            busy_since: None,
+            put_off: None,
         }
     }
 

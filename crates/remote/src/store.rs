@@ -28,6 +28,9 @@ use crate::shared::{Kind, SharedArena};
 const EXTENT: PageCount = PageCount::new((64 << 20) / farmem_region::PAGE_SIZE as u64);
 /// Pause before a request that was refused as busy is sent again.
 const BUSY_PAUSE_US: u64 = 2_000;
+/// Pause before a request that was refused because its source is away is sent again: the server asks the
+/// other one no more often.
+const SOURCE_PAUSE_US: u64 = 500_000;
 /// How often a page that arrived damaged is asked for again, and a page that the server found
 /// damaged sent again. Once is bad luck, more is a broken machine.
 const DAMAGED_TRIES_MAX: u32 = 1;
@@ -587,13 +590,18 @@ impl RemoteStore {
             | RefusalCode::WrongIncarnation
             | RefusalCode::NoRegion => Err(Stop::Lost(code.text().to_owned())),
             _ if code.advice() == Advice::Retry => {
-                let since = *asked.busy_since.get_or_insert(now);
-                let busy_us = match header.action {
-                    Action::Free => timeouts.busy_free_us,
-                    _ => timeouts.busy_us,
+                let (pause_us, limit_us) = match (code, header.action) {
+                    (RefusalCode::Busy, Action::Free) => (BUSY_PAUSE_US, timeouts.busy_free_us),
+                    (RefusalCode::Busy, _) => (BUSY_PAUSE_US, timeouts.busy_us),
+                    (RefusalCode::SourceAway, _) => (SOURCE_PAUSE_US, timeouts.reconnect_us),
+                    _ => (0, 0),
                 };
-                if now.since(since) / 1_000 < busy_us && code == RefusalCode::Busy {
-                    return Ok(Handled::SendAgain(now.plus_micros(BUSY_PAUSE_US)));
+                let (since, before_us) = asked.put_off.unwrap_or((now, 0));
+                // A server whose source was away may be busy when it is back.
+                let limit_us = limit_us.max(before_us);
+                asked.put_off = Some((since, limit_us));
+                if pause_us > 0 && now.since(since) / 1_000 < limit_us {
+                    return Ok(Handled::SendAgain(now.plus_micros(pause_us)));
                 }
                 Ok(Handled::Ended(Err(self.refused(code.text().to_owned()))))
             }

@@ -1,12 +1,17 @@
 //! Connections that break, servers that die, restart, stall or are full.
 
+use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use farmem_region::{Request, StoreError};
+use farmem_memserver::{DistantRegion, Neighbours};
+use farmem_region::{ByteCount, Incarnation, RegionId, Request, StoreError};
+use farmem_remote::named::{self, NamedRegion};
 use farmem_remote::{RemoteConfig, admin};
 use farmem_transport::Endpoint;
+use farmem_wire::{Create, Source};
 
-use crate::client::{Client, config, store_pages};
+use crate::client::{Client, config, fetch_pages, store_pages};
 use crate::proxy::Proxy;
 use crate::server::{BOTH, Over, TestServer};
 
@@ -247,6 +252,82 @@ fn a_supervisor_ends_the_session_of_a_program_that_died() {
         admin::disconnect_session(&server.endpoint, &session, timeout).unwrap();
         admin::ping(&server.endpoint, timeout).unwrap();
     }
+}
+
+/// A region of another server, over a connection of its own.
+struct Distant(NamedRegion);
+
+impl DistantRegion for Distant {
+    fn identity(&self) -> (Incarnation, RegionId) {
+        self.0.identity()
+    }
+
+    fn size(&mut self) -> io::Result<u64> {
+        Ok(self.0.size().get())
+    }
+
+    fn read(&mut self, bytes: Range<u64>) -> io::Result<Vec<u8>> {
+        self.0.read(bytes).map_err(io::Error::other)
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write(at, bytes).map_err(io::Error::other)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_source_that_was_away_for_a_while_is_read_when_it_is_back() {
+    const PATIENCE: Duration = Duration::from_millis(700);
+    let back = TestServer::start(Over::Tcp, 64, |_| ());
+    let proxy = Proxy::start(&back.endpoint);
+    let make = |endpoint: &Endpoint, name, source| {
+        let size = ByteCount::new(256 << 10);
+        let create = Create { name, size, page_bytes: 4096, source, prefers: None };
+        named::create(endpoint, &create, Duration::from_secs(5)).unwrap();
+    };
+    make(&back.endpoint, "far", Source::Fill(7));
+    let through = proxy.endpoint.clone();
+    let front = TestServer::start(Over::Tcp, 64, |config| {
+        config.neighbours = Some(Neighbours::new(move |_, region, _| {
+            let region = NamedRegion::open(&through, region, false, PATIENCE);
+            Ok(Box::new(Distant(region.map_err(io::Error::other)?)))
+        }));
+    });
+    let address = "there";
+    let source = Source::Server { address, region: "far", offset: 0, writes_back: false };
+    make(&front.endpoint, "near", source);
+    let mut config = config(&front.endpoint, 1);
+    config.timeouts.reconnect_us = 2_000_000;
+    let mut client = Client::open(config, "near", 64).unwrap();
+    client.fetch(0, 4, 0).unwrap();
+    assert_eq!(client.frames.0[3], [7; 4096]);
+    let away = |proxy: &Proxy| {
+        proxy.refuse(true);
+        proxy.cut();
+    };
+    away(&proxy);
+    let fetched = client.submit(Request::Fetch(&fetch_pages(32, 4, 0))).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(1_200) {
+        client.advance().unwrap();
+        client.wait();
+    }
+    assert!(client.done.is_empty(), "{:?}", client.done);
+    // What needs nothing of the source is not kept waiting.
+    client.fetch(0, 4, 0).unwrap();
+    proxy.refuse(false);
+    client.finish(fetched).unwrap();
+    assert_eq!(client.frames.0[3], [7; 4096]);
+    // Not for ever.
+    away(&proxy);
+    let began = Instant::now();
+    let error = client.fetch(60, 4, 0).unwrap_err();
+    assert!(began.elapsed() >= Duration::from_millis(1_900), "{:?}", began.elapsed());
+    assert!(error.to_string().contains("does not give what it holds"), "{error}");
 }
 
 #[test]
