@@ -10,10 +10,10 @@ use farmem_region::{
 };
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    ADDRESS_BYTES_MAX, Action, BackupPlace, BodyError, Copy, Create, Delete, FileRange, Header,
-    List, NAME_BYTES_MAX, Open, PAGES_PER_MESSAGE_MAX, PATH_BYTES_MAX, PageEntry, PartEntry,
-    Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source, Tier, page_checksum,
-    part_checksum,
+    ADDRESS_BYTES_MAX, Action, Attach, AttachMode, BackupPlace, BodyError, Copy, Create, Delete,
+    FileRange, Header, List, NAME_BYTES_MAX, Open, PAGES_PER_MESSAGE_MAX, PATH_BYTES_MAX,
+    PageEntry, PartEntry, Prefer, Progress, RangeEntry, RefusalCode, RegionInfo, Resize, Source,
+    Tier, page_checksum, part_checksum,
 };
 
 use crate::exchange::{Exchange, ExchangeError, Reply};
@@ -175,7 +175,7 @@ impl NamedRegion {
         &mut self,
         mut attempt: impl FnMut(&mut Self) -> Result<T, ExchangeError>,
     ) -> Result<T, StoreError> {
-        let mut result = attempt(self);
+        let mut result = self.mend().and_then(|()| attempt(self));
         for _ in 0..JOINS_MAX {
             match result {
                 Err(ExchangeError::Refused(RefusalCode::StaleEpoch, _)) if !self.is_writer => {
@@ -195,11 +195,32 @@ impl NamedRegion {
             return Err(ExchangeError::Refused(RefusalCode::NoRegion, None));
         }
         (self.connection, self.session, self.pages) = (connection, session, pages);
-        // What was known is not believed: nobody has renewed it.
-        if self.map.take().is_some() {
-            self.download()?;
+        self.renew_map()
+    }
+
+    /// Goes on with another connection if the last one is broken.
+    fn mend(&mut self) -> Result<(), ExchangeError> {
+        if !self.connection.is_broken {
+            return Ok(());
         }
-        Ok(())
+        if !self.is_writer {
+            return self.join_again();
+        }
+        // Whether nobody has taken over meanwhile is for the server to say.
+        let mut connection = Connection::open(&self.server, self.connection.timeout)?;
+        let attach = Attach { mode: AttachMode::Join, replaces: self.connection.number };
+        connection.ask(self.request(Action::Attach), |out| attach.encode(out))?;
+        self.connection = connection;
+        self.renew_map()
+    }
+
+    /// What is known by another connection is not believed: nobody has renewed it.
+    fn renew_map(&mut self) -> Result<(), ExchangeError> {
+        let Some(map) = &mut self.map else {
+            return Ok(());
+        };
+        map.is_outdated = true;
+        self.download()
     }
 
     /// What tells it from a later region of the same name: the incarnation of its server, and the region's number.
@@ -230,9 +251,11 @@ impl NamedRegion {
         // What came before is in what comes now.
         exchange.take_news();
         let deadline = Instant::now() + *timeout;
-        let map = RegionMap::download(exchange, &self.session, deadline, true)?;
-        let mut map = KeptMap::new(map);
-        map.learn(exchange.take_news());
+        let map = RegionMap::download(exchange, &self.session, deadline, true);
+        let news = exchange.take_news();
+        self.connection.note_end(&map);
+        let mut map = KeptMap::new(map?);
+        map.learn(news);
         self.map = Some(map);
         // The region may have another size.
         let reply = self.ask(Action::Show, |_| ())?;
@@ -360,9 +383,11 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`]; pages must not be pinned.
     pub fn delete(mut self, keeps_copies: bool) -> Result<(), StoreError> {
-        let header = self.request(Action::Delete);
         let body = Delete { keeps_copies };
-        let deleted = self.connection.ask(header, |out| body.encode(out)).map(|_| ());
+        let deleted = self.mend().and_then(|()| {
+            let header = self.request(Action::Delete);
+            self.connection.ask(header, |out| body.encode(out)).map(|_| ())
+        });
         deleted.map_err(|error| self.error(error))
     }
 
@@ -371,11 +396,11 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`]; no page beyond a smaller size may be pinned.
     pub fn resize(&mut self, size: ByteCount) -> Result<RegionInfo, StoreError> {
-        let header = self.request(Action::Resize);
-        let resized = self
-            .connection
-            .ask(header, |out| Resize { size }.encode(out))
-            .and_then(|reply| self.connection.info(reply));
+        let resized = self.mend().and_then(|()| {
+            let header = self.request(Action::Resize);
+            let reply = self.connection.ask(header, |out| Resize { size }.encode(out))?;
+            self.connection.info(reply)
+        });
         let info = resized.map_err(|error| self.error(error))?;
         self.pages = info.pages;
         self.note_own(info.pages.get(), u64::MAX, None);
@@ -388,12 +413,14 @@ impl NamedRegion {
     /// # Errors
     /// As [`create`].
     pub fn prefer(&mut self, tier: Option<Tier>, range: PageRange) -> Result<u64, StoreError> {
-        let header = Header { entries: 1, ..self.request(Action::Prefer) };
-        let asked = self.connection.ask(header, |out| {
-            RangeEntry(range).encode(out);
-            Prefer { tier }.encode(out);
+        let progress = self.mend().and_then(|()| {
+            let header = Header { entries: 1, ..self.request(Action::Prefer) };
+            let reply = self.connection.ask(header, |out| {
+                RangeEntry(range).encode(out);
+                Prefer { tier }.encode(out);
+            })?;
+            self.connection.progress(reply)
         });
-        let progress = asked.and_then(|reply| self.connection.progress(reply));
         progress.map(|progress| progress.changed.get()).map_err(|error| self.error(error))
     }
 
@@ -581,7 +608,7 @@ impl NamedRegion {
         if end > self.size().get() {
             return Err(self.error(ExchangeError::Refused(RefusalCode::OutOfBounds, None)));
         }
-        let unit = self.unit().map_err(|error| self.error(error))?;
+        let unit = self.mend().and_then(|()| self.unit()).map_err(|error| self.error(error))?;
         for piece in pieces(at..end, unit) {
             let (Piece::Pages(range) | Piece::Part(range)) = &piece;
             let bytes = &bytes[(range.start - at) as usize..(range.end - at) as usize];
@@ -730,8 +757,12 @@ fn attach(
 #[derive(Debug)]
 struct Connection {
     exchange: Exchange,
+    /// The server's name for it.
+    number: u64,
     timeout: Duration,
     next: u64,
+    /// Whether what comes of it may be a part of an earlier reply: after anything but an answer.
+    is_broken: bool,
     /// When the last request was sent.
     sent: Duration,
     /// Whether the server knows of parts of pages.
@@ -747,8 +778,16 @@ impl Connection {
         let parts = [Action::ReadParts, Action::WriteParts];
         let knows_parts = parts.iter().all(|action| hello.actions >> action.number() & 1 == 1);
         let knows_ranges = hello.clones_have_ranges;
-        let sent = Duration::ZERO;
-        Ok(Self { exchange, timeout, next: 1, sent, knows_parts, knows_ranges })
+        let (sent, number) = (Duration::ZERO, hello.connection);
+        let (next, is_broken) = (1, false);
+        Ok(Self { exchange, number, timeout, next, is_broken, sent, knows_parts, knows_ranges })
+    }
+
+    fn note_end<T>(&mut self, result: &Result<T, ExchangeError>) {
+        let refused = |error: &ExchangeError| {
+            matches!(error, ExchangeError::Refused(..) | ExchangeError::Taken(_))
+        };
+        self.is_broken |= result.as_ref().is_err_and(|error| !refused(error));
     }
 
     fn ask(
@@ -779,7 +818,10 @@ impl Connection {
                 Err(ExchangeError::Refused(RefusalCode::Busy, _)) if Instant::now() < deadline => {
                     std::thread::sleep(BUSY_PAUSE);
                 }
-                other => return other,
+                other => {
+                    self.note_end(&other);
+                    return other;
+                }
             }
         }
     }

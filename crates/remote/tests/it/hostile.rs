@@ -468,6 +468,29 @@ fn opened(answer: Answer) -> (NamedRegion, tempfile::TempDir) {
     (NamedRegion::open(&endpoint, "r", true, Duration::from_secs(5)).unwrap(), directory)
 }
 
+/// The rest of a reply that is late is never taken for another one.
+#[test]
+fn a_region_is_read_again_after_a_reply_that_came_too_late() {
+    static READS: AtomicU32 = AtomicU32::new(0);
+    fn answer(header: &Header, entries: &[PageEntry], stream: &mut UnixStream) {
+        let message = pages(header, entries, |_, _| ());
+        let (first, rest) = message.split_at(1000);
+        let _ = stream.write_all(first);
+        if READS.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            thread::sleep(Duration::from_millis(200));
+        }
+        let _ = stream.write_all(rest);
+    }
+    let (endpoint, _directory) = serve(answer);
+    for takes_over in [false, true] {
+        let patience = Duration::from_millis(100);
+        let mut region = NamedRegion::open(&endpoint, "r", takes_over, patience).unwrap();
+        let error = region.read(0..4096).unwrap_err();
+        assert!(error.to_string().contains("did not answer in time"), "{error}");
+        assert_eq!(region.read(0..8192).unwrap(), [1; 8192]);
+    }
+}
+
 #[test]
 fn a_server_that_goes_on_at_the_same_page_for_ever() {
     let (mut region, _directory) = opened(|header, _, stream| {

@@ -6,7 +6,8 @@ use farmem_region::{ByteCount, PageCount, PageIndex, PageRange};
 use farmem_remote::named::{self, NamedRegion, RangeAction};
 use farmem_wire::{Create, FileRange, Source};
 
-use crate::server::{BOTH, TestServer};
+use crate::proxy::Proxy;
+use crate::server::{BOTH, Over, TestServer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: u64 = 4096;
@@ -163,6 +164,36 @@ fn bytes_past_the_region_are_refused_wherever_they_are() {
         region.write(end, &[]).unwrap();
         assert_eq!(region.read(0..2).unwrap(), [0, 0], "nothing was written");
     }
+}
+
+#[test]
+fn reader_and_writer_go_on_with_another_connection_and_who_was_followed_does_not() {
+    let server = TestServer::start(Over::Tcp, 64, |_| ());
+    let proxy = Proxy::start(&server.endpoint);
+    let (size, source) = (ByteCount::new(1 << 20), Source::Fill(7));
+    let create = Create { name: "r", size, page_bytes: 4096, source, prefers: None };
+    named::create(&server.endpoint, &create, TIMEOUT).unwrap();
+    let mut writer = NamedRegion::open(&proxy.endpoint, "r", true, TIMEOUT).unwrap();
+    let mut reader = NamedRegion::open(&proxy.endpoint, "r", false, TIMEOUT).unwrap();
+    for region in [&mut writer, &mut reader] {
+        region.keep_map().unwrap();
+    }
+    for byte in 1..4 {
+        proxy.cut();
+        assert!(writer.write(0, &[byte; 9]).is_err(), "it was cut");
+        writer.write(PAGE, &[byte; 9]).unwrap();
+        assert_eq!(writer.read(PAGE..PAGE + 9).unwrap(), [byte; 9]);
+        assert!(reader.show().is_err(), "it was cut");
+        assert_eq!(reader.read(PAGE..PAGE + 9).unwrap(), [byte; 9]);
+        assert_eq!(reader.read(0..9).unwrap(), [7; 9]);
+    }
+    let mut next = NamedRegion::open(&server.endpoint, "r", true, TIMEOUT).unwrap();
+    next.write(0, &[9]).unwrap();
+    proxy.cut();
+    assert!(writer.show().is_err(), "it was cut");
+    let error = writer.write(0, &[1]).unwrap_err();
+    assert!(error.to_string().contains("the epoch is over"), "{error}");
+    assert_eq!(next.read(0..2).unwrap(), [9, 7]);
 }
 
 /// Requests have room for so much. What is cut names something else: another region would be deleted, or
