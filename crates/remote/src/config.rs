@@ -48,7 +48,7 @@ impl RemoteConfig {
 /// Every time that a store waits, in microseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// Connecting for the first time, hello and setup together.
+    /// Connecting for the first time, hello and setup together; then each reply that tells a region's map.
     pub connect_us: u64,
     /// While requests wait for replies and nothing has been heard this long, a ping is sent.
     pub heartbeat_us: u64,

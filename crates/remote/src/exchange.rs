@@ -89,6 +89,10 @@ pub(crate) struct Exchange {
     sent: usize,
     input: Vec<u8>,
     received: usize,
+    /// Requests without a reply.
+    awaited: Vec<u64>,
+    /// Whether what was received is a reply that was handed out.
+    is_taken: bool,
     /// Whether a reply may carry pages.
     takes_pages: bool,
     /// A descriptor that came with the reply.
@@ -126,6 +130,8 @@ impl Exchange {
             sent: 0,
             input: vec![0; HEADER_BYTES + PAGE_ENTRY_BYTES + BODY_BYTES_MAX],
             received: 0,
+            awaited: Vec::new(),
+            is_taken: false,
             takes_pages: false,
             passed: None,
             news: None,
@@ -153,10 +159,19 @@ impl Exchange {
     /// Begins with a request; `body` appends its body.
     pub(crate) fn ask(&mut self, header: Header, body: impl FnOnce(&mut Vec<u8>)) {
         self.out.clear();
-        self.out.resize(HEADER_BYTES, 0);
+        self.awaited.clear();
+        (self.sent, self.received, self.is_taken) = (0, 0, false);
+        self.ask_also(header, body);
+    }
+
+    /// Asks for something more before the replies to all that was asked are there.
+    pub(crate) fn ask_also(&mut self, header: Header, body: impl FnOnce(&mut Vec<u8>)) {
+        self.out.drain(..std::mem::take(&mut self.sent));
+        let start = self.out.len();
+        self.out.resize(start + HEADER_BYTES, 0);
         body(&mut self.out);
-        seal(header, &mut self.out);
-        (self.sent, self.received) = (0, 0);
+        seal(header, &mut self.out[start..]);
+        self.awaited.push(header.request);
     }
 
     /// Makes room for replies that carry pages.
@@ -182,7 +197,7 @@ impl Exchange {
         self.ask(session.header(Action::Attach, 2), |out| attach.encode(out));
     }
 
-    /// Goes as far as goes without waiting; the reply once it is there.
+    /// Goes as far as goes without waiting; the next reply once it is there.
     pub(crate) fn advance(&mut self) -> Result<Option<Reply>, ExchangeError> {
         while self.sent < self.out.len() {
             match self.socket.send(&[IoSlice::new(&self.out[self.sent..])])? {
@@ -191,6 +206,9 @@ impl Exchange {
                 Moved::Closed => return Err(closed()),
             }
         }
+        if std::mem::take(&mut self.is_taken) {
+            self.received = 0;
+        }
         loop {
             let needed = match self.reply()? {
                 Ok(reply) if reply.header.news => {
@@ -198,7 +216,11 @@ impl Exchange {
                     self.received = 0;
                     continue;
                 }
-                Ok(reply) => return Ok(Some(reply)),
+                Ok(reply) => {
+                    self.is_taken = true;
+                    self.awaited.retain(|request| *request != reply.header.request);
+                    return Ok(Some(reply));
+                }
                 Err(needed) => needed,
             };
             let room = &mut self.input[self.received..needed];
@@ -246,8 +268,7 @@ impl Exchange {
             return Ok(Err(HEADER_BYTES));
         };
         let header = Header::decode(head)?;
-        let asked = self.out.first_chunk().map(Header::decode).transpose()?;
-        let fits = asked.is_some_and(|asked| asked.request == header.request) && header.reply;
+        let fits = self.awaited.contains(&header.request) && header.reply;
         let is_small = (header.payload_kind() == Payload::Body || self.takes_pages)
             && header.message_bytes() <= self.input.len();
         if !fits || !is_small {

@@ -250,10 +250,10 @@ impl NamedRegion {
         exchange.accept_news();
         // What came before is in what comes now.
         exchange.take_news();
-        let deadline = Instant::now() + *timeout;
-        let map = RegionMap::download(exchange, &self.session, deadline, true);
+        let map = RegionMap::download(exchange, &self.session, self.pages, *timeout, true);
         let news = exchange.take_news();
-        self.connection.note_end(&map);
+        // Also after a refusal: more replies may come.
+        self.connection.is_broken |= map.is_err();
         let mut map = KeptMap::new(map?);
         map.learn(news);
         self.map = Some(map);

@@ -118,7 +118,8 @@ impl RemoteStore {
     }
 
     /// Attaches to a named region, as its only writer: whoever wrote before is refused from then on.
-    /// Tells also what the region holds. Of the configuration the amount does not matter.
+    /// Tells also what the region holds: takes as long as that needs, and waits for the server for the named
+    /// time-out at most. Of the configuration the amount does not matter.
     ///
     /// # Errors
     /// [`StoreError::Refused`] if there is no such region, or the server cannot be reached.
@@ -127,7 +128,8 @@ impl RemoteStore {
         name: &str,
         now: Nanos,
     ) -> Result<(Self, SessionInfo, RegionMap), StoreError> {
-        let deadline = Instant::now() + Duration::from_micros(config.timeouts.connect_us);
+        let patience = Duration::from_micros(config.timeouts.connect_us);
+        let deadline = Instant::now() + patience;
         let begin = || {
             let share = config.share_arena;
             let (mut exchange, _, hello) = Exchange::open(&config.server, share, deadline)?;
@@ -137,7 +139,8 @@ impl RemoteStore {
             let body = GrantedSetup::decode(exchange.bytes(reply.body))
                 .map_err(|error| ExchangeError::BadReply(error.to_string()))?;
             exchange.accept_pages();
-            let map = RegionMap::download(&mut exchange, &reply.header, deadline, false)?;
+            let map =
+                RegionMap::download(&mut exchange, &reply.header, body.pages, patience, false)?;
             Ok((exchange, hello, reply.header, body, map))
         };
         let (exchange, hello, header, body, map) =

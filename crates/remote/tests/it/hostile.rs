@@ -1,10 +1,11 @@
 //! A scripted server that lies: nothing wrong ever reaches the caller as a page.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farmem_region::{
     ByteCount, Epoch, ExternalAddress, FetchPage, FrameId, Incarnation, Nanos, PAGE_SIZE,
@@ -12,19 +13,31 @@ use farmem_region::{
     StorePage, Version,
 };
 use farmem_remote::named::{NamedRegion, RangeAction};
+use farmem_remote::{RegionMap, RemoteStore};
 use farmem_transport::Endpoint;
 use farmem_wire::{
-    Absent, Action, GrantedSetup, HEADER_BYTES, Header, HelloReply, MapReply, PageEntry, Progress,
-    RefusalCode, RegionInfo, page_checksum, seal,
+    Absent, Action, AskMap, GrantedSetup, HEADER_BYTES, Header, HelloReply, MapReply,
+    PAGES_PER_MESSAGE_MAX, PageEntry, Progress, RefusalCode, RegionInfo, page_checksum, seal,
 };
 
 use crate::client::{Client, config, fetch_pages, store_pages};
 
+/// Pages of a region that is opened by its name.
+const MAPPED_PAGES: u64 = 150_000;
+
 /// How the server answers a read or a write.
 type Answer = fn(&Header, &[PageEntry], &mut UnixStream);
 
+/// How it tells a part of a map, from a page on.
+type Tell = fn(&Header, u64, &mut UnixStream);
+
 /// A server that says hello and sets up, and answers reads and writes as the script says.
 fn serve(answer: Answer) -> (Endpoint, tempfile::TempDir) {
+    serve_map(answer, |header, from, stream| tell(header, from..from, stream))
+}
+
+/// One whose regions may hold something.
+fn serve_map(answer: Answer, tell: Tell) -> (Endpoint, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("server");
     let listener = UnixListener::bind(&path).unwrap();
@@ -32,13 +45,13 @@ fn serve(answer: Answer) -> (Endpoint, tempfile::TempDir) {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let stream = stream.unwrap();
-            thread::spawn(move || serve_one(stream, answer));
+            thread::spawn(move || serve_one(stream, answer, tell));
         }
     });
     (Endpoint::Unix(path), directory)
 }
 
-fn serve_one(mut stream: UnixStream, answer: Answer) {
+fn serve_one(mut stream: UnixStream, answer: Answer, tell: Tell) {
     let mut head = [0; HEADER_BYTES];
     while stream.read_exact(&mut head).is_ok() {
         let header = Header::decode(&head).unwrap();
@@ -61,10 +74,11 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
                 send(&mut stream, reply, |out| hello.encode(out));
             }
             Action::Setup | Action::Attach | Action::Open => {
+                let pages = if header.action == Action::Open { MAPPED_PAGES } else { 256 };
                 let granted = GrantedSetup {
                     granted: ByteCount::new(1 << 20),
                     region: RegionId::new(1),
-                    pages: PageCount::new(256),
+                    pages: PageCount::new(pages),
                 };
                 let reply = Header {
                     session: SessionId::new(1),
@@ -78,21 +92,88 @@ fn serve_one(mut stream: UnixStream, answer: Answer) {
             Action::Read | Action::Write | Action::Free | Action::Prefetch => {
                 answer(&header, &entries, &mut stream);
             }
-            Action::Map => {
-                let map = MapReply {
-                    stamp: 0,
-                    next: None,
-                    address: ExternalAddress::from_raw(1 << 40),
-                    absent: Absent::Fill(0),
-                    is_all: true,
-                    is_outdated: false,
-                };
-                send(&mut stream, Header { leased: true, ..reply }, |out| map.encode(out));
-            }
+            Action::Map => tell(&header, asked_from(&rest), &mut stream),
             Action::Show => send(&mut stream, reply, |out| shown().encode(out)),
             _ => send(&mut stream, reply, |_| ()),
         }
     }
+}
+
+fn asked_from(body: &[u8]) -> u64 {
+    AskMap::decode(body).unwrap().from.get()
+}
+
+/// Tells of pages that are stored, page n in version n + 1, as many as a message may tell of.
+fn tell(asked: &Header, stored: Range<u64>, stream: &mut UnixStream) {
+    let end = stored.end.min(stored.start + PAGES_PER_MESSAGE_MAX as u64);
+    let map = MapReply {
+        stamp: 0,
+        next: (end < stored.end).then(|| PageIndex::new(end)),
+        address: ExternalAddress::from_raw(1 << 40),
+        absent: Absent::Fill(0),
+        is_all: true,
+        is_outdated: false,
+    };
+    let entries = (end - stored.start) as u32;
+    let incarnation = Incarnation::new(7);
+    send(stream, Header { entries, leased: true, incarnation, ..asked.granted() }, |out| {
+        for page in stored.start..end {
+            let (page, version) = (PageIndex::new(page), Version::new(page + 1));
+            PageEntry { page, version, ..PageEntry::default() }.encode(out);
+        }
+        map.encode(out);
+    });
+}
+
+/// Tells of a region in which each page is stored, to all that has been asked when nothing more was for
+/// a while; not at all after so many times.
+fn tell_late(header: &Header, from: u64, stream: &mut UnixStream, times: &AtomicU32) {
+    let mut asked = vec![(*header, from)];
+    stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let (mut head, mut body) = ([0; HEADER_BYTES], Vec::new());
+    while stream.read_exact(&mut head).is_ok() {
+        let header = Header::decode(&head).unwrap();
+        body.resize(header.payload_bytes(), 0);
+        stream.read_exact(&mut body).unwrap();
+        asked.push((header, asked_from(&body)));
+    }
+    stream.set_read_timeout(None).unwrap();
+    if times.fetch_sub(1, Ordering::Relaxed) == 0 {
+        times.store(0, Ordering::Relaxed);
+        return;
+    }
+    for (header, from) in asked {
+        tell(&header, from..MAPPED_PAGES, stream);
+    }
+}
+
+/// What a server that tells its map late is borne for.
+fn open_late(tell: Tell) -> Result<RegionMap, StoreError> {
+    let (endpoint, _directory) = serve_map(|_, _, _| (), tell);
+    let mut config = config(&endpoint, 1);
+    config.timeouts.connect_us = 300_000;
+    RemoteStore::open(config, "r", Nanos::new(0)).map(|(_, _, map)| map)
+}
+
+#[test]
+fn a_large_region_is_opened_though_its_map_takes_longer_than_a_reply_may() {
+    static TIMES: AtomicU32 = AtomicU32::new(200);
+    let map = open_late(|header, from, stream| tell_late(header, from, stream, &TIMES)).unwrap();
+    assert_eq!(map.stored.len() as u64, MAPPED_PAGES);
+    assert!(map.stored.iter().all(|(page, version)| version.get() == page + 1));
+    // With one request at a time there would be 586.
+    let times = 200 - TIMES.load(Ordering::Relaxed);
+    assert!((30..60).contains(&times), "asked {times} times");
+}
+
+#[test]
+fn a_server_that_stops_telling_its_map_is_given_up_in_time() {
+    static TIMES: AtomicU32 = AtomicU32::new(5);
+    let began = Instant::now();
+    let opened = open_late(|header, from, stream| tell_late(header, from, stream, &TIMES));
+    let (error, took) = (opened.unwrap_err().to_string(), began.elapsed());
+    assert!(error.contains("did not answer in time"), "{error}");
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(2), "{took:?}");
 }
 
 /// A region of whole pages.
