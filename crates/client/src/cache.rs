@@ -189,8 +189,9 @@ impl Cache {
     }
 
     /// Makes pages `first..=last` be there and holds them, fetching those that `needed` says, and
-    /// up to `ahead` more behind them if something is fetched at all. After an error nothing is held, and
-    /// nothing is there that was not before: what was not fetched does not pass for contents.
+    /// up to `ahead` more behind them if something is fetched at all. What goes wrong with those alone is
+    /// nobody's error. After an error nothing is held, and nothing is there that was not before: what was not
+    /// fetched does not pass for contents.
     fn bring(
         &mut self,
         exchange: &mut Exchange,
@@ -200,7 +201,16 @@ impl Cache {
         needed: impl Fn(u64) -> bool,
     ) -> Result<(), StoreError> {
         let mut made = Vec::new();
-        let result = self.try_to_bring(exchange, (first, last, ahead), needed, &mut made);
+        let seen = (self.counts.hits, self.counts.misses);
+        let mut result = self.try_to_bring(exchange, (first, last, ahead), &needed, &mut made);
+        if matches!(&result, Err(error) if !matches!(error, StoreError::Lost { .. }))
+            && made.iter().any(|&number| self.lies_behind(number, last))
+        {
+            made.drain(..).for_each(|number| self.drop_frame(number));
+            (self.counts.hits, self.counts.misses) = seen;
+            self.sequence.1 = 0;
+            result = self.try_to_bring(exchange, (first, last, 0), &needed, &mut made);
+        }
         if result.is_err() {
             made.iter().for_each(|&number| self.drop_frame(number));
             self.let_go(first, last);
@@ -208,12 +218,16 @@ impl Cache {
         result
     }
 
+    fn lies_behind(&self, number: u32, last: u64) -> bool {
+        self.cached[number as usize].is_some_and(|cached| cached.page > last)
+    }
+
     /// As [`Cache::bring`], which undoes what was `made`, in frames, after an error.
     fn try_to_bring(
         &mut self,
         exchange: &mut Exchange,
         (first, last, ahead): (u64, u64, u64),
-        needed: impl Fn(u64) -> bool,
+        needed: &impl Fn(u64) -> bool,
         made: &mut Vec<u32>,
     ) -> Result<(), StoreError> {
         let mut missing = Vec::new();
@@ -257,8 +271,9 @@ impl Cache {
         if fetch.is_empty() {
             return Ok(());
         }
+        exchange.ask(Request::Fetch(&fetch), &mut self.frames)?;
         self.counts.fetched_pages += fetch.len() as u64;
-        exchange.ask(Request::Fetch(&fetch), &mut self.frames).map(|_| ())
+        Ok(())
     }
 
     /// The version in which a page is to be fetched; `None` if that is not needed to know it.

@@ -231,6 +231,28 @@ fn a_failed_write_leaves_no_zeros_behind() {
     assert!(found == content);
 }
 
+/// Cap 77: a page that nobody asked for fails nobody's read: of a file that was cut all is read up to its end.
+#[test]
+fn cap_77_read_ahead_over_the_end_of_a_file_fails_no_read() {
+    let (_server, _directory, path, content, options) = of_file(4096);
+    let mut region = Region::open("file", options).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(60 * 4096).unwrap();
+    let mut found = [0; 4096];
+    for (page, expected) in content.chunks(4096).take(60).enumerate() {
+        region.read(page as u64 * 4096, &mut found).unwrap();
+        assert!(found == expected, "page {page}");
+    }
+    assert!(region.counts().misses < 30, "{:?}", region.counts());
+    for page in [60, 61, 99] {
+        region.read(page * 4096, &mut found).unwrap_err();
+    }
+    std::fs::write(&path, &content).unwrap();
+    for (page, expected) in content.chunks(4096).enumerate().take(100).rev() {
+        region.read(page as u64 * 4096, &mut found).unwrap();
+        assert!(found == expected, "page {page} of the whole file");
+    }
+}
+
 /// Cap 10: a snapshot is read like any region, and not mapped: nothing of it is written.
 #[test]
 fn cap_10_a_snapshot_is_read_and_not_mapped() {
