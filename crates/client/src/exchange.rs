@@ -5,17 +5,19 @@ use std::sync::OnceLock;
 
 use farmem_pager::Pager;
 use farmem_region::{
-    Completion, Frames, Nanos, Outcome, PageStore, Readiness, Request, StoreError, Ticket,
+    Completion, ExternalAddress, Frames, Nanos, Outcome, PageStore, Readiness, Request, StoreError,
+    Ticket,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 
+use crate::keeper::Keeper;
 use crate::{ProgramStore, RegionError};
 
 /// A store and what is needed to wait for it.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    pub(crate) store: ProgramStore,
+    keeper: Keeper,
     last: u64,
     done: Vec<Completion>,
     /// The server is lost.
@@ -50,8 +52,24 @@ impl Maker {
 const TICKETS_FROM: u64 = 1 << 62;
 
 impl Exchange {
-    pub(crate) fn new(store: ProgramStore) -> Self {
-        Self { store, last: TICKETS_FROM, done: Vec::new(), lost: None }
+    pub(crate) fn new(keeper: Keeper, store: ProgramStore) -> Self {
+        keeper.hold(store);
+        Self { keeper, last: TICKETS_FROM, done: Vec::new(), lost: None }
+    }
+
+    /// The store, for whoever goes on with it.
+    pub(crate) fn into_store(mut self) -> ProgramStore {
+        match self.keeper.end() {
+            Some(store) => store,
+            None => unreachable!("the keeper has it until now"),
+        }
+    }
+
+    /// Where the region's first block is on the server, and the bytes of the region that lie there.
+    pub(crate) fn place(&self) -> Option<(ExternalAddress, u64)> {
+        let mut turn = self.keeper.turn();
+        let store = turn.store();
+        store.base().map(|base| (base, store.kept_inside().bytes().get()))
     }
 
     /// Says so if the server was found lost, also to those who need not ask it.
@@ -65,59 +83,82 @@ impl Exchange {
         request: Request<'_>,
         frames: &mut dyn Frames,
     ) -> Result<Outcome, StoreError> {
-        let result = self.send_and_wait(request, frames);
+        self.last += 1;
+        let mut turn = self.keeper.turn();
+        let mut waiting = Waiting { done: &mut self.done, moved: false };
+        let result = waiting.ask(turn.store(), Ticket(self.last), request, frames);
+        let moved = waiting.moved;
+        drop(turn);
+        if moved {
+            self.keeper.ring();
+        }
         if let Err(error @ StoreError::Lost { .. }) = &result {
             self.lost = Some(error.clone());
         }
         result
     }
 
-    fn send_and_wait(
-        &mut self,
-        request: Request<'_>,
-        frames: &mut dyn Frames,
-    ) -> Result<Outcome, StoreError> {
-        self.last += 1;
-        let ticket = Ticket(self.last);
-        loop {
-            match self.store.submit(ticket, request) {
-                Err(StoreError::Busy { .. }) => self.advance(frames)?,
-                Err(error) => return Err(error),
-                Ok(()) => break,
-            }
-        }
-        loop {
-            self.done.clear();
-            self.store.advance(now(), frames, &mut self.done)?;
-            if let Some(at) = self.done.iter().position(|done| done.ticket == ticket) {
-                return self.done.swap_remove(at).result;
-            }
-            self.wait();
-        }
-    }
-
-    fn advance(&mut self, frames: &mut dyn Frames) -> Result<(), StoreError> {
-        self.done.clear();
-        self.store.advance(now(), frames, &mut self.done)?;
-        self.wait();
-        Ok(())
-    }
-
     /// Makes sure that nobody else has changed a named region up to this call. Costs a round trip if the
     /// server has said nothing for a while.
     pub(crate) fn confirm(&mut self, frames: &mut dyn Frames) -> Result<(), StoreError> {
-        if self.store.is_own(now()) {
+        if self.keeper.turn().store().is_own(now()) {
             return Ok(());
         }
         // Changes nothing, and is refused if another client has taken over.
         self.ask(Request::Release(&[]), frames).map(|_| ())
     }
+}
 
-    fn wait(&self) {
-        let readiness = self.store.readiness();
-        let nanos = readiness.deadline.map(|deadline| deadline.since(now()));
-        wait_for(&mut poll_store(self.store.descriptor(), readiness), nanos);
+/// One request under way.
+struct Waiting<'a> {
+    done: &'a mut Vec<Completion>,
+    /// The store has no connection any more, or another one.
+    moved: bool,
+}
+
+impl Waiting<'_> {
+    fn ask(
+        &mut self,
+        store: &mut ProgramStore,
+        ticket: Ticket,
+        request: Request<'_>,
+        frames: &mut dyn Frames,
+    ) -> Result<Outcome, StoreError> {
+        loop {
+            match store.submit(ticket, request) {
+                Err(StoreError::Busy { .. }) => {
+                    self.advance(store, frames)?;
+                    wait(store);
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        loop {
+            self.advance(store, frames)?;
+            if let Some(at) = self.done.iter().position(|done| done.ticket == ticket) {
+                return self.done.swap_remove(at).result;
+            }
+            wait(store);
+        }
     }
+
+    fn advance(
+        &mut self,
+        store: &mut ProgramStore,
+        frames: &mut dyn Frames,
+    ) -> Result<(), StoreError> {
+        self.done.clear();
+        store.advance(now(), frames, self.done)?;
+        self.moved |= store.descriptor().is_none();
+        Ok(())
+    }
+}
+
+fn wait(store: &ProgramStore) {
+    let readiness = store.readiness();
+    let nanos = readiness.deadline.map(|deadline| deadline.since(now()));
+    wait_for(&mut poll_store(store.descriptor(), readiness), nanos);
 }
 
 /// The pager's clock, for a store goes from one to the other with the times that it has noted; but it goes on while

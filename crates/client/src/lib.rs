@@ -67,6 +67,7 @@
 mod cache;
 mod exchange;
 mod frames;
+mod keeper;
 mod mapped;
 mod options;
 mod region;

@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use crate::cache::Cache;
 use crate::exchange::{Exchange, Maker, poll_store, wait_for};
 use crate::options::{RegionError, RegionOptions};
-use crate::region::{Kind, Region};
+use crate::region::{Kind, Region, start_keeper};
 use crate::spill::ProgramStore;
 
 /// The smallest local memory of a mapping: the pager's own buffers need some of it.
@@ -127,13 +127,17 @@ impl MappedRegion {
         if let Err(error) = self.flush() {
             return Err(UnmapError { region: Box::new(self), error });
         }
+        let keeper = match start_keeper() {
+            Ok(keeper) => keeper,
+            Err(error) => return Err(UnmapError { region: Box::new(self), error }),
+        };
         let stopped = self.pager.take().map(|pager| pager.stop(Stop::InOrder));
         let (store, (versions, next)) = match stopped.unwrap_or(Err(RegionError::NoPager)) {
             Ok(stopped) => stopped,
             Err(error) => return Err(UnmapError { region: Box::new(self), error }),
         };
         let cache = Cache::new(self.options.cache_size, versions, next, self.kind.absent);
-        Ok(Region::resume(self.options.clone(), Exchange::new(store), cache, self.kind))
+        Ok(Region::resume(self.options.clone(), Exchange::new(keeper, store), cache, self.kind))
     }
 
     fn bytes(&self) -> usize {

@@ -106,6 +106,12 @@ pub enum RegionError {
         /// Its name.
         name: String,
     },
+    /// Between operations the connection is a thread's.
+    #[error("cannot start the thread that keeps a region's connection: {source}")]
+    Keeper {
+        /// What the system said.
+        source: io::Error,
+    },
     /// This process cannot page memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -10,6 +10,7 @@ use farmem_remote::{Absent, RemoteConfig, named};
 
 use crate::cache::{Cache, CacheCounts};
 use crate::exchange::{Exchange, Maker, now};
+use crate::keeper::Keeper;
 use crate::mapped::MappedRegion;
 use crate::options::{RegionError, RegionOptions, WritePolicy};
 use crate::spill::ProgramStore;
@@ -26,6 +27,8 @@ pub struct Region {
     options: RegionOptions,
     /// `None` once the region has been handed on.
     parts: Option<(Exchange, Cache)>,
+    /// Where its first block is on the server, and the bytes of the region that lie there.
+    place: Option<(ExternalAddress, u64)>,
     kind: Kind,
     /// As it was opened by.
     name: Option<String>,
@@ -59,8 +62,9 @@ impl Region {
         let size = ByteCount::new(options.size);
         let mut config = RemoteConfig::new(options.server.clone(), options.name.clone(), size);
         config.accept_partial = options.spill.is_some();
+        let keeper = start_keeper()?;
         let (store, session) = ProgramStore::connect(config, options.spill.as_deref(), now())?;
-        let mut exchange = Exchange::new(store);
+        let mut exchange = Exchange::new(keeper, store);
         let (absent, cache_size) = (Absent::Fill(0), options.cache_size);
         let mut cache = Cache::new(cache_size, HashMap::new(), Version::new(1), absent);
         // As much on the server as it granted; a file has the rest.
@@ -93,12 +97,13 @@ impl Region {
         }
         let amount = ByteCount::new(0);
         let config = RemoteConfig::new(options.server.clone(), options.name.clone(), amount);
+        let keeper = start_keeper()?;
         let (store, session, map) = ProgramStore::open(config, name, now())?;
         options.size = session.pages.bytes().get();
         let (next, absent) = (map.next_version(), map.absent);
         let cache = Cache::new(options.cache_size, map.stored, next, absent);
         let kind = Kind { absent, is_named: true };
-        let mut region = Self::resume(options, Exchange::new(store), cache, kind);
+        let mut region = Self::resume(options, Exchange::new(keeper, store), cache, kind);
         region.name = Some(name.to_owned());
         Ok(region)
     }
@@ -109,7 +114,9 @@ impl Region {
         cache: Cache,
         kind: Kind,
     ) -> Self {
-        Self { options, parts: Some((exchange, cache)), kind, name: None, maker: Maker::here() }
+        let place = exchange.place();
+        let (parts, maker) = (Some((exchange, cache)), Maker::here());
+        Self { options, parts, place, kind, name: None, maker }
     }
 
     /// Bytes of the region.
@@ -150,9 +157,8 @@ impl Region {
     /// server (4 GiB with the default widths), or where the spill file has the page.
     #[must_use]
     pub fn address(&self, offset: u64) -> Option<ExternalAddress> {
-        let (exchange, _) = self.parts.as_ref()?;
-        let base = exchange.store.base()?;
-        let inside = exchange.store.kept_inside().bytes().get().min(self.options.size);
+        let (base, kept) = self.place?;
+        let inside = kept.min(self.options.size);
         let widths = AddressWidths::DEFAULT;
         let (server, block, start) = widths.split(base);
         if offset >= inside {
@@ -164,8 +170,7 @@ impl Region {
     /// The offset of an external address; `None` if it does not lie in this region.
     #[must_use]
     pub fn offset(&self, address: ExternalAddress) -> Option<u64> {
-        let (exchange, _) = self.parts.as_ref()?;
-        let offset = address.raw().checked_sub(exchange.store.base()?.raw())?;
+        let offset = address.raw().checked_sub(self.place?.0.raw())?;
         (self.address(offset)? == address).then_some(offset)
     }
 
@@ -238,7 +243,7 @@ impl Region {
             }
         }
         let (options, versions) = (self.options.clone(), (versions, next));
-        MappedRegion::start(options, self.kind, exchange.store, versions)
+        MappedRegion::start(options, self.kind, exchange.into_store(), versions)
     }
 
     /// Ends the region and frees it on the server. A named region stays there; flush before.
@@ -249,7 +254,7 @@ impl Region {
     pub fn close(mut self) -> Result<(), RegionError> {
         self.maker.check()?;
         match self.parts.take() {
-            Some((exchange, _)) => Ok(exchange.store.disconnect()?),
+            Some((exchange, _)) => Ok(exchange.into_store().disconnect()?),
             None => Ok(()),
         }
     }
@@ -271,6 +276,11 @@ impl Region {
     }
 }
 
+/// What keeps a region's connection while nothing is asked of it.
+pub(crate) fn start_keeper() -> Result<Keeper, RegionError> {
+    Keeper::start().map_err(|source| RegionError::Keeper { source })
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
         if let Some((exchange, _)) = self.parts.take() {
@@ -280,7 +290,7 @@ impl Drop for Region {
                 return;
             }
             // The server frees the region by itself if it cannot be told.
-            let _: Result<(), StoreError> = exchange.store.disconnect();
+            let _: Result<(), StoreError> = exchange.into_store().disconnect();
         }
     }
 }

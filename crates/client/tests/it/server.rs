@@ -9,8 +9,9 @@ use farmem_region::ByteCount;
 /// A running server; stops when dropped.
 pub(crate) struct TestServer {
     endpoint: Endpoint,
-    stop: StopHandle,
-    thread: Option<JoinHandle<()>>,
+    config: ServerConfig,
+    /// `None` while it is stopped: a handle keeps the data in use.
+    running: Option<(StopHandle, JoinHandle<()>)>,
     _directory: tempfile::TempDir,
 }
 
@@ -24,12 +25,14 @@ impl TestServer {
         let endpoint = Endpoint::Unix(directory.path().join("server"));
         let mut config = ServerConfig::new(vec![endpoint.clone()], ByteCount::new(mebibytes << 20));
         change(&mut config);
-        let server = MemServer::bind(config).unwrap();
-        let stop = server.stop_handle();
-        let thread = std::thread::spawn(move || {
-            server.run().unwrap();
-        });
-        Self { endpoint, stop, thread: Some(thread), _directory: directory }
+        let running = Some(serve(config.clone()));
+        Self { endpoint, config, running, _directory: directory }
+    }
+
+    /// Another one in its place, which goes on if it was to keep its data.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.running = Some(serve(self.config.clone()));
     }
 
     /// Options for a region of that many MiB with a cache of 1 MiB.
@@ -40,8 +43,8 @@ impl TestServer {
     }
 
     pub(crate) fn stop(&mut self) {
-        self.stop.stop();
-        if let Some(thread) = self.thread.take() {
+        if let Some((handle, thread)) = self.running.take() {
+            handle.stop();
             thread.join().unwrap();
         }
     }
@@ -55,6 +58,15 @@ impl TestServer {
         let patience = std::time::Duration::from_secs(5);
         farmem_remote::admin::stat(&self.endpoint, patience).unwrap()
     }
+}
+
+fn serve(config: ServerConfig) -> (StopHandle, JoinHandle<()>) {
+    let server = MemServer::bind(config).unwrap();
+    let stop = server.stop_handle();
+    let thread = std::thread::spawn(move || {
+        server.run().unwrap();
+    });
+    (stop, thread)
 }
 
 impl Drop for TestServer {

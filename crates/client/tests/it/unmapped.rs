@@ -1,6 +1,10 @@
 //! Regions that are read and written at offsets.
 
+use std::time::Duration;
+
 use farmem_client::{ExternalAddress, Region, RegionError, StoreError, WritePolicy};
+use farmem_region::{ByteCount, Nanos};
+use farmem_remote::{RemoteConfig, RemoteStore};
 
 use crate::server::{Numbers, TestServer};
 
@@ -157,4 +161,31 @@ fn a_lost_server_is_told_by_every_call() {
     // Also those that would find what they want in the cache.
     assert!(region.read((4 << 20) - 4096, &mut bytes).is_err());
     assert!(region.flush().is_err());
+}
+
+/// Cap 95: a region of which nothing is asked goes on with a server that is started again, and is not freed
+/// like a session without a connection.
+#[test]
+fn cap_95_an_idle_region_outlives_a_server_that_is_started_again() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = TestServer::start_with(64, |config| {
+        config.data = Some(data.path().join("data"));
+        config.limits.session_timeout = Duration::from_secs(1);
+    });
+    let mut region = Region::create(server.options(8)).unwrap();
+    let content: Vec<u8> = (0..8 << 20).map(|at: u32| (at / 4096 * 3 + at % 7) as u8).collect();
+    region.write(0, &content).unwrap();
+    let kept = server.reserved();
+    let config = RemoteConfig::new(server.options(1).server, "idle", ByteCount::new(1 << 20));
+    let (_unkept, _) = RemoteStore::connect(config, Nanos::new(0)).unwrap();
+    assert!(server.reserved() > kept);
+    for _ in 0..2 {
+        server.restart();
+        while server.reserved() > kept {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let mut found = vec![0; content.len()];
+    region.read(0, &mut found).unwrap();
+    assert!(found == content);
 }
