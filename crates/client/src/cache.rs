@@ -85,9 +85,9 @@ impl Cache {
         }
     }
 
-    /// The versions of the pages that the server has, and the next one to use.
-    pub(crate) fn into_versions(self) -> (HashMap<u64, Version>, Version) {
-        (self.versions, Version::new(self.next_version))
+    /// The pages that the server has and their versions, and the next one to use.
+    pub(crate) const fn versions(&self) -> (&HashMap<u64, Version>, Version) {
+        (&self.versions, Version::new(self.next_version))
     }
 
     pub(crate) fn frames(&mut self) -> &mut HeapFrames {

@@ -57,6 +57,19 @@ impl Exchange {
         Self { keeper, last: TICKETS_FROM, done: Vec::new(), lost: None }
     }
 
+    /// The store, for who may give it back.
+    pub(crate) fn lend_store(&mut self) -> ProgramStore {
+        match self.keeper.lend() {
+            Some(store) => store,
+            None => unreachable!("it is lent once"),
+        }
+    }
+
+    /// What was lent.
+    pub(crate) fn give_back(&mut self, store: ProgramStore) {
+        self.keeper.hold(store);
+    }
+
     /// The store, for whoever goes on with it.
     pub(crate) fn into_store(mut self) -> ProgramStore {
         match self.keeper.end() {

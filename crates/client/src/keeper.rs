@@ -38,7 +38,7 @@ struct Kept {
     ends: bool,
 }
 
-/// The store, for one operation. Whoever has it leaves nothing under way.
+/// The store, for one operation; it is not lent. Whoever has it leaves nothing under way.
 #[derive(Debug)]
 pub(crate) struct Turn<'a>(MutexGuard<'a, Kept>);
 
@@ -46,7 +46,7 @@ impl Turn<'_> {
     pub(crate) fn store(&mut self) -> &mut ProgramStore {
         match &mut self.0.store {
             Some(store) => store,
-            None => unreachable!("it is given when the keeper is made, and taken with it"),
+            None => unreachable!("no operation goes on while it is lent"),
         }
     }
 }
@@ -76,6 +76,11 @@ impl Keeper {
     pub(crate) fn ring(&self) {
         // Any number but zero rings; refused only if it rings already.
         let _ = rustix::io::write(&self.shared.bell, &1u64.to_le_bytes());
+    }
+
+    /// Gives the store away, until it is held again.
+    pub(crate) fn lend(&self) -> Option<ProgramStore> {
+        self.shared.kept().store.take()
     }
 
     /// Ends the thread and gives the store back.

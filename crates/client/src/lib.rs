@@ -78,5 +78,5 @@ pub use farmem_region::{ExternalAddress, StoreError};
 pub use farmem_transport::{Endpoint, ServerAddress};
 pub use mapped::{MappedRegion, UnmapError};
 pub use options::{RegionError, RegionOptions, WritePolicy};
-pub use region::Region;
+pub use region::{MapError, Region};
 pub use spill::{ProgramStore, SpillFile, SpillStore};

@@ -1,16 +1,18 @@
 //! [`MappedRegion`]: external memory that is used as memory.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use farmem_pager::{
     Config, Flush, Flushed, LookOut, OwnMemory, Pager, Ready, Scope, SlotPolicy, Wait,
 };
-use farmem_region::{PAGE_SIZE, PageCount, PageIndex, PageStore, Version};
-use farmem_vmem::{AddressRange, Area};
+use farmem_region::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PageStore, Version};
+use farmem_remote::Absent;
+use farmem_vmem::{Area, Errands};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::cache::Cache;
@@ -69,20 +71,81 @@ impl From<UnmapError> for RegionError {
     }
 }
 
-impl MappedRegion {
-    pub(crate) fn start(
-        options: RegionOptions,
-        kind: Kind,
-        store: ProgramStore,
-        versions: Versions,
-    ) -> Result<Self, RegionError> {
-        let bytes = usize::try_from(options.size).unwrap_or(usize::MAX);
+/// All that a mapping needs beside a store: what can fail goes before a region gives its store away.
+pub(crate) struct Prepared {
+    options: RegionOptions,
+    kind: Kind,
+    config: Config,
+    memory: OwnMemory,
+    /// To the thread.
+    give: SyncSender<Pager<ProgramStore>>,
+    thread: PagerThread,
+    area: Area,
+}
+
+impl Prepared {
+    pub(crate) fn new(options: &RegionOptions, kind: Kind) -> Result<Self, RegionError> {
         let mapping = |source| RegionError::Map { bytes: options.size, source };
+        let bytes = usize::try_from(options.size).unwrap_or(usize::MAX);
         let area = Area::new(bytes).map_err(mapping)?;
-        let pager = PagerThread::start(&options, kind, area.range(), store, versions)?;
-        Ok(Self { options, kind, area, pager: Some(pager), maker: Maker::here() })
+        let mut secret = [0; 192];
+        rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| mapping(errno.into()))?;
+        let limit_bytes = options.cache_size.max(LOCAL_MIN);
+        let config = Config {
+            scope: Scope::Ranges,
+            limit_bytes,
+            readahead_pages_max: options.readahead_pages,
+            secret,
+            region_pages: PageCount::new(area.range().pages() as u64),
+            slots: SlotPolicy::Identity { base: area.range().start() },
+            lent_pages_min: usize::MAX,
+            zeros_are_absent: kind.zeros_are_absent(),
+            heir_mark_bytes: 0,
+        };
+        let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
+        let (give, receiver) = sync_channel(1);
+        let thread = PagerThread::start(receiver).map_err(mapping)?;
+        thread.start_errands(memory.errands()).map_err(mapping)?;
+        Ok(Self { options: options.clone(), kind, config, memory, give, thread, area })
     }
 
+    /// Maps the region whose store has pages in these `versions`.
+    ///
+    /// # Errors
+    /// Why not, with the store.
+    pub(crate) fn start(
+        self,
+        store: ProgramStore,
+        (versions, next): (&HashMap<u64, Version>, Version),
+    ) -> Result<MappedRegion, Box<(ProgramStore, RegionError)>> {
+        let Self { options, kind, config, memory, give, thread, area } = self;
+        let range = area.range();
+        let address =
+            |page| range.start() + usize::try_from(page).unwrap_or(usize::MAX) * PAGE_SIZE;
+        let mut pager = Pager::new(&config, memory, store);
+        if !matches!(kind.absent, Absent::Nothing | Absent::Fill(0)) {
+            // A page that is touched first is zero to the kernel: these are to be fetched.
+            let pages = 0..ByteCount::new(options.size).pages_rounded_up().get();
+            for page in pages.filter(|page| !versions.contains_key(page)) {
+                pager.restore(address(page), PageIndex::new(page), Version::new(0));
+            }
+        }
+        for (&page, &version) in versions {
+            pager.restore(address(page), PageIndex::new(page), version);
+        }
+        pager.skip_versions(next);
+        if !pager.adopt_range(range) {
+            return Err(Box::new((pager.into_store(), RegionError::NotRegistered)));
+        }
+        if let Err(SendError(pager)) = give.send(pager) {
+            return Err(Box::new((pager.into_store(), RegionError::NoPager)));
+        }
+        Ok(MappedRegion { options, kind, area, pager: Some(thread), maker: Maker::here() })
+    }
+}
+
+impl MappedRegion {
     /// Bytes of the region.
     #[must_use]
     pub const fn size(&self) -> u64 {
@@ -196,65 +259,31 @@ impl Drop for EndOnPanic {
 struct PagerThread {
     calls: SyncSender<Call>,
     bell: Arc<OwnedFd>,
-    thread: JoinHandle<(ProgramStore, Versions)>,
+    /// Has nothing if there was no pager to serve.
+    thread: JoinHandle<Option<(ProgramStore, Versions)>>,
 }
 
 impl PagerThread {
-    fn start(
-        options: &RegionOptions,
-        kind: Kind,
-        range: AddressRange,
-        store: ProgramStore,
-        (versions, next): Versions,
-    ) -> Result<Self, RegionError> {
-        let mut secret = [0; 192];
-        let io = |errno: rustix::io::Errno| RegionError::Map {
-            bytes: options.size,
-            source: errno.into(),
-        };
-        rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())
-            .map_err(io)?;
-        let limit_bytes = options.cache_size.max(LOCAL_MIN);
-        let config = Config {
-            scope: Scope::Ranges,
-            limit_bytes,
-            readahead_pages_max: options.readahead_pages,
-            secret,
-            region_pages: PageCount::new(range.pages() as u64),
-            slots: SlotPolicy::Identity { base: range.start() },
-            lent_pages_min: usize::MAX,
-            zeros_are_absent: kind.zeros_are_absent(),
-            heir_mark_bytes: 0,
-        };
-        let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
-        let errands = memory.errands();
-        let mut pager = Pager::new(&config, memory, store);
-        for (&page, &version) in &versions {
-            let offset = usize::try_from(page).unwrap_or(usize::MAX) * PAGE_SIZE;
-            pager.restore(range.start() + offset, PageIndex::new(page), version);
-        }
-        pager.skip_versions(next);
-        if !pager.adopt_range(range) {
-            return Err(RegionError::NotRegistered);
-        }
-        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let bell = Arc::new(bell.map_err(io)?);
-        let done = Arc::clone(&bell);
-        // It ends with the pager.
-        std::thread::Builder::new()
-            .name("farmem-errands".to_owned())
-            .spawn(move || {
-                let _end = EndOnPanic;
-                errands.run(|| ring(&done));
-            })
-            .map_err(|source| RegionError::Map { bytes: options.size, source })?;
+    /// The thread, which waits for what it is to serve.
+    fn start(pager: Receiver<Pager<ProgramStore>>) -> io::Result<Self> {
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = Arc::new(bell);
         let (calls, receiver) = sync_channel(CALLS_MAX);
-        let heard = bell.clone();
+        let heard = Arc::clone(&bell);
         let thread = std::thread::Builder::new()
             .name("farmem-pager".to_owned())
-            .spawn(move || serve(pager, &receiver, &heard))
-            .map_err(|source| RegionError::Map { bytes: options.size, source })?;
+            .spawn(move || pager.recv().ok().map(|pager| serve(pager, &receiver, &heard)))?;
         Ok(Self { calls, bell, thread })
+    }
+
+    /// Another thread, which runs errands and ends with the pager.
+    fn start_errands(&self, errands: Arc<Errands>) -> io::Result<()> {
+        let done = Arc::clone(&self.bell);
+        let run = move || {
+            let _end = EndOnPanic;
+            errands.run(|| ring(&done));
+        };
+        std::thread::Builder::new().name("farmem-errands".to_owned()).spawn(run).map(|_| ())
     }
 
     fn flush(&self) -> Result<u64, RegionError> {
@@ -265,7 +294,7 @@ impl PagerThread {
 
     fn stop(self, how: Stop) -> Result<(ProgramStore, Versions), RegionError> {
         self.call(Call::Stop(how))?;
-        self.thread.join().map_err(|_| RegionError::NoPager)
+        self.thread.join().ok().flatten().ok_or(RegionError::NoPager)
     }
 
     fn call(&self, call: Call) -> Result<(), RegionError> {

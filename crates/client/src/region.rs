@@ -11,7 +11,7 @@ use farmem_remote::{Absent, RemoteConfig, named};
 use crate::cache::{Cache, CacheCounts};
 use crate::exchange::{Exchange, Maker, now};
 use crate::keeper::Keeper;
-use crate::mapped::MappedRegion;
+use crate::mapped::{MappedRegion, Prepared};
 use crate::options::{RegionError, RegionOptions, WritePolicy};
 use crate::spill::ProgramStore;
 
@@ -33,6 +33,24 @@ pub struct Region {
     /// As it was opened by.
     name: Option<String>,
     maker: Maker,
+}
+
+/// A region that could not be mapped. It goes on at offsets.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct MapError {
+    /// The region, as it was.
+    pub region: Box<Region>,
+    /// Why.
+    #[source]
+    pub error: RegionError,
+}
+
+/// An anonymous region ends with this.
+impl From<MapError> for RegionError {
+    fn from(error: MapError) -> Self {
+        error.error
+    }
 }
 
 /// What a region is like.
@@ -70,13 +88,11 @@ impl Region {
         // As much on the server as it granted; a file has the rest.
         let granted = PageCount::new(session.granted.get() / PAGE_SIZE as u64);
         let wanted = size.pages_rounded_up();
-        let mut pages = session.pages.get();
-        for goal in [granted.get().min(wanted.get()), wanted.get()] {
-            if pages < goal {
-                let grow = Request::Grow(PageCount::new(goal - pages));
-                exchange.ask(grow, cache.frames())?;
-                pages = goal;
-            }
+        let goals = [granted.get().min(wanted.get()), wanted.get()];
+        if let Err(error) = grow(&mut exchange, &mut cache, session.pages.get(), goals) {
+            // The server frees the region by itself if it cannot be told.
+            let _: Result<(), StoreError> = exchange.into_store().disconnect();
+            return Err(error.into());
         }
         Ok(Self::resume(options, exchange, cache, Kind { absent, is_named: false }))
     }
@@ -223,9 +239,17 @@ impl Region {
     /// the cache's size is local at a time.
     ///
     /// # Errors
-    /// [`RegionError::Memory`] if this process may not page memory, [`RegionError::Map`],
-    /// [`RegionError::Frozen`], and those of [`Region::flush`]. The region is gone then, unless it has a name.
-    pub fn map(mut self) -> Result<MappedRegion, RegionError> {
+    /// [`MapError`] with the region, which goes on at offsets, and why: [`RegionError::Memory`] if this process may
+    /// not page memory, [`RegionError::Map`], [`RegionError::Frozen`], or one of those of [`Region::flush`].
+    pub fn map(mut self) -> Result<MappedRegion, MapError> {
+        match self.try_to_map() {
+            Ok(mapped) => Ok(mapped),
+            Err(error) => Err(MapError { region: Box::new(self), error }),
+        }
+    }
+
+    /// As [`Region::map`]; has no parts any more if it succeeds.
+    fn try_to_map(&mut self) -> Result<MappedRegion, RegionError> {
         self.flush()?;
         if let Some(name) = &self.name {
             let regions = named::list(&self.options.server, SHOW_TIMEOUT)?;
@@ -233,17 +257,19 @@ impl Region {
                 return Err(RegionError::Frozen { name: name.clone() });
             }
         }
-        let Some((exchange, cache)) = self.parts.take() else { unreachable!("it is not closed") };
-        let (mut versions, next) = cache.into_versions();
-        if !matches!(self.kind.absent, Absent::Nothing | Absent::Fill(0)) {
-            // A page that is touched first is zero to the kernel: these are to be fetched.
-            let pages = ByteCount::new(self.options.size).pages_rounded_up().get();
-            for page in 0..pages {
-                versions.entry(page).or_insert(Version::new(0));
+        let prepared = Prepared::new(&self.options, self.kind)?;
+        let (exchange, cache) = self.parts();
+        match prepared.start(exchange.lend_store(), cache.versions()) {
+            Ok(mapped) => {
+                self.parts = None;
+                Ok(mapped)
+            }
+            Err(refused) => {
+                let (store, error) = *refused;
+                exchange.give_back(store);
+                Err(error)
             }
         }
-        let (options, versions) = (self.options.clone(), (versions, next));
-        MappedRegion::start(options, self.kind, exchange.into_store(), versions)
     }
 
     /// Ends the region and frees it on the server. A named region stays there; flush before.
@@ -274,6 +300,24 @@ impl Region {
         }
         Err(RegionError::OutOfBounds { offset, bytes, size })
     }
+}
+
+/// Makes a region of `pages` as large as one goal after the other.
+fn grow(
+    exchange: &mut Exchange,
+    cache: &mut Cache,
+    pages: u64,
+    goals: [u64; 2],
+) -> Result<(), StoreError> {
+    let mut pages = pages;
+    for goal in goals {
+        if pages < goal {
+            let grow = Request::Grow(PageCount::new(goal - pages));
+            exchange.ask(grow, cache.frames())?;
+            pages = goal;
+        }
+    }
+    Ok(())
 }
 
 /// What keeps a region's connection while nothing is asked of it.

@@ -1,9 +1,10 @@
 //! Regions that are mapped. These tests need userfaultfd; without it they say so and count as
 //! skipped.
 
-use farmem_client::{Region, WritePolicy};
+use farmem_client::{Region, RegionError, WritePolicy};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::server::{Numbers, TestServer};
+use crate::server::{Numbers, TestServer, alone};
 
 /// Runs a test, or says why it cannot be run here. In CI that is a failure.
 fn check_or_skip(test: impl FnOnce()) {
@@ -185,4 +186,47 @@ fn what_lies_beside_a_stack_is_flushed() {
             }
         }
     });
+}
+
+/// A region that cannot be mapped, for whatever descriptor or address there is none left, is read and written at
+/// offsets as before; and can be mapped once there are.
+#[test]
+fn a_region_that_cannot_be_mapped_goes_on_at_offsets() {
+    if !may_page() || !alone("mapped::a_region_that_cannot_be_mapped_goes_on_at_offsets") {
+        return;
+    }
+    let server = TestServer::start(64);
+    let mut region = Region::create(server.options(8)).unwrap();
+    let mut content: Vec<u8> = (0..8 << 20).map(|at: u32| (at / 4096 * 3 + at % 7) as u8).collect();
+    region.write(0, &content).unwrap();
+    let mut found = vec![0; content.len()];
+    let mut check = |region: &mut Region, content: &[u8]| {
+        found.fill(0xee);
+        region.read(0, &mut found).unwrap();
+        assert!(found == content);
+    };
+    let limited = |resource, most, region: Region| {
+        let before = getrlimit(resource);
+        setrlimit(resource, Rlimit { current: Some(most), maximum: before.maximum }).unwrap();
+        let mapped = region.map();
+        setrlimit(resource, before).unwrap();
+        mapped
+    };
+    let refused = limited(Resource::As, 1 << 20, region).unwrap_err();
+    assert!(matches!(refused.error, RegionError::Map { .. }), "{refused}");
+    region = *refused.region;
+    let mut refusals = 0;
+    let mapped = loop {
+        check(&mut region, &content);
+        content[refusals * 100_000] ^= 0xff;
+        region.write(refusals as u64 * 100_000, &content[refusals * 100_000..][..1]).unwrap();
+        match limited(Resource::Nofile, refusals as u64, region) {
+            Ok(mapped) => break mapped,
+            Err(refused) => region = *refused.region,
+        }
+        refusals += 1;
+    };
+    assert!(refusals > 10, "{refusals}");
+    assert!(mapped.as_slice() == content);
+    check(&mut mapped.unmap().unwrap(), &content);
 }

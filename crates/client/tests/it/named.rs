@@ -265,7 +265,14 @@ fn cap_10_a_snapshot_is_read_and_not_mapped() {
     region.read(0, &mut found).unwrap();
     assert!(found == content);
     let refused = region.map().unwrap_err();
-    assert!(matches!(&refused, RegionError::Frozen { name } if name == "frozen"), "{refused}");
+    assert!(
+        matches!(&refused.error, RegionError::Frozen { name } if name == "frozen"),
+        "{refused}"
+    );
+    let mut region = *refused.region;
+    found.fill(0xee);
+    region.read(0, &mut found).unwrap();
+    assert!(found == content);
 }
 
 #[test]

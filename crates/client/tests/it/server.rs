@@ -75,6 +75,19 @@ impl Drop for TestServer {
     }
 }
 
+/// Runs a test again in a process of its own, where this says so: limits are a process's.
+pub(crate) fn alone(test: &str) -> bool {
+    const ALONE: &str = "FARMEM_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = command.args([test, "--exact", "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    false
+}
+
 /// Numbers that follow from a seed.
 pub(crate) struct Numbers(pub(crate) u64);
 

@@ -145,6 +145,18 @@ fn the_end_of_a_region_frees_it() {
     assert_eq!(server.reserved(), 0);
 }
 
+/// A region that the server and the disk beside it have no room for leaves nothing reserved.
+#[test]
+fn a_region_that_cannot_be_made_is_freed_at_once() {
+    let server = TestServer::start(64);
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = server.options(1 << 30);
+    options.spill = Some(directory.path().to_owned());
+    let error = Region::create(options).unwrap_err();
+    assert!(matches!(error, RegionError::Store(StoreError::DiskFull { .. })), "{error}");
+    assert_eq!(server.reserved(), 0);
+}
+
 /// A server that is gone is an error in every call from then on, never wrong bytes.
 #[test]
 fn a_lost_server_is_told_by_every_call() {
