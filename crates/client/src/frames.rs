@@ -4,14 +4,23 @@ use std::io::{IoSlice, IoSliceMut};
 
 use farmem_region::{FrameId, Frames, PAGE_SIZE};
 
-/// Frames numbered from 0.
+/// Frames numbered from 0, one behind the other.
 #[derive(Debug)]
-pub(crate) struct HeapFrames(Box<[[u8; PAGE_SIZE]]>);
+pub(crate) struct HeapFrames(Box<[u8]>);
 
 impl HeapFrames {
-    /// That many frames of zeros.
+    /// That many frames of zeros, which take memory once they are used: the allocator has bytes that are zero,
+    /// pages it would fill.
     pub(crate) fn new(count: usize) -> Self {
-        Self(vec![[0; PAGE_SIZE]; count].into_boxed_slice())
+        Self(vec![0; count.saturating_mul(PAGE_SIZE)].into_boxed_slice())
+    }
+
+    const fn pages(&self) -> &[[u8; PAGE_SIZE]] {
+        self.0.as_chunks().0
+    }
+
+    const fn pages_mut(&mut self) -> &mut [[u8; PAGE_SIZE]] {
+        self.0.as_chunks_mut().0
     }
 }
 
@@ -29,11 +38,11 @@ fn runs(frames: &[FrameId]) -> impl Iterator<Item = std::ops::Range<usize>> + '_
 
 impl Frames for HeapFrames {
     fn bytes(&self, frame: FrameId) -> &[u8; PAGE_SIZE] {
-        &self.0[at(frame)]
+        &self.pages()[at(frame)]
     }
 
     fn bytes_mut(&mut self, frame: FrameId) -> &mut [u8; PAGE_SIZE] {
-        &mut self.0[at(frame)]
+        &mut self.pages_mut()[at(frame)]
     }
 
     fn gather_mut<'a>(&'a mut self, frames: &[FrameId], slices: &mut Vec<IoSliceMut<'a>>) {
@@ -41,7 +50,7 @@ impl Frames for HeapFrames {
         order.sort_unstable_by_key(|&index| frames[index].get());
         let mut parts: Vec<Option<&mut [u8; PAGE_SIZE]>> = Vec::new();
         parts.resize_with(frames.len(), || None);
-        let (mut rest, mut passed) = (&mut self.0[..], 0);
+        let (mut rest, mut passed) = (self.pages_mut(), 0);
         for index in order {
             let number = at(frames[index]);
             assert!(number >= passed, "a frame is named once");
@@ -53,7 +62,7 @@ impl Frames for HeapFrames {
     }
 
     fn gather<'a>(&'a self, frames: &[FrameId], slices: &mut Vec<IoSlice<'a>>) {
-        slices.extend(runs(frames).map(|run| IoSlice::new(self.0[run].as_flattened())));
+        slices.extend(runs(frames).map(|run| IoSlice::new(self.pages()[run].as_flattened())));
     }
 }
 

@@ -6,7 +6,7 @@ use farmem_client::{ExternalAddress, Region, RegionError, StoreError, WritePolic
 use farmem_region::{ByteCount, Nanos};
 use farmem_remote::{RemoteConfig, RemoteStore};
 
-use crate::server::{Numbers, TestServer};
+use crate::server::{Numbers, TestServer, alone};
 
 /// R1, caps 54, 77, 78: random accesses of any alignment against a plain array, with a cache of
 /// an eighth of the region.
@@ -81,6 +81,26 @@ fn cap_77_hits_cost_no_fetch_and_sequences_are_fetched_ahead() {
         region.read(page * 4096 + 7, &mut byte).unwrap();
     }
     assert_eq!(region.counts().fetched_pages, after.fetched_pages);
+}
+
+/// A cache takes memory as it is used, not when it is made.
+#[test]
+fn cap_77_an_unused_cache_takes_no_memory() {
+    if !alone("unmapped::cap_77_an_unused_cache_takes_no_memory") {
+        return;
+    }
+    let server = TestServer::start(64);
+    let mut options = server.options(8);
+    options.cache_size = 1 << 30;
+    let mut region = Region::create(options).unwrap();
+    region.write(4096, &[7; 4096]).unwrap();
+    let mut page = [0; 4096];
+    region.read(4096, &mut page).unwrap();
+    assert_eq!(page, [7; 4096]);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kibibytes: u64 = resident.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(kibibytes < 64 << 10, "{kibibytes} KiB");
 }
 
 /// Cap 54: by external address.
