@@ -27,6 +27,10 @@ const LOCAL_MIN: u64 = 2 << 20;
 const WINDOWS_MIN: u64 = 64;
 /// Local memory in proportion to which windows are provided, at most.
 const WINDOWS_LOCAL_MAX: u64 = 64 << 30;
+/// Pages that a region may have of which each must be fetched: 256 GiB. The pager's table has them from the start.
+const WHOLE_PAGES_MAX: u64 = 1 << 26;
+/// What an entry takes, with its part of what holds entries together.
+const TABLE_BYTES_PER_PAGE: u64 = 33;
 /// Calls of the program to its pager that may wait for an answer: there is one caller.
 const CALLS_MAX: usize = 1;
 
@@ -85,6 +89,7 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     pub(crate) fn new(options: &RegionOptions, kind: Kind) -> Result<Self, RegionError> {
+        check_table(options.size, kind.absent)?;
         let mapping = |source| RegionError::Map { bytes: options.size, source };
         let bytes = usize::try_from(options.size).unwrap_or(usize::MAX);
         let area = Area::new(bytes).map_err(mapping)?;
@@ -105,7 +110,7 @@ impl Prepared {
         };
         let memory = OwnMemory::new(rustix::process::getpid(), windows_for(limit_bytes), |_| ())?;
         let (give, receiver) = sync_channel(1);
-        let thread = PagerThread::start(receiver).map_err(mapping)?;
+        let thread = PagerThread::start(receiver, kind.absent).map_err(mapping)?;
         thread.start_errands(memory.errands()).map_err(mapping)?;
         Ok(Self { options: options.clone(), kind, config, memory, give, thread, area })
     }
@@ -124,8 +129,7 @@ impl Prepared {
         let address =
             |page| range.start() + usize::try_from(page).unwrap_or(usize::MAX) * PAGE_SIZE;
         let mut pager = Pager::new(&config, memory, store);
-        if !matches!(kind.absent, Absent::Nothing | Absent::Fill(0)) {
-            // A page that is touched first is zero to the kernel: these are to be fetched.
+        if must_be_fetched(kind.absent) {
             let pages = 0..ByteCount::new(options.size).pages_rounded_up().get();
             for page in pages.filter(|page| !versions.contains_key(page)) {
                 pager.restore(address(page), PageIndex::new(page), Version::new(0));
@@ -226,6 +230,22 @@ impl Drop for MappedRegion {
     }
 }
 
+/// Whether pages that the server does not have are to be fetched: one that is touched first is zero to the kernel.
+const fn must_be_fetched(absent: Absent) -> bool {
+    !matches!(absent, Absent::Nothing | Absent::Fill(0))
+}
+
+/// Whether the pager's table may be filled for a region of that many bytes.
+fn check_table(bytes: u64, absent: Absent) -> Result<(), RegionError> {
+    let pages = ByteCount::new(bytes).pages_rounded_up().get();
+    if !must_be_fetched(absent) || pages <= WHOLE_PAGES_MAX {
+        return Ok(());
+    }
+    let table_bytes = pages.saturating_mul(TABLE_BYTES_PER_PAGE);
+    let most = PageCount::new(WHOLE_PAGES_MAX).bytes().get();
+    Err(RegionError::TooLarge { bytes, table_bytes, most })
+}
+
 /// What the pager thread is asked.
 #[derive(Debug)]
 enum Call {
@@ -239,7 +259,7 @@ enum Stop {
     /// Once the store has done all that it was asked: an answer that came later would be taken for one to
     /// whoever uses the store next, in other frames.
     InOrder,
-    /// The store is not used any more.
+    /// The store is not used any more, nor what it has.
     AtOnce,
 }
 
@@ -265,14 +285,15 @@ struct PagerThread {
 
 impl PagerThread {
     /// The thread, which waits for what it is to serve.
-    fn start(pager: Receiver<Pager<ProgramStore>>) -> io::Result<Self> {
+    fn start(pager: Receiver<Pager<ProgramStore>>, absent: Absent) -> io::Result<Self> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let bell = Arc::new(bell);
         let (calls, receiver) = sync_channel(CALLS_MAX);
         let heard = Arc::clone(&bell);
-        let thread = std::thread::Builder::new()
-            .name("farmem-pager".to_owned())
-            .spawn(move || pager.recv().ok().map(|pager| serve(pager, &receiver, &heard)))?;
+        let thread =
+            std::thread::Builder::new().name("farmem-pager".to_owned()).spawn(move || {
+                pager.recv().ok().map(|pager| serve(pager, absent, &receiver, &heard))
+            })?;
         Ok(Self { calls, bell, thread })
     }
 
@@ -313,6 +334,7 @@ fn ring(bell: &OwnedFd) {
 /// The pager thread.
 fn serve(
     mut pager: Pager<ProgramStore>,
+    absent: Absent,
     calls: &Receiver<Call>,
     bell: &OwnedFd,
 ) -> (ProgramStore, Versions) {
@@ -340,7 +362,9 @@ fn serve(
         let call = if flush.is_none() { calls.try_recv().ok() } else { None };
         match call {
             Some(Call::Flush(answer)) => flush = Some((Flush::default(), answer)),
-            Some(Call::Stop(Stop::AtOnce)) => break,
+            Some(Call::Stop(Stop::AtOnce)) => {
+                return (pager.into_store(), (HashMap::new(), Version::new(0)));
+            }
             Some(Call::Stop(Stop::InOrder)) => stops = true,
             None if wait.again => {}
             None => sleep(&pager, wait, &mut look_out, bell, flush.is_some()),
@@ -348,7 +372,10 @@ fn serve(
     }
     let mut versions = HashMap::new();
     let next = pager.copies(&mut |page, version| {
-        versions.insert(page.get(), version);
+        // As it was made is what it counts as without an entry.
+        if absent != Absent::Unknown || version != Version::new(0) {
+            versions.insert(page.get(), version);
+        }
     });
     (pager.into_store(), (versions, next))
 }
@@ -398,4 +425,25 @@ fn end_process(why: impl std::fmt::Display) -> ! {
 fn windows_for(limit_bytes: u64) -> usize {
     let pages = limit_bytes.min(WINDOWS_LOCAL_MAX) / PAGE_SIZE as u64;
     usize::try_from(pages / 16 / 256 * 6 + WINDOWS_MIN).unwrap_or(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_must_be_fetched_as_a_whole_is_bounded() {
+        let most = PageCount::new(WHOLE_PAGES_MAX).bytes().get();
+        for absent in [Absent::Unknown, Absent::Fill(5)] {
+            check_table(most, absent).unwrap();
+            let refused = check_table(most + 1, absent).unwrap_err().to_string();
+            assert!(
+                refused.contains(&most.to_string()) && refused.contains("at offsets"),
+                "{refused}"
+            );
+        }
+        for absent in [Absent::Nothing, Absent::Fill(0)] {
+            check_table(1 << 46, absent).unwrap();
+        }
+    }
 }

@@ -123,6 +123,21 @@ pub enum RegionError {
         /// What the system said.
         source: io::Error,
     },
+    /// Each page of a region that is made from a file, or filled with another byte than zero, is known to the pager
+    /// from the start.
+    #[error(
+        "cannot map a region of {bytes} bytes that is made from a file, or filled with another byte than \
+         zero: the table of its pages would take {table_bytes} bytes of memory from the start; such a \
+         region may have {most} bytes at most. Read and write it at offsets, or make smaller regions"
+    )]
+    TooLarge {
+        /// Bytes of the region.
+        bytes: u64,
+        /// Bytes of the table.
+        table_bytes: u64,
+        /// Bytes of the largest such region that can be mapped.
+        most: u64,
+    },
     /// The kernel refuses to report faults of the mapping.
     #[error("the kernel does not let this process page the mapping; run `farmem doctor`")]
     NotRegistered,

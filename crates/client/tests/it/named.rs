@@ -275,6 +275,30 @@ fn cap_10_a_snapshot_is_read_and_not_mapped() {
     assert!(found == content);
 }
 
+/// A region that is too large to be mapped, as all of its pages must be fetched, is read at offsets.
+#[test]
+fn cap_23_what_would_take_a_table_of_gibibytes_is_not_mapped() {
+    let server = TestServer::start_with(64, |config| config.promise_percent = 1_000_000);
+    let size = ByteCount::new((256 << 30) + 4096);
+    for (name, byte) in [("fives", 5), ("zeros", 0)] {
+        let source = Source::Fill(byte);
+        let create = Create { name, size, page_bytes: 4096, source, prefers: None };
+        let options = server.options(0);
+        named::create(&options.server, &create, TIMEOUT).unwrap();
+        let mut region = Region::open(name, options).unwrap();
+        if byte == 5 {
+            let refused = region.map().unwrap_err();
+            assert!(matches!(refused.error, RegionError::TooLarge { .. }), "{refused}");
+            region = *refused.region;
+        } else if may_page() {
+            region = region.map().unwrap().unmap().unwrap();
+        }
+        let mut found = [1; 100];
+        region.read(size.get() - 100, &mut found).unwrap();
+        assert_eq!(found, [byte; 100]);
+    }
+}
+
 #[test]
 fn a_named_region_has_no_spill_directory() {
     let server = TestServer::start(64);
