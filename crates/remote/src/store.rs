@@ -13,7 +13,7 @@ use farmem_wire::{
     Open, RANGES_PER_MESSAGE_MAX, RefusalCode, Setup, Slots, page_checksum,
 };
 
-use crate::config::{RemoteConfig, SessionInfo};
+use crate::config::{RemoteConfig, SessionInfo, Timeouts};
 use crate::exchange::{Exchange, ExchangeError};
 use crate::link::{Arrived, Link, LinkError};
 use crate::map::RegionMap;
@@ -79,6 +79,16 @@ enum State {
     Down(Reconnect),
     /// Closed for good.
     Failed(StoreError),
+}
+
+/// After which pause, and for how long in all, a request that was refused so is sent again.
+const fn put_off(code: RefusalCode, action: Action, timeouts: &Timeouts) -> (u64, u64) {
+    match (code, action) {
+        (RefusalCode::Busy, Action::Free) => (BUSY_PAUSE_US, timeouts.busy_free_us),
+        (RefusalCode::Busy, _) => (BUSY_PAUSE_US, timeouts.busy_us),
+        (RefusalCode::SourceAway, _) => (SOURCE_PAUSE_US, timeouts.reconnect_us),
+        _ => (0, 0),
+    }
 }
 
 impl RemoteStore {
@@ -557,7 +567,6 @@ impl RemoteStore {
         };
         let detail = link.entries(header).next();
         let full = FullBody::decode(link.body(header)).ok();
-        let timeouts = self.config.timeouts;
         let is_early = detail.is_some_and(|entry| self.messages.has_write(entry.page));
         let asked = self.messages.get_mut(message);
         match code {
@@ -593,12 +602,7 @@ impl RemoteStore {
             | RefusalCode::WrongIncarnation
             | RefusalCode::NoRegion => Err(Stop::Lost(code.text().to_owned())),
             _ if code.advice() == Advice::Retry => {
-                let (pause_us, limit_us) = match (code, header.action) {
-                    (RefusalCode::Busy, Action::Free) => (BUSY_PAUSE_US, timeouts.busy_free_us),
-                    (RefusalCode::Busy, _) => (BUSY_PAUSE_US, timeouts.busy_us),
-                    (RefusalCode::SourceAway, _) => (SOURCE_PAUSE_US, timeouts.reconnect_us),
-                    _ => (0, 0),
-                };
+                let (pause_us, limit_us) = put_off(code, header.action, &self.config.timeouts);
                 let (since, before_us) = asked.put_off.unwrap_or((now, 0));
                 // A server whose source was away may be busy when it is back.
                 let limit_us = limit_us.max(before_us);
