@@ -125,6 +125,16 @@ fn all_of_a_server_can_be_used() {
     assert_eq!(server.show()["sessions"], 0);
 }
 
+/// What is here needs no room there, though it has been out: all of it is touched again and again, in no order.
+#[test]
+fn what_is_here_needs_no_room_on_the_server() {
+    let Some(rig) = Rig::new() else { return };
+    let server = Server::start(&rig, "104MiB");
+    let options = ["--local", LIMIT, "--server", &server.address];
+    rig.run(&options, &rig.compile("own_processors"), &[]).is_right();
+    assert_eq!(server.show()["sessions"], 0);
+}
+
 /// That a server had no more room is not believed for ever: whoever needs it asks again.
 #[test]
 fn room_that_another_program_gives_back_is_asked_for_again() {
