@@ -1,15 +1,16 @@
 //! The file that a region is made from, and written back to; or the region of another server, which
 //! serves as one.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use farmem_region::{Incarnation, PageIndex, PageRange, RegionId};
+use farmem_region::{Incarnation, PAGE_SIZE, PageIndex, PageRange, RegionId};
 use farmem_transport::{read_at, write_at};
 use farmem_wire::RefusalCode;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -25,15 +26,53 @@ pub(crate) struct BackingFile {
     path: PathBuf,
     /// First byte that belongs to the region.
     offset: u64,
-    /// Copies of the region. They hold what the file held when they were made: before a page of
-    /// the file changes, those that have not read it yet must.
-    copies: Mutex<Vec<Weak<Mutex<Session>>>>,
+    copies: Arc<Copies>,
     /// Held by whoever writes back, from looking at what is dirty until the disk has it: else one of
     /// two could write what was there before over what the other one has written, or take it for written
     /// when the other one is told that it was not. Also by whoever gives a part of the file up.
     turn: Mutex<()>,
     /// Pages that whoever has the turn is writing just now, in their order.
     writing: Mutex<Vec<PageIndex>>,
+}
+
+/// Copies of the regions that are made from a file. They hold what the file held when they were made: before
+/// bytes of the file change, those that have not read them yet must.
+#[derive(Debug, Default)]
+struct Copies(Mutex<Vec<Weak<Mutex<Session>>>>);
+
+/// The copies of each file that is open: it is one file to them, however often it was opened, and in whatever
+/// parts.
+#[derive(Debug, Default)]
+pub(crate) struct OpenFiles(Mutex<HashMap<Which, Weak<Copies>>>);
+
+/// Which file, or region of another server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Which {
+    Local { device: u64, identity: (u64, u64) },
+    Distant(PathBuf),
+}
+
+impl OpenFiles {
+    /// Adds one that nobody else has yet.
+    pub(crate) fn add(&self, mut file: BackingFile) -> Arc<BackingFile> {
+        let which = match &file.content {
+            Content::Local { device, identity, .. } => {
+                Which::Local { device: *device, identity: *identity }
+            }
+            Content::Distant(_) => Which::Distant(file.path.clone()),
+            // Nothing is ever written there.
+            Content::Missing { .. } => return Arc::new(file),
+        };
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match open.get(&which).and_then(Weak::upgrade) {
+            Some(copies) => file.copies = copies,
+            None => {
+                open.retain(|_, copies| copies.strong_count() > 0);
+                open.insert(which, Arc::downgrade(&file.copies));
+            }
+        }
+        Arc::new(file)
+    }
 }
 
 /// Pages are being written as long as this is there.
@@ -169,6 +208,18 @@ impl BackingFile {
         self.offset..self.offset.saturating_add(bytes)
     }
 
+    /// The pages of a region made from this that hold bytes of a page of a region made from another part of
+    /// the same file; nothing if that is not the same file.
+    pub(crate) fn pages_with(&self, other: &Self, page: PageIndex) -> Range<u64> {
+        let size = PAGE_SIZE as u64;
+        let start = other.offset.saturating_add(page.get().saturating_mul(size));
+        let end = start.saturating_add(size);
+        if !Arc::ptr_eq(&self.copies, &other.copies) || end <= self.offset {
+            return 0..0;
+        }
+        start.saturating_sub(self.offset) / size..(end - self.offset).div_ceil(size)
+    }
+
     /// Whether both are parts of one file on this machine, by whatever names.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
         match (&self.content, &other.content) {
@@ -237,14 +288,14 @@ impl BackingFile {
 
     /// Remembers a copy, which needs to be told before the file changes.
     pub(crate) fn add_copy(&self, copy: Weak<Mutex<Session>>) {
-        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut copies = self.copies.0.lock().unwrap_or_else(PoisonError::into_inner);
         copies.retain(|copy| copy.strong_count() > 0);
         copies.push(copy);
     }
 
-    /// The copies that still are.
-    pub(crate) fn copies(&self) -> Vec<std::sync::Arc<Mutex<Session>>> {
-        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The copies of all parts of the file that still are.
+    pub(crate) fn copies(&self) -> Vec<Arc<Mutex<Session>>> {
+        let copies = self.copies.0.lock().unwrap_or_else(PoisonError::into_inner);
         copies.iter().filter_map(Weak::upgrade).collect()
     }
 

@@ -151,9 +151,11 @@ impl Region {
         self.file().filter(|_| self.writes_back)
     }
 
-    /// Whether what is absent of it is made from a file.
-    pub(crate) fn is_made_from(&self, file: &BackingFile) -> bool {
-        matches!(&self.source, Source::File(source) if std::ptr::eq(Arc::as_ptr(source), file))
+    /// The pages that are made from what a page of a region made from a file holds there, if they are absent.
+    pub(crate) fn made_from(&self, file: &BackingFile, page: PageIndex) -> std::ops::Range<u64> {
+        let Source::File(source) = &self.source else { return 0..0 };
+        let pages = source.pages_with(file, page);
+        pages.start..pages.end.min(self.pages.get())
     }
 
     /// Whether it is a copy that what its file holds must be kept for, before that changes.

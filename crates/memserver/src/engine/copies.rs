@@ -98,10 +98,11 @@ impl Engine {
             return Err(RefusalCode::Malformed.into());
         }
         let opened = BackingFile::open(&self.config.directories, path, offset, bytes);
-        Ok(Arc::new(opened.map_err(|error| {
+        let opened = opened.map_err(|error| {
             self.tell("file_refused", format_args!("refused to open {path}: {error}"));
             RefusalCode::NoFile
-        })?))
+        })?;
+        Ok(self.files.add(opened))
     }
 
     /// Opens the range that a clone of the caller's region is to have; also how many pages it is for.
@@ -196,13 +197,13 @@ pub(super) fn fill_copy(
     'pages: for page in pages {
         loop {
             let mut session = lock(copy);
-            // It may have been made smaller, or be smaller; or be made from a range of its own by now.
-            let region = &mut session.region;
-            if !region.is_made_from(file) || !region.contains(*page) || session.ended {
+            // It may be made from another part of the file, have been made smaller, or be made from a range of
+            // its own by now.
+            let pages = session.region.made_from(file, *page);
+            if pages.is_empty() || session.ended || !session.region.depends_on_original() {
                 continue 'pages;
             }
-            let page = page.get()..page.get() + 1;
-            let made = engine.make_from_file(&mut session.region, page, &mut supply);
+            let made = engine.make_from_file(&mut session.region, pages, &mut supply);
             drop(session);
             match made {
                 Ok(()) => break,

@@ -41,6 +41,7 @@ use farmem_wire::{
     Malloc, MallocReply, PageEntry, ProtocolVersion, RefusalCode, ServerStat, Setup,
 };
 
+use crate::backing::OpenFiles;
 use crate::config::ServerConfig;
 use crate::counters::{Counters, count};
 use crate::engine::copies::Taken;
@@ -83,6 +84,8 @@ pub(crate) struct Engine {
     surplus: AtomicBool,
     next_connection: AtomicU64,
     jobs: backup::Jobs,
+    /// What regions are made from.
+    files: OpenFiles,
 }
 
 #[derive(Debug)]
@@ -200,7 +203,7 @@ impl Engine {
     }
 
     fn over(config: ServerConfig, revived: Revived) -> Self {
-        let Revived { tiers, incarnation, sessions, tally, .. } = revived;
+        let Revived { tiers, incarnation, sessions, tally, files, .. } = revived;
         let reservation = Reservation::new(config.promise().max(tally.granted));
         reservation.restore(tally.granted);
         Self {
@@ -220,6 +223,7 @@ impl Engine {
             surplus: AtomicBool::new(true),
             next_connection: AtomicU64::new(tally.next_connection),
             jobs: backup::Jobs::default(),
+            files,
             config,
         }
     }

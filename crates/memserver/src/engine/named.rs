@@ -69,7 +69,7 @@ impl Engine {
                     self.file_failed("find so much in", &distant, &error);
                     distant.refusal(&error)
                 })?;
-                Source::File(Arc::new(distant))
+                Source::File(self.files.add(distant))
             }
         };
         let mut sessions = self.sessions();

@@ -19,7 +19,7 @@ use super::tier_file::{
     file_tier, former_file_tier, missing_in_file, no_tier, rename_tier, tier_path,
 };
 use super::{BlockIds, Engine, Sessions, lock, random};
-use crate::backing::BackingFile;
+use crate::backing::{BackingFile, OpenFiles};
 use crate::config::ServerConfig;
 use crate::handover::{Given, HandOverError, Handed};
 use crate::journal::{
@@ -41,6 +41,7 @@ pub(super) struct Revived {
     pub(super) incarnation: Incarnation,
     pub(super) sessions: Sessions,
     pub(super) tally: Tally,
+    pub(super) files: OpenFiles,
     /// What the former process was killed in and did not come to note: to be noted first.
     mends: Vec<Record<'static>>,
 }
@@ -216,7 +217,8 @@ fn empty(tiers: Tiers) -> io::Result<Revived> {
     let sessions = Sessions { by_id: BTreeMap::new(), names: HashMap::new(), next: 1, blocks };
     let tally = Tally { next_connection: 1, ..Tally::default() };
     let (incarnation, mends) = (Incarnation::new(random()?), Vec::new());
-    Ok(Revived { tiers, incarnation, sessions, tally, mends })
+    let files = OpenFiles::default();
+    Ok(Revived { tiers, incarnation, sessions, tally, files, mends })
 }
 
 fn header(
@@ -323,7 +325,7 @@ fn restore(
         next,
         blocks: BlockIds::default(),
     };
-    let mut files = Files::new();
+    let mut files = Files::default();
     let mut descended = Vec::new();
     let mut taken = BTreeSet::new();
     for (id, past) in past.sessions {
@@ -356,7 +358,7 @@ fn restore(
     let end = taken.last().map_or(0, |last| last + 1);
     let free = (0..end).filter(|block| !taken.contains(block)).collect();
     sessions.blocks = BlockIds { next: end, free };
-    Ok(Revived { tiers, incarnation, sessions, tally, mends })
+    Ok(Revived { tiers, incarnation, sessions, tally, files: files.open, mends })
 }
 
 /// Does or undoes what the former process was killed in; returns what it did not come to note.
@@ -434,7 +436,11 @@ fn tell_descent(sessions: &Sessions, descended: &[(SessionId, SessionId)]) {
 }
 
 /// Files that were opened again.
-type Files = HashMap<(String, u64, FileIdentity), Arc<BackingFile>>;
+#[derive(Default)]
+struct Files {
+    by_range: HashMap<(String, u64, FileIdentity), Arc<BackingFile>>,
+    open: OpenFiles,
+}
 
 /// Whether what was opened is the file that it was. Its number alone tells where nobody knows when it was born.
 const fn is_it(then: FileIdentity, now: FileIdentity) -> bool {
@@ -510,9 +516,10 @@ fn source(config: &ServerConfig, about: &About, files: &mut Files) -> Source {
         SourceRecord::Server { offset, identity, .. } => {
             let (address, region) = about.path.split_once('\n').unwrap_or((&about.path, ""));
             let key = (about.path.clone(), offset, identity);
-            let file = files.entry(key).or_insert_with(|| {
+            let Files { by_range, open } = files;
+            let file = by_range.entry(key).or_insert_with(|| {
                 let neighbours = config.neighbours.clone();
-                Arc::new(BackingFile::distant(neighbours, address, region, offset, identity))
+                open.add(BackingFile::distant(neighbours, address, region, offset, identity))
             });
             Source::File(Arc::clone(file))
         }
@@ -533,7 +540,7 @@ fn reopen(
     files: &mut Files,
 ) -> Arc<BackingFile> {
     let key = (path.to_owned(), offset, identity);
-    if let Some(file) = files.get(&key) {
+    if let Some(file) = files.by_range.get(&key) {
         return Arc::clone(file);
     }
     let missing = |message: fmt::Arguments<'_>| {
@@ -553,8 +560,8 @@ fn reopen(
              in memory of it is refused"
         )),
     };
-    let file = Arc::new(file);
-    files.insert(key, Arc::clone(&file));
+    let file = files.open.add(file);
+    files.by_range.insert(key, Arc::clone(&file));
     file
 }
 

@@ -554,6 +554,45 @@ fn cap_17_a_copy_of_a_file_keeps_what_the_file_held() {
     assert_eq!(then.over(Action::Flush, 0, 63), Err(RefusalCode::NoFile), "a copy has no file");
 }
 
+/// However many regions are made from the file, in whatever parts of it.
+#[test]
+fn cap_17_a_copy_of_a_file_keeps_what_the_file_held_whoever_writes_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    fs::write(&path, vec![1; 64 * PAGE_SIZE]).unwrap();
+    let server = TestServer::start(1024, in_directory(&directory));
+    let mut client = Raw::greeted(&server);
+    let link = directory.path().join("link");
+    fs::hard_link(&path, &link).unwrap();
+    let mut create = |name: &str, path: &std::path::Path, offset: u64, pages: u64| {
+        let source = Source::File { path: path.to_str().unwrap(), offset };
+        client.create(name, pages * PAGE_SIZE as u64, 512, source).unwrap();
+        Raw::opened(&server, name).unwrap()
+    };
+    let mut first = create("first", &path, PAGE_SIZE as u64, 32);
+    let mut beside = create("beside", &path, 1536, 48);
+    first.copy(Action::Snapshot, "then", false).unwrap();
+    let write = |region: &mut Raw, page, byte| {
+        region.write(&[(page, 1, byte)]).unwrap();
+        region.over(Action::Flush, 0, 32).unwrap();
+    };
+    // One that was there with it, one that is made with it, and one that is made after it.
+    write(&mut beside, 3, 9);
+    let mut second = create("second", &link, PAGE_SIZE as u64, 32);
+    write(&mut second, 7, 9);
+    first.delete().unwrap();
+    let mut third = create("third", &path, PAGE_SIZE as u64, 32);
+    write(&mut third, 11, 9);
+    let file = fs::read(&path).unwrap();
+    let written = [1536 + 3 * PAGE_SIZE, 8 * PAGE_SIZE, 12 * PAGE_SIZE];
+    assert!(written.iter().all(|at| file[*at..at + PAGE_SIZE] == [9; PAGE_SIZE]));
+    let mut then = Raw::opened(&server, "then").unwrap();
+    let all: Vec<_> = (0..32).map(|page| (page, 0)).collect();
+    assert_eq!(then.read(&all).unwrap(), [1; 32]);
+    // A region that may be written back is no copy: it sees what others write where it has not read it yet.
+    assert_eq!(third.read(&[(7, 0), (8, 0)]), Ok(vec![9, 1]));
+}
+
 #[test]
 fn a_file_that_is_cut_or_removed_is_told_and_harms_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
