@@ -656,6 +656,51 @@ fn cap_14_a_copy_keeps_its_preference_though_the_server_is_killed() {
     }
 }
 
+/// Journals before version 5 do not say which file a region is made from. One of its copies that is not written
+/// again by anybody must know it after the next restart too.
+#[test]
+fn cap_95_copies_stay_as_they_are_though_the_journal_is_older_than_which_files_there_are() {
+    let mut rig = Rig::new(1);
+    let path = rig.path("file");
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    let size = PageCount::new(64).bytes();
+    let create = Create { name: "file", size, page_bytes: 4096, source, prefers: None };
+    rig.engine.create(&create).unwrap();
+    let copy = Copy { on_access: false, name: "copy", range: None };
+    rig.at(&rig.named("file"), false, |engine, caller, header| {
+        engine.copy_region(caller, header, &copy, false).unwrap();
+    });
+    rig.engine.forget_which_files();
+    rig.kill();
+    let file = rig.named("file");
+    rig.at(&file, true, |_, _, _| ());
+    rig.kill();
+    rig.write(&rig.named("file"), range(3, 1)).unwrap();
+    rig.at(&rig.named("file"), false, |engine, caller, header| {
+        let ranges = std::iter::once(RangeEntry(range(0, 64)));
+        assert_eq!(engine.flush(caller, header, ranges).unwrap().changed.get(), 1);
+    });
+    assert_ne!(fs::read(&path).unwrap()[3 * PAGE_SIZE], 0);
+    rig.read(&rig.named("copy"), range(3, 1)).unwrap();
+    let byte = rig.at(&rig.named("copy"), false, |engine, caller, header| {
+        let header = Header { action: Action::Read, ..*header };
+        let wanted = PageEntry { page: PageIndex::new(3), ..PageEntry::default() };
+        let mut slots = Vec::new();
+        engine.read(caller, &header, std::iter::once(wanted), &mut slots, |_| ()).unwrap();
+        let byte = engine.arena.bytes(&slots[0])[0];
+        engine.arena.release(slots);
+        byte
+    });
+    assert_eq!(byte, 0, "as it was when the copy was made");
+    rig.end_process();
+    // Another file in its place is none of theirs.
+    fs::rename(&path, rig.path("former")).unwrap();
+    fs::write(&path, vec![7; (PAGES * PAGE_SIZE as u64) as usize]).unwrap();
+    rig.go_on(Engine::new(rig.config.clone()).unwrap());
+    let read = rig.read(&rig.named("copy"), range(5, 1));
+    assert_eq!(read.map_err(|refusal| refusal.code), Err(RefusalCode::FileFailed));
+}
+
 /// What takes a region's pages on is refused where hardly anything more can be noted, as a write is; and nothing
 /// is noted that need not be.
 #[test]

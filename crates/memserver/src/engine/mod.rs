@@ -203,10 +203,10 @@ impl Engine {
     }
 
     fn over(config: ServerConfig, revived: Revived) -> Self {
-        let Revived { tiers, incarnation, sessions, tally, files, .. } = revived;
+        let Revived { tiers, incarnation, sessions, tally, files, unidentified, .. } = revived;
         let reservation = Reservation::new(config.promise().max(tally.granted));
         reservation.restore(tally.granted);
-        Self {
+        let engine = Self {
             arena: Arc::clone(&tiers.arena),
             headroom: Headroom::new(config.memory_left.clone()),
             tiers,
@@ -225,7 +225,11 @@ impl Engine {
             jobs: backup::Jobs::default(),
             files,
             config,
+        };
+        for session in unidentified.into_iter().filter_map(|id| engine.session(id).ok()) {
+            engine.note_session(&lock(&session));
         }
+        engine
     }
 
     /// A caller that is attached to nothing.

@@ -42,6 +42,9 @@ pub(super) struct Revived {
     pub(super) sessions: Sessions,
     pub(super) tally: Tally,
     pub(super) files: OpenFiles,
+    /// Sessions of which an older journal does not say which file they are made from: to be noted anew, or one
+    /// that takes its place later would be taken for it.
+    pub(super) unidentified: Vec<SessionId>,
     /// What the former process was killed in and did not come to note: to be noted first.
     mends: Vec<Record<'static>>,
 }
@@ -217,8 +220,8 @@ fn empty(tiers: Tiers) -> io::Result<Revived> {
     let sessions = Sessions { by_id: BTreeMap::new(), names: HashMap::new(), next: 1, blocks };
     let tally = Tally { next_connection: 1, ..Tally::default() };
     let (incarnation, mends) = (Incarnation::new(random()?), Vec::new());
-    let files = OpenFiles::default();
-    Ok(Revived { tiers, incarnation, sessions, tally, files, mends })
+    let (files, unidentified) = (OpenFiles::default(), Vec::new());
+    Ok(Revived { tiers, incarnation, sessions, tally, files, unidentified, mends })
 }
 
 fn header(
@@ -326,15 +329,18 @@ fn restore(
         blocks: BlockIds::default(),
     };
     let mut files = Files::default();
-    let mut descended = Vec::new();
+    let (mut descended, mut unidentified) = (Vec::new(), Vec::new());
     let mut taken = BTreeSet::new();
     for (id, past) in past.sessions {
         taken.extend(past.blocks.iter().copied());
-        let parent = past.parent;
+        let (parent, is_identified) = (past.parent, is_identified(&past.about));
         // Whatever clients were told of the former count lies elsewhere.
         let session = session(config, id, past, random()? >> 1, &mut files);
         if let Some(parent) = parent {
             descended.push((session.id, SessionId::new(parent.get())));
+        }
+        if !is_identified {
+            unidentified.push(session.id);
         }
         tally.granted = ByteCount::new(tally.granted.get() + session.granted.get());
         tally.orphans += u64::from(session.orphaned_since.is_some());
@@ -358,7 +364,8 @@ fn restore(
     let end = taken.last().map_or(0, |last| last + 1);
     let free = (0..end).filter(|block| !taken.contains(block)).collect();
     sessions.blocks = BlockIds { next: end, free };
-    Ok(Revived { tiers, incarnation, sessions, tally, files: files.open, mends })
+    let files = files.open;
+    Ok(Revived { tiers, incarnation, sessions, tally, files, unidentified, mends })
 }
 
 /// Does or undoes what the former process was killed in; returns what it did not come to note.
@@ -450,6 +457,16 @@ const fn is_it(then: FileIdentity, now: FileIdentity) -> bool {
         }
         _ => true,
     }
+}
+
+fn is_identified(about: &About) -> bool {
+    let source = match about.record.source {
+        SourceRecord::File { identity, .. } | SourceRecord::Server { identity, .. } => {
+            identity.is_some()
+        }
+        SourceRecord::Nothing | SourceRecord::Fill(_) => true,
+    };
+    source && about.own.as_ref().is_none_or(|own| own.identity.is_some())
 }
 
 fn session(
@@ -667,6 +684,23 @@ impl Engine {
     /// Whether something could not be noted, so that nobody could go on where this process is killed.
     pub(crate) fn has_broken_journal(&self) -> bool {
         self.tiers.journal().is_some_and(Journal::is_broken)
+    }
+
+    /// Notes all sessions as versions of the journal do that know nothing of which file a region is made from.
+    #[cfg(test)]
+    pub(super) fn forget_which_files(&self) {
+        let Some(journal) = self.tiers.journal() else { return };
+        for shared in self.sessions().by_id.values() {
+            with_record(&lock(shared), |record| {
+                let source = match record.source {
+                    SourceRecord::File { path, offset, .. } => {
+                        SourceRecord::File { path, offset, identity: None }
+                    }
+                    other => other,
+                };
+                journal.note(&Record::Session(SessionRecord { source, ..record }));
+            });
+        }
     }
 
     #[cfg(test)]
