@@ -253,7 +253,8 @@ impl Engine {
         Ok(Progress { changed: PageCount::new(work.changed), next })
     }
 
-    /// Brings a range in; returns the page from which on it is still to be done.
+    /// Brings a range in; returns the page from which on it is still to be done. Where it is refused, none of
+    /// it that was not pinned before is.
     fn bring_range(
         &self,
         caller: &Caller,
@@ -263,10 +264,31 @@ impl Engine {
         work: &mut Work,
         supply: &mut Supply,
     ) -> Result<Option<PageIndex>, Refusal> {
+        let mut pinned = Vec::new();
+        let brought = self.bring_pieces(caller, header, (range, how), work, supply, &mut pinned);
+        if brought.is_err()
+            && let Some((_, shared)) = &caller.session
+        {
+            let mut session = lock(shared);
+            if !session.ended {
+                pinned.into_iter().for_each(|range| self.unpin_range(&mut session.region, range));
+            }
+        }
+        brought
+    }
+
+    /// Brings a range in, a piece at a time; what of it was not pinned before and is now goes to `pinned`.
+    fn bring_pieces(
+        &self,
+        caller: &Caller,
+        header: &Header,
+        (range, how): (PageRange, Bring),
+        work: &mut Work,
+        supply: &mut Supply,
+        pinned: &mut Vec<PageRange>,
+    ) -> Result<Option<PageIndex>, Refusal> {
         let end = range.start.get() + range.count.get();
         let mut page = range.start.get();
-        // What this request has pinned of the piece under way.
-        let mut pinned = Vec::new();
         while page < end {
             if work.left == 0 {
                 return Ok(Some(PageIndex::new(page)));
@@ -291,13 +313,12 @@ impl Engine {
             let piece =
                 PageRange { start: PageIndex::new(page), count: PageCount::new(stop - page) };
             if how == Bring::Pin {
-                self.pin(&mut session.region, piece, &mut pinned)?;
+                self.pin(&mut session.region, piece, pinned)?;
             }
             match self.bring_piece(&mut session.region, page..stop, how, work, supply) {
                 Ok(()) => {
                     work.left = work.left.saturating_sub(piece.count.get());
                     page = stop;
-                    pinned.clear();
                 }
                 Err(Stop::Needs(need)) => {
                     let needs = match how {
@@ -310,12 +331,7 @@ impl Engine {
                     drop(session);
                     self.supply(caller.may_wait, needs, supply)?;
                 }
-                Err(Stop::Refused(refusal)) => {
-                    for range in pinned {
-                        self.unpin_range(&mut session.region, range);
-                    }
-                    return Err(refusal);
-                }
+                Err(Stop::Refused(refusal)) => return Err(refusal),
             }
         }
         Ok(None)

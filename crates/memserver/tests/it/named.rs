@@ -554,6 +554,27 @@ fn cap_17_a_copy_of_a_file_keeps_what_the_file_held() {
     assert_eq!(then.over(Action::Flush, 0, 63), Err(RefusalCode::NoFile), "a copy has no file");
 }
 
+#[test]
+fn cap_11_a_pin_that_is_refused_pins_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    fs::write(&path, vec![1; 1024 * PAGE_SIZE]).unwrap();
+    let server = TestServer::start(2048, in_directory(&directory));
+    let mut client = Raw::greeted(&server);
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    client.create("file", 1024 * PAGE_SIZE as u64, 4096, source).unwrap();
+    let mut region = Raw::opened(&server, "file").unwrap();
+    region.over(Action::Pin, 8, 8).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(600 * PAGE_SIZE as u64).unwrap();
+    assert_eq!(region.over(Action::Pin, 0, 1024), Err(RefusalCode::FileFailed));
+    assert_eq!(region.show().pinned.get(), 8, "what was pinned before");
+    assert_eq!(region.over(Action::Unpin, 8, 8), Ok(8));
+    assert_eq!(server.stat().pinned_pages, 0);
+    region.over(Action::Pin, 0, 512).unwrap();
+    assert_eq!(region.show().pinned.get(), 512);
+}
+
 /// However many regions are made from the file, in whatever parts of it.
 #[test]
 fn cap_17_a_copy_of_a_file_keeps_what_the_file_held_whoever_writes_there() {
