@@ -256,11 +256,11 @@ impl Region {
         (self.page_bytes as usize) < PAGE_SIZE
     }
 
-    /// The pages that are initialised together with one.
+    /// The pages that are initialised together with one; none where that is far beyond the region.
     pub(crate) fn unit_of(&self, page: PageIndex) -> std::ops::Range<u64> {
         let unit = self.unit_pages();
         let start = page.get() / unit * unit;
-        start..(start + unit).min(self.pages.get())
+        start..start.saturating_add(unit).min(self.pages.get())
     }
 
     /// Between a checksum as clients of this region know it and as the table keeps it.

@@ -143,3 +143,26 @@ fn cap_6_a_write_that_touches_many_large_portions_has_them_read_in_parts() {
     assert_eq!(region.read(&written).unwrap(), (0..33).collect::<Vec<u8>>());
     assert_eq!(region.read(&[(UNIT, 0), (33 * UNIT - 1, 0), (33 * UNIT, 0)]).unwrap(), [7; 3]);
 }
+
+#[test]
+fn a_page_far_beyond_a_region_is_refused_whatever_the_region_is_made_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    std::fs::write(&path, vec![7; 2 << 20]).unwrap();
+    let server = TestServer::start(2048, |config| {
+        config.directories = vec![directory.path().to_owned()];
+    });
+    let file = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    for (name, page_bytes, source) in
+        [("fill", 4096, Source::Fill(7)), ("file", 4096, file), ("large", 64 << 10, file)]
+    {
+        Raw::greeted(&server).create(name, 2 << 20, page_bytes, source).unwrap();
+        let mut region = Raw::opened(&server, name).unwrap();
+        for page in [u64::MAX, u64::MAX - 15, u64::MAX - 16] {
+            assert_eq!(region.read(&[(0, 0), (page, 0)]), Err(RefusalCode::OutOfBounds), "{name}");
+            region.over(Action::Invalidate, 0, 16).unwrap_or_default();
+            let write = region.write(&[(page, 1, 1)]);
+            assert_eq!(write, Err(RefusalCode::OutOfBounds), "{name}");
+        }
+    }
+}
