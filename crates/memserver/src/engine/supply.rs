@@ -13,6 +13,7 @@
 
 use std::io::IoSliceMut;
 use std::sync::Arc;
+use std::{iter, slice};
 
 use farmem_region::{Checksum, PAGE_SIZE, PageIndex, RegionId, Version};
 use farmem_vmem::Slot;
@@ -418,7 +419,8 @@ impl Engine {
         pages.sort_unstable_by_key(|page| page.place.order());
         let mut slots = supply.spare.split_off(supply.spare.len() - pages.len());
         let read = self.tiers.fetch(pages.iter().map(|page| &page.place), &mut slots);
-        let mut result = read.map_err(|error| self.page_lost(pages[0].page, &error));
+        // Whoever reads many is told of the one that is lost, and only of that.
+        let mut result = read.or_else(|_| self.fetch_one_by_one(&pages, &mut slots));
         for (distant, slot) in pages.into_iter().zip(slots) {
             let Distant { page, version, checksum, place } = distant;
             if result.is_ok() {
@@ -435,6 +437,14 @@ impl Engine {
             }
         }
         result
+    }
+
+    fn fetch_one_by_one(&self, pages: &[Distant], slots: &mut [Slot]) -> Result<(), Refusal> {
+        for (distant, slot) in pages.iter().zip(slots) {
+            let read = self.tiers.fetch(iter::once(&distant.place), slice::from_mut(slot));
+            read.map_err(|error| self.page_lost(distant.page, &error))?;
+        }
+        Ok(())
     }
 
     /// Whether what came back from a slower tier is what went there.

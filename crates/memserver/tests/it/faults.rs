@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use farmem_memserver::{DistantRegion, FileTierConfig, Neighbours, ServerConfig};
-use farmem_region::{ByteCount, PageCount};
-use farmem_wire::{Action, RefusalCode, Source};
+use farmem_region::{ByteCount, PageCount, PageIndex};
+use farmem_wire::{Action, Header, PageEntry, RefusalCode, Source};
 
 use crate::raw::{Raw, TestServer};
 use crate::tiers::content;
@@ -138,9 +138,40 @@ fn a_file_tier_that_lost_its_content_refuses_what_was_there_and_no_more() {
     assert!(other.read_page(0).unwrap().1 == content(0, 1, true));
 }
 
+/// Whoever reads several pages is told which one is lost, wherever the others lie.
+#[test]
+fn a_read_of_several_pages_names_the_one_that_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(MEMORY, with_file_tier(directory.path(), 4 * MEMORY));
+    let mut client = Raw::with_region(&server, 2 * MEMORY);
+    for page in 0..2 * MEMORY {
+        client.write_pages(&[(page, 1, content(page, 1, false))]).unwrap();
+    }
+    cut_files_to(directory.path(), MEMORY / 2 * 4096);
+    let lost = |page: &u64| client.read_page(*page).is_err();
+    let (lost, there): (Vec<u64>, Vec<u64>) = (0..2 * MEMORY).partition(lost);
+    assert!(lost.len() as u64 > MEMORY / 8 && there.len() as u64 > MEMORY, "{}", lost.len());
+    for (lost, there) in lost.iter().cycle().zip(&there) {
+        let header = Header { entries: 2, ..client.request(Action::Read) };
+        let (reply, entries, _) = client.call_all(header, |out| {
+            for page in [there, lost] {
+                let page = PageIndex::new(*page);
+                PageEntry { page, ..PageEntry::default() }.encode(out);
+            }
+        });
+        assert_eq!(reply.refusal, Some(RefusalCode::TierFailed));
+        let blamed = PageEntry::decode_all(&entries).next().unwrap();
+        assert_eq!(blamed.page.get(), *lost, "read with {there}");
+    }
+}
+
 /// Cuts the files without names that this process has open in a directory, as somebody else could
 /// with access to it.
 fn cut_files_in(directory: &Path) {
+    cut_files_to(directory, 0);
+}
+
+fn cut_files_to(directory: &Path, bytes: u64) {
     let device = std::fs::metadata(directory).unwrap().dev();
     let mut cut = 0;
     for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
@@ -148,7 +179,7 @@ fn cut_files_in(directory: &Path) {
         if target.starts_with(directory) {
             let file = std::fs::OpenOptions::new().write(true).open(entry.path()).unwrap();
             assert_eq!(file.metadata().unwrap().dev(), device);
-            file.set_len(0).unwrap();
+            file.set_len(bytes).unwrap();
             cut += 1;
         }
     }
