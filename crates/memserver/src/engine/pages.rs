@@ -12,7 +12,7 @@ use farmem_wire::{
     SLOTS_ASSIGNED_MAX, Tier, page_checksum,
 };
 
-use super::supply::{Purpose, Stop, Supply};
+use super::supply::{Need, Purpose, Stop, Supply};
 use super::{Caller, Engine, Refusal};
 use crate::counters::count;
 use crate::region::{Region, Source};
@@ -39,9 +39,9 @@ const FRUITLESS_PAUSE: Duration = Duration::from_millis(5);
 /// says nothing for a second for lost, and others wait for the same worker.
 const ROOM_TIME_MAX: Duration = Duration::from_millis(100);
 
-/// Pages that are read from the region's file for one write, which touches large portions in part: 16 of
-/// 2 MiB. A write that needs more is refused as busy once so many are there; repeated, it finds them.
-const MADE_PER_WRITE_MAX: u32 = 8192;
+/// Pages that are read from the region's file for one read, or for one write which touches large portions in
+/// part: 16 of 2 MiB. What needs more is refused as busy once so many are there; repeated, it finds them.
+const MADE_PER_REQUEST_MAX: u32 = 8192;
 
 /// How a page that is to be written stands to what is stored.
 enum Standing {
@@ -88,6 +88,7 @@ impl Engine {
         supply: &mut Supply,
         mut found: impl FnMut(PageEntry),
     ) -> Result<(), Refusal> {
+        let mut made = 0;
         loop {
             let mut session = self.enter(caller, header)?;
             session.check_region(header)?;
@@ -114,6 +115,11 @@ impl Engine {
                 }
             };
             drop(session);
+            made += needs.iter().map(Need::made).sum::<u32>();
+            if made > MADE_PER_REQUEST_MAX {
+                // What was made stays: the client comes again, and finds less to be made.
+                return Err(RefusalCode::Busy.into());
+            }
             self.supply(caller.may_wait, needs, supply)?;
         }
     }
@@ -330,7 +336,7 @@ impl Engine {
                 Err(Stop::Needs(need)) => {
                     drop(session);
                     made += need.slots();
-                    if made > MADE_PER_WRITE_MAX {
+                    if made > MADE_PER_REQUEST_MAX {
                         // What was made stays: the client comes again, and finds less to be made.
                         break Err(RefusalCode::Busy.into());
                     }

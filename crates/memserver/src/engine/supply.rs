@@ -146,6 +146,16 @@ impl Need {
     }
 }
 
+impl Need {
+    /// Pages that are made for it.
+    pub(super) fn made(&self) -> u32 {
+        match self {
+            Self::Source(_) => self.slots(),
+            Self::Slots | Self::Page(_) => 0,
+        }
+    }
+}
+
 impl Supply {
     /// Nothing yet.
     pub(super) fn of(purpose: Purpose) -> Self {

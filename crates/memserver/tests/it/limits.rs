@@ -144,6 +144,29 @@ fn cap_6_a_write_that_touches_many_large_portions_has_them_read_in_parts() {
     assert_eq!(region.read(&[(UNIT, 0), (33 * UNIT - 1, 0), (33 * UNIT, 0)]).unwrap(), [7; 3]);
 }
 
+/// As many for one read; the rest is read when it comes again.
+#[test]
+fn cap_6_a_read_that_touches_many_large_portions_has_them_read_in_parts() {
+    const UNIT: u64 = 512;
+    const UNITS: u64 = 40;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    std::fs::write(&path, vec![7; (UNITS * UNIT * 4096) as usize]).unwrap();
+    let server = TestServer::start(24 << 10, |config| {
+        config.directories = vec![directory.path().to_owned()];
+    });
+    let source = Source::File { path: path.to_str().unwrap(), offset: 0 };
+    Raw::greeted(&server).create("r", UNITS * UNIT * 4096, 2 << 20, source).unwrap();
+    let mut region = Raw::opened(&server, "r").unwrap();
+    let touched: Vec<_> = (0..UNITS).map(|unit| (unit * UNIT + unit, 0)).collect();
+    for units in [16, 32] {
+        assert_eq!(region.read(&touched), Err(RefusalCode::Busy));
+        assert_eq!(server.stat().pages, units * UNIT);
+    }
+    assert_eq!(region.read(&touched).unwrap(), [7; UNITS as usize]);
+    assert_eq!(server.stat().pages, UNITS * UNIT);
+}
+
 #[test]
 fn a_page_far_beyond_a_region_is_refused_whatever_the_region_is_made_from() {
     let directory = tempfile::tempdir().unwrap();
