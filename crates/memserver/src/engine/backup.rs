@@ -224,7 +224,7 @@ impl Engine {
                 scope.spawn(move || {
                     // To the end, or who gives would wait for ever.
                     for (batch, wanted) in take {
-                        if has_failed.load(Ordering::Relaxed) {
+                        if has_failed.load(Ordering::Relaxed) || self.is_stopping() {
                             continue;
                         }
                         if let Err(error) = self.write_batch(snapshot, header, &wanted, &batch) {
@@ -245,8 +245,31 @@ impl Engine {
             })
         });
         told?;
+        self.check_stopping()?;
         let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Fails once the server is to end: who waits for it does not wait for a backup too.
+    fn check_stopping(&self) -> Result<(), Refusal> {
+        if self.is_stopping() { Err(RefusalCode::Busy.into()) } else { Ok(()) }
+    }
+
+    /// Repeats what is refused as busy: there will be room, unless the server is to end.
+    fn patiently(&self, mut attempt: impl FnMut() -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let began = Instant::now();
+        loop {
+            match attempt() {
+                Err(refusal)
+                    if refusal.code == RefusalCode::Busy
+                        && began.elapsed() < BUSY_PATIENCE
+                        && !self.is_stopping() =>
+                {
+                    thread::sleep(BUSY_PAUSE);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Adds all pages of a snapshot to a backup, a batch at a time, as long as `give` says so: it gets
@@ -262,6 +285,7 @@ impl Engine {
     ) -> Result<(), Failed> {
         let (mut from, mut told) = (PageIndex::new(0), Vec::new());
         loop {
+            self.check_stopping()?;
             told.clear();
             if every {
                 // Those that were never looked at are read from the file first.
@@ -326,7 +350,7 @@ impl Engine {
             });
             // What is refused takes what it was given along.
             let mut read = Vec::new();
-            patiently(|| self.read(snapshot, &header, entries.clone(), &mut read, |_| ()))?;
+            self.patiently(|| self.read(snapshot, &header, entries.clone(), &mut read, |_| ()))?;
             slots.append(&mut read);
             Ok(())
         });
@@ -430,10 +454,11 @@ impl Engine {
             .chunk_by(is_run)
             .flat_map(|run| run.chunks(self.batch() * BATCHES_PER_WRITE))
         {
+            self.check_stopping()?;
             self.check_journal().map_err(Refusal::from)?;
             let descriptor = files.get(folder, run[0].file)?;
             let mut slots = Vec::new();
-            patiently(|| self.take_slots(Purpose::Keep, true, run.len() as u32, &mut slots))?;
+            self.patiently(|| self.take_slots(Purpose::Keep, true, run.len() as u32, &mut slots))?;
             let mut slices = Vec::new();
             self.arena.gather_mut(&mut slots, &mut slices);
             let at = u64::from(run[0].at) * PAGE_SIZE as u64;
@@ -617,21 +642,6 @@ impl From<Refusal> for Failed {
 impl<E: Into<BackupError>> From<E> for Failed {
     fn from(error: E) -> Self {
         Self::Disk(error.into())
-    }
-}
-
-/// Repeats what is refused as busy: there will be room.
-fn patiently(mut attempt: impl FnMut() -> Result<(), Refusal>) -> Result<(), Refusal> {
-    let began = Instant::now();
-    loop {
-        match attempt() {
-            Err(refusal)
-                if refusal.code == RefusalCode::Busy && began.elapsed() < BUSY_PATIENCE =>
-            {
-                thread::sleep(BUSY_PAUSE);
-            }
-            result => return result,
-        }
     }
 }
 

@@ -615,6 +615,33 @@ fn cap_95_what_a_server_was_killed_in_was_done_or_was_not() {
     }
 }
 
+/// Whoever stops a server does not wait for a backup.
+#[test]
+fn cap_74_a_backup_in_which_the_server_ends_leaves_the_former_one() {
+    let mut rig = Rig::new(1);
+    let (size, source) = (PageCount::new(64).bytes(), Source::Fill(0));
+    let create = Create { name: "r", size, page_bytes: 4096, source, prefers: None };
+    rig.engine.create(&create).unwrap();
+    rig.write(&rig.named("r"), range(3, 1)).unwrap();
+    rig.back_up_and_restore(&rig.named("r")).unwrap();
+    rig.write(&rig.named("r"), range(4, 1)).unwrap();
+    let path = rig.path("backup");
+    let files = || -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = fs::read_dir(&path).unwrap().map(|file| file.unwrap().path());
+        files.map(|file| (file.clone(), fs::read(file).unwrap())).collect()
+    };
+    let (before, known) = (files(), rig.known());
+    rig.engine.stop_keeping();
+    let refused = rig.back_up_and_restore(&rig.named("r")).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Busy);
+    let refused = rig.engine.restore(path.to_str().unwrap(), "other", false).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Busy);
+    assert_eq!(files(), before);
+    rig.engine.keep_again();
+    assert_eq!(rig.known()["sums"], known["sums"]);
+    rig.back_up_and_restore(&rig.named("r")).unwrap();
+}
+
 /// A copy is kept where its original was to be kept, and both change apart.
 #[test]
 fn cap_14_a_copy_keeps_its_preference_though_the_server_is_killed() {
