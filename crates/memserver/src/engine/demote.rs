@@ -65,6 +65,16 @@ const PASSES_BEFORE_PREFERRED: u32 = 2;
 pub(super) struct Hand {
     session: SessionId,
     page: PageIndex,
+    /// Passes that moved nothing, whoever made them.
+    idle_rounds: u32,
+}
+
+/// What came of an attempt to make room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Demoted {
+    pub(super) moved: usize,
+    /// Whether as many passes moved nothing as it takes until memory counts as not to be had.
+    pub(super) is_exhausted: bool,
 }
 
 /// What the keeper waits for, and what it remembers.
@@ -144,8 +154,10 @@ impl Drop for Mover<'_> {
 /// What the hand found.
 enum Step {
     Leaf(SharedSession, Vec<Cold>),
-    /// It has come round.
-    Round,
+    /// It has come round, for the last time before memory counts as not to be had.
+    Round {
+        is_last: bool,
+    },
 }
 
 impl Engine {
@@ -209,7 +221,8 @@ impl Engine {
         let mut idle_rounds = 0;
         while idle_rounds < ORDER_PASSES_MAX {
             let began = Instant::now();
-            let Some(moved) = self.order_pass() else {
+            let is_over = || *self.wanted() != Wanted::Order;
+            let Some(moved) = self.order_pass(&is_over) else {
                 break;
             };
             idle_rounds = if moved == 0 { idle_rounds + 1 } else { 0 };
@@ -235,8 +248,9 @@ impl Engine {
     }
 
     /// Looks once at every page that has a preference for a slower tier. Returns how many were moved,
-    /// or `None` if all lie where they are to be kept, or no move can be noted until [`Engine::go_on_moving`].
-    fn order_pass(&self) -> Option<usize> {
+    /// or `None` if all lie where they are to be kept, or no move can be noted until [`Engine::go_on_moving`]. Ends
+    /// before the next batch once `is_over` says so.
+    fn order_pass(&self, is_over: &impl Fn() -> bool) -> Option<usize> {
         if self.check_journal().is_err() {
             self.keeper.lacks_journal.store(true, Ordering::Relaxed);
             return None;
@@ -246,6 +260,9 @@ impl Engine {
         for shared in sessions {
             let mut from = PageIndex::new(0);
             loop {
+                if is_over() {
+                    return Some(moved);
+                }
                 let mut cold = Vec::new();
                 {
                     let session = lock(&shared);
@@ -272,10 +289,11 @@ impl Engine {
                         if is_out_of_place { heat / 2 } else { heat }
                     });
                 }
-                while !cold.is_empty() {
+                while !cold.is_empty() && !is_over() {
                     let batch = cold.drain(..cold.len().min(BATCH)).collect();
                     moved += self.move_out(&shared, batch);
                 }
+                self.let_go(cold);
             }
         }
         (!in_place).then_some(moved)
@@ -323,29 +341,44 @@ impl Engine {
     /// Moves about `wanted` cold pages to slower tiers, or as many as can be moved. Returns how many
     /// were. The caller holds no lock.
     pub(crate) fn demote(&self, wanted: usize) -> usize {
-        let (mut moved, mut idle_rounds) = (0, 0);
+        self.demote_until(wanted, &|| self.is_stopping()).moved
+    }
+
+    /// As [`Engine::demote`], but ends before the next leaf, or batch of one, once `is_over` says so. Whoever
+    /// comes next goes on where this one has ended.
+    pub(super) fn demote_until(&self, wanted: usize, is_over: &impl Fn() -> bool) -> Demoted {
+        let mut demoted = Demoted { moved: 0, is_exhausted: false };
         // Nothing is taken on, so that nothing needs the room, where no move can be noted.
-        while moved < wanted && idle_rounds < PASSES_MAX && self.check_journal().is_ok() {
-            match self.step(idle_rounds) {
+        while demoted.moved < wanted && !is_over() && self.check_journal().is_ok() {
+            match self.step() {
                 Step::Leaf(session, mut cold) => {
-                    // A portion leaves as a whole.
-                    while cold.first().is_some_and(|next| moved < wanted || !next.is_first) {
+                    // A portion leaves as a whole, if there is time.
+                    while cold.first().is_some_and(|next| demoted.moved < wanted || !next.is_first)
+                        && !is_over()
+                    {
                         let batch = cold.drain(..cold.len().min(BATCH)).collect();
                         let count = self.move_out(&session, batch);
                         if count > 0 {
-                            idle_rounds = 0;
+                            self.hand().idle_rounds = 0;
                         }
-                        moved += count;
+                        demoted.moved += count;
                     }
                     self.let_go(cold);
                 }
-                Step::Round => {
+                Step::Round { is_last } => {
                     self.forget_twins();
-                    idle_rounds += 1;
+                    if is_last {
+                        demoted.is_exhausted = true;
+                        break;
+                    }
                 }
             }
         }
-        moved
+        demoted
+    }
+
+    fn hand(&self) -> MutexGuard<'_, Hand> {
+        self.keeper.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pages are on their way until this is dropped.
@@ -387,8 +420,8 @@ impl Engine {
     }
 
     /// Takes the hand one leaf on.
-    fn step(&self, idle_rounds: u32) -> Step {
-        let mut hand = self.keeper.hand.lock().unwrap_or_else(PoisonError::into_inner);
+    fn step(&self) -> Step {
+        let mut hand = self.hand();
         let from = (Bound::Included(hand.session), Bound::Unbounded);
         let next = {
             let sessions = self.sessions();
@@ -396,18 +429,22 @@ impl Engine {
             range.next().map(|(id, shared)| (*id, shared.clone()))
         };
         let Some((id, shared)) = next else {
-            *hand = Hand::default();
-            return Step::Round;
+            let rounds = hand.idle_rounds + 1;
+            let is_last = rounds >= PASSES_MAX;
+            *hand = Hand { idle_rounds: if is_last { 0 } else { rounds }, ..Hand::default() };
+            return Step::Round { is_last };
         };
         if id != hand.session {
-            *hand = Hand { session: id, page: PageIndex::new(0) };
+            *hand = Hand { session: id, page: PageIndex::new(0), ..*hand };
         }
         let mut cold = Vec::new();
-        let grip = Grip { sinks_compressed: self.sinks_compressed(), idle_rounds };
+        let (idle_rounds, sinks_compressed) = (hand.idle_rounds, self.sinks_compressed());
+        let grip = Grip { sinks_compressed, idle_rounds };
         {
             let session = lock(&shared);
             let Some((first, leaf)) = session.region.table.leaf_from(hand.page) else {
-                *hand = Hand { session: SessionId::new(id.get() + 1), page: PageIndex::new(0) };
+                let next = SessionId::new(id.get() + 1);
+                *hand = Hand { session: next, page: PageIndex::new(0), ..*hand };
                 drop(session);
                 return Step::Leaf(shared, cold);
             };
@@ -614,7 +651,6 @@ impl Engine {
                 || self.tiers.usage().compressed_slots > self.slots_at(COMPRESSED_32NDS))
     }
 
-    /// So many 32nds of the memory that is lent, in slots.
     /// Whether [`Engine::keep_room`] is to end, or has.
     pub(super) fn is_stopping(&self) -> bool {
         *self.wanted() == Wanted::Stop
@@ -659,8 +695,10 @@ fn cannot_move(portion: &mut Portion, place: &Place) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use farmem_region::PageCount;
-    use farmem_wire::RefusalCode;
+    use farmem_wire::{Create, RefusalCode};
 
     use super::*;
     use crate::config::ServerConfig;
@@ -690,5 +728,58 @@ mod tests {
         engine.arena.release(vec![slots.pop().unwrap()]);
         engine.take_slots(Purpose::Keep, true, 1, &mut slots).unwrap();
         assert!(engine.short_since().is_none(), "there was room");
+    }
+
+    /// A server with a region whose pages lie in dram.
+    fn with_pages(count: u64, prefers: Option<Tier>, fill: impl Fn(u64, &mut [u8])) -> Engine {
+        let mut config = ServerConfig::new(Vec::new(), PageCount::new(4096).bytes());
+        config.tiers.compressed = PageCount::new(4096).bytes();
+        let engine = Engine::new(config).unwrap();
+        let (size, source) = (PageCount::new(count).bytes(), farmem_wire::Source::Nothing);
+        let create = Create { name: "r", size, page_bytes: 4096, source, prefers };
+        engine.create(&create).unwrap();
+        let shared = engine.sessions().by_id.values().next().unwrap().clone();
+        let mut slots = Vec::new();
+        engine.take_slots(Purpose::Keep, true, count as u32, &mut slots).unwrap();
+        for (page, mut slot) in (0..).zip(slots) {
+            fill(page, engine.arena.bytes_mut(&mut slot));
+            engine.put_made(&mut lock(&shared).region, PageIndex::new(page), slot, 0);
+        }
+        engine
+    }
+
+    /// Over after so many looks.
+    fn after(looks: u32) -> impl Fn() -> bool {
+        let left = Cell::new(looks);
+        move || left.replace(left.get().saturating_sub(1)) == 0
+    }
+
+    /// Whoever stops a server does not wait for a pass over all pages.
+    #[test]
+    fn the_keeper_ends_in_the_midst_of_a_pass() {
+        let engine = with_pages(1500, Some(Tier::Compressed), |page, bytes| bytes.fill(page as u8));
+        assert_eq!(engine.order_pass(&|| false), Some(0), "they cool down");
+        assert_eq!(engine.order_pass(&after(0)), Some(0));
+        assert_eq!(engine.order_pass(&after(2)), Some(BATCH));
+        assert_eq!(engine.demote_until(1500, &after(2)).moved, BATCH);
+        engine.stop_keeping();
+        assert_eq!(engine.demote(1500), 0);
+        engine.keep_again();
+        assert_eq!(engine.demote(1500), 1500 - 2 * BATCH);
+    }
+
+    /// Many requests, each of which has time for a part of a leaf, find together that nothing can leave.
+    #[test]
+    fn passes_that_move_nothing_are_counted_whoever_makes_them() {
+        let engine = with_pages(1500, None, |page, bytes| {
+            let mut word = page;
+            for chunk in bytes.chunks_mut(8) {
+                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1 << 60 | 1);
+                chunk.copy_from_slice(&(word ^ word >> 29).to_le_bytes());
+            }
+        });
+        let attempts = (1..100).find(|_| engine.demote_until(1, &after(2)).is_exhausted);
+        assert!(attempts.is_some_and(|attempts| attempts > PASSES_MAX), "{attempts:?}");
+        assert_eq!(engine.demote_until(1, &after(2)).moved, 0);
     }
 }

@@ -391,6 +391,7 @@ impl Engine {
         slots: &mut Vec<Slot>,
     ) -> Result<(), Refusal> {
         let began = Instant::now();
+        let is_over = || began.elapsed() > ROOM_TIME_MAX || self.is_stopping();
         loop {
             if self.take(purpose, count, slots) {
                 self.found_room();
@@ -406,7 +407,8 @@ impl Engine {
             // What the keeper moves meanwhile counts too.
             let moved = || self.counters.demoted_pages.load(Ordering::Relaxed);
             let before = moved();
-            if self.demote(count as usize) > 0 || moved() != before {
+            let demoted = self.demote_until(count as usize, &is_over);
+            if demoted.moved > 0 || moved() != before {
                 self.found_room();
             } else if let Err(busy) = self.check_journal() {
                 // No page leaves where no move can be noted: that says nothing of how full memory is.
@@ -415,7 +417,7 @@ impl Engine {
                     return Err(busy.into());
                 }
                 std::thread::sleep(FRUITLESS_PAUSE);
-            } else {
+            } else if demoted.is_exhausted {
                 let short_for = self.found_no_room();
                 if short_for >= FULL_TIME && !self.is_moving() {
                     self.check_journal()?;
@@ -423,7 +425,7 @@ impl Engine {
                 }
                 std::thread::sleep(FRUITLESS_PAUSE);
             }
-            if began.elapsed() > ROOM_TIME_MAX {
+            if is_over() {
                 return Err(RefusalCode::Busy.into());
             }
         }
