@@ -363,6 +363,10 @@ impl Tiers {
 
     /// The page compressed.
     pub(crate) fn compress(&self, slot: &Slot) -> Result<Place, Stays> {
+        // Or it would be done in vain, again and again.
+        if self.shelves().parcels() >= self.compressed_pages_max {
+            return Err(Stays::NoRoom);
+        }
         // A client may change what it must not: what is compressed is a copy.
         let mut page = [0; PAGE_SIZE];
         self.arena.copy_out(slot, &mut page);
@@ -424,6 +428,14 @@ mod tests {
         slot
     }
 
+    fn noise(page: &mut [u8; PAGE_SIZE]) {
+        let mut word = 1_u64;
+        for chunk in page.chunks_mut(8) {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1 << 60 | 1);
+            chunk.copy_from_slice(&(word ^ word >> 29).to_le_bytes());
+        }
+    }
+
     #[test]
     fn cap_14_a_page_goes_to_the_compressed_tier_and_back() {
         let tiers = tiers(512, 1000);
@@ -450,13 +462,7 @@ mod tests {
     #[test]
     fn what_does_not_get_smaller_stays() {
         let tiers = tiers(512, 1000);
-        let mut word = 1_u64;
-        let noise = slot_with(&tiers, |page| {
-            for chunk in page.chunks_mut(8) {
-                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1 << 60 | 1);
-                chunk.copy_from_slice(&(word ^ word >> 29).to_le_bytes());
-            }
-        });
+        let noise = slot_with(&tiers, noise);
         assert!(matches!(tiers.compress(&noise), Err(Stays::GainsNothing)));
         tiers.arena.release([noise]);
         assert_eq!(tiers.arena.taken(), 0);
@@ -466,10 +472,14 @@ mod tests {
     fn the_compressed_tier_keeps_its_limit() {
         let tiers = tiers(512, 2);
         let slot = slot_with(&tiers, |page| page.fill(0));
+        let noise = slot_with(&tiers, noise);
+        assert!(matches!(tiers.compress(&noise), Err(Stays::GainsNothing)));
         let places: Vec<_> = (0..3).map(|_| tiers.compress(&slot)).collect();
+        // It is not even tried.
+        assert!(matches!(tiers.compress(&noise), Err(Stays::NoRoom)));
         assert_eq!(places.iter().filter(|place| place.is_ok()).count(), 2);
         places.into_iter().flatten().for_each(|place| tiers.give_up(place, &mut Vec::new()));
-        tiers.arena.release([slot]);
+        tiers.arena.release([slot, noise]);
         assert_eq!(tiers.arena.taken(), 0);
     }
 }
