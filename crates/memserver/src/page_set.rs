@@ -1,11 +1,18 @@
 //! A set of pages that consists of a few ranges: those that are pinned, or that a file holds already.
 
+use std::ops::Range;
+
 use farmem_region::{PageCount, PageIndex, PageRange};
 
+/// Ranges of one region that are pinned apart from each other, or that a clone's own range holds: 256 KiB, and
+/// some microseconds to add one.
+pub(crate) const RANGES_MAX: usize = 16_384;
+
 /// Pages as ranges of them: apart, in order, with room between them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct PageSet {
     ranges: Vec<(u64, u64)>,
+    pages: u64,
 }
 
 impl PageSet {
@@ -17,7 +24,7 @@ impl PageSet {
     /// Whether any page of a range is in it.
     pub(crate) fn overlaps(&self, range: PageRange) -> bool {
         let end = range.start.get().saturating_add(range.count.get());
-        self.ranges.iter().any(|(first, last)| *first < end && range.start.get() < *last)
+        self.first_from(range.start.get()).is_some_and(|first| first < end)
     }
 
     pub(crate) fn ranges(&self) -> impl Iterator<Item = PageRange> {
@@ -29,7 +36,12 @@ impl PageSet {
 
     /// How many there are.
     pub(crate) fn pages(&self) -> PageCount {
-        PageCount::new(self.ranges.iter().map(|(start, end)| end - start).sum())
+        PageCount::new(self.pages)
+    }
+
+    /// In how many ranges.
+    pub(crate) const fn count(&self) -> usize {
+        self.ranges.len()
     }
 
     /// The first page from one on that is not in it.
@@ -62,27 +74,43 @@ impl PageSet {
         if start == end {
             return;
         }
-        self.ranges.retain(|(first, last)| {
-            let touches = *first <= end && start <= *last;
-            if touches {
-                (start, end) = (start.min(*first), end.max(*last));
-            }
-            !touches
-        });
-        let at = self.ranges.partition_point(|(first, _)| *first < start);
-        self.ranges.insert(at, (start, end));
+        let first = self.ranges.partition_point(|(_, last)| *last < start);
+        let after = self.ranges.partition_point(|(first, _)| *first <= end);
+        if let Some(touched) = self.ranges.get(first..after).filter(|touched| !touched.is_empty()) {
+            start = start.min(touched[0].0);
+            end = end.max(touched[touched.len() - 1].1);
+        }
+        self.replace(first..after, &[(start, end)]);
     }
 
     pub(crate) fn remove(&mut self, range: PageRange) {
         let (start, end) = bounds(range);
-        if start == end {
+        let first = self.ranges.partition_point(|(_, last)| *last <= start);
+        let after = self.ranges.partition_point(|(first, _)| *first < end);
+        if start == end || first >= after {
             return;
         }
-        let parts = |(first, last): (u64, u64)| {
-            let (before, after) = ((first, last.min(start)), (first.max(end), last));
-            [before, after].into_iter().filter(|(first, last)| first < last)
-        };
-        self.ranges = std::mem::take(&mut self.ranges).into_iter().flat_map(parts).collect();
+        let before = (self.ranges[first].0, start);
+        let behind = (end, self.ranges[after - 1].1);
+        match (before.0 < before.1, behind.0 < behind.1) {
+            (true, true) => self.replace(first..after, &[before, behind]),
+            (true, false) => self.replace(first..after, &[before]),
+            (false, true) => self.replace(first..after, &[behind]),
+            (false, false) => self.replace(first..after, &[]),
+        }
+    }
+
+    /// Forgets what is beyond so many ranges.
+    pub(crate) fn keep_first(&mut self, ranges: usize) {
+        let end = self.ranges.len();
+        self.replace(ranges.min(end)..end, &[]);
+    }
+
+    fn replace(&mut self, which: Range<usize>, by: &[(u64, u64)]) {
+        let pages = |ranges: &[(u64, u64)]| ranges.iter().map(|(start, end)| end - start).sum();
+        let (gone, come): (u64, u64) = (pages(&self.ranges[which.clone()]), pages(by));
+        self.ranges.splice(which, by.iter().copied());
+        self.pages = self.pages - gone + come;
     }
 }
 
@@ -126,8 +154,28 @@ mod tests {
                     assert_eq!(set.first_missing(from as u64), missing);
                     assert_eq!(set.first_from(from as u64), next(true).map(|at| at as u64));
                 }
+                let asked = PageRange {
+                    start: PageIndex::new(next(100)),
+                    count: PageCount::new(1 + next(9)),
+                };
+                let (start, end) = bounds(asked);
+                let is_there = model[start as usize..end.min(100) as usize].contains(&true);
+                assert_eq!(set.overlaps(asked), is_there);
                 assert!(set.ranges.is_sorted() && set.ranges.len() <= count);
             }
         }
+    }
+
+    #[test]
+    fn a_set_of_too_many_ranges_forgets_the_last() {
+        let mut set = PageSet::default();
+        for start in [10, 20, 30] {
+            set.insert(PageRange { start: PageIndex::new(start), count: PageCount::new(3) });
+        }
+        set.keep_first(3);
+        assert_eq!((set.count(), set.pages().get()), (3, 9));
+        set.keep_first(2);
+        assert_eq!((set.count(), set.pages().get()), (2, 6));
+        assert!(set.contains(PageIndex::new(22)) && !set.contains(PageIndex::new(30)));
     }
 }

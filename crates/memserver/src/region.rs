@@ -13,7 +13,7 @@ use farmem_wire::{Binding, MapChange, page_checksum};
 use crate::backing::BackingFile;
 use crate::config::ServerConfig;
 use crate::news::News;
-use crate::page_set::PageSet;
+use crate::page_set::{PageSet, RANGES_MAX};
 use crate::prefer::Preferences;
 use crate::session::ConnectionId;
 use crate::table::Table;
@@ -169,6 +169,8 @@ impl Region {
         self.removals += 1;
         if let Some(own) = &mut self.own {
             own.held.remove(range);
+            // What is not held is written again.
+            own.held.keep_first(RANGES_MAX);
         }
     }
 

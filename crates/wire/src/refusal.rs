@@ -143,8 +143,8 @@ refusals! {
     RangeTaken = 33, GiveUp, "another region has a part of that range of the file: choose another offset";
     /// The own range of a clone does not hold yet what the clone inherited.
     Unfilled = 34, GiveUp, "the region's own range of its file does not hold yet what it inherited: flush it first";
-    /// More ranges of the region would have a preference than are kept apart.
-    TooManyRanges = 35, GiveUp, "too many ranges of the region have a preference: give neighbours the same one";
+    /// More ranges of the region would be pinned, or have a preference, than are kept apart.
+    TooManyRanges = 35, GiveUp, "too many ranges of the region are pinned, or have a preference, apart: treat neighbours alike";
 }
 
 #[cfg(test)]

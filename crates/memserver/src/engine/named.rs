@@ -19,7 +19,7 @@ use super::supply::{Stop, Supply};
 use super::{Caller, Cause, Engine, Refusal, Sessions, lock};
 use crate::backing::BackingFile;
 use crate::journal::Record;
-use crate::page_set::PageSet;
+use crate::page_set::{PageSet, RANGES_MAX};
 use crate::region::{Region, Source};
 use crate::session::Session;
 use crate::table::{LEAF_PAGES, Portion};
@@ -455,6 +455,10 @@ impl Engine {
             let free = PageCount::new((limit + added).saturating_sub(pinned)).bytes();
             return Err(Refusal::full(FullBody { asked, free }));
         }
+        if region.pins.count() > RANGES_MAX {
+            fresh.into_iter().for_each(|range| self.unpin_range(region, range));
+            return Err(RefusalCode::TooManyRanges.into());
+        }
         // In a leaf of their own, or a copy's use of them would decide.
         region.table.unshare(&self.tiers, range);
         pinned_now.extend(fresh);
@@ -486,6 +490,11 @@ impl Engine {
         session.check_region(header)?;
         session.check_ranges(ranges.clone())?;
         let before = session.region.pins.pages().get();
+        let mut left = session.region.pins.clone();
+        ranges.clone().for_each(|range| left.remove(range.0));
+        if left.count() > RANGES_MAX.max(session.region.pins.count()) {
+            return Err(RefusalCode::TooManyRanges.into());
+        }
         ranges.for_each(|range| self.unpin_range(&mut session.region, range.0));
         let changed = PageCount::new(before - session.region.pins.pages().get());
         Ok(Progress { changed, next: None })

@@ -575,6 +575,28 @@ fn cap_11_a_pin_that_is_refused_pins_nothing() {
     assert_eq!(region.show().pinned.get(), 512);
 }
 
+#[test]
+fn cap_11_more_ranges_pinned_apart_than_there_may_be_are_refused() {
+    const RANGES: u64 = 16_384;
+    let server = start(2 * RANGES);
+    let mut client = Raw::greeted(&server);
+    client.create("r", (2 * RANGES + 8) << 12, 4096, Source::Fill(7)).unwrap();
+    let mut region = Raw::opened(&server, "r").unwrap();
+    for page in 0..RANGES {
+        assert_eq!(region.over(Action::Pin, 2 * page, 1), Ok(1));
+    }
+    let pinned = |region: &mut Raw| region.show().pinned.get();
+    assert_eq!(region.over(Action::Pin, 2 * RANGES, 1), Err(RefusalCode::TooManyRanges));
+    assert_eq!(pinned(&mut region), RANGES);
+    // What fills a gap makes them fewer; then one is made more by one that is unpinned.
+    assert_eq!(region.over(Action::Pin, 0, 3), Ok(1));
+    assert_eq!(region.over(Action::Pin, 2 * RANGES, 1), Ok(1));
+    assert_eq!(region.over(Action::Unpin, 1, 1), Err(RefusalCode::TooManyRanges));
+    assert_eq!(pinned(&mut region), RANGES + 2);
+    assert_eq!(region.over(Action::Unpin, 0, 2 * RANGES), Ok(RANGES + 1));
+    assert_eq!(pinned(&mut region), 1);
+}
+
 /// However many regions are made from the file, in whatever parts of it.
 #[test]
 fn cap_17_a_copy_of_a_file_keeps_what_the_file_held_whoever_writes_there() {
