@@ -17,11 +17,6 @@ const MAPPING_PAGES_MIN: usize = 16;
 /// The map is read at most this often: reading costs about 1 us a mapping.
 const SCAN_PERIOD_MICROS: u64 = 1_000;
 
-/// Control blocks of threads are looked for at most this often.
-const PINNED_PERIOD_MICROS: u64 = 200;
-/// And so rarely that it costs a fifth of the time at most: one system call for each thread.
-const PINNED_PERIOD_PER_COST: u64 = 4;
-
 /// When the map was read, and what is left to do.
 #[derive(Debug, Default)]
 pub(crate) struct Adoption {
@@ -109,15 +104,12 @@ impl Engine {
         registered
     }
 
-    /// Finds the pages that must stay because the kernel writes there when a thread ends.
+    /// Finds the pages that must stay because the kernel writes there when a thread ends: before each step, for a
+    /// thread may just have begun.
     pub(crate) fn refresh_pinned(&mut self, io: &mut Io<'_>) {
         if self.scope == Scope::Ranges {
             // A region has no threads' control blocks, but may lie beside one: pages of it that stayed
             // would be missing in a flush.
-            return;
-        }
-        let began = (io.clock)();
-        if began < self.pinned_until {
             return;
         }
         let pinned = &mut self.pinned;
@@ -126,8 +118,5 @@ impl Engine {
                 pinned.insert(range);
             }
         });
-        let now = (io.clock)();
-        let pause = now.since(began) / 1000 * PINNED_PERIOD_PER_COST;
-        self.pinned_until = now.plus_micros(pause.max(PINNED_PERIOD_MICROS));
     }
 }

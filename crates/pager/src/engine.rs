@@ -208,8 +208,6 @@ pub struct Engine {
     pub(crate) recount: bool,
     /// The last growth was refused, when.
     pub(crate) full: Option<(StoreError, Nanos)>,
-    /// When what must stay is found anew at the earliest.
-    pub(crate) pinned_until: Nanos,
     /// Nothing is read ahead before: something of that was refused.
     pub(crate) alone_until: Nanos,
     /// Slots of pages that are here are not looked for before.
@@ -288,7 +286,6 @@ impl Engine {
             stuck: false,
             recount: false,
             full: None,
-            pinned_until: Nanos::new(0),
             alone_until: Nanos::new(0),
             copies_after: Nanos::new(0),
             counts: Counts::default(),
