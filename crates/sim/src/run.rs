@@ -347,7 +347,8 @@ fn some_uffd() -> Uffd {
 
 #[cfg(test)]
 mod tests {
-    use farmem_region::{Completion, StoreError, Ticket};
+    use farmem_region::{Completion, PageIndex, StoreError, Ticket, Version};
+    use farmem_vmem::AddressRange;
 
     use super::*;
 
@@ -374,5 +375,42 @@ mod tests {
         };
         assert!(refuse(|outcome| matches!(outcome, farmem_region::Outcome::Stored)));
         assert!(!refuse(|outcome| matches!(outcome, farmem_region::Outcome::Grown { .. })));
+    }
+
+    /// What the engine asks of the store when a page is touched that was moved to where other memory had been
+    /// unmapped together with what was looked after, by a thread that reports that later. The move comes first,
+    /// or last and is `undone` by the unmapping.
+    fn asks_after_a_late_report(undone: bool) -> bool {
+        let at = |page: usize, pages| AddressRange::pages_from(0x1000_0000 + (page << 12), pages);
+        let (moved, known, unknown) = (at(0, 4), at(16, 4), at(20, 4));
+        let mut simulation = Simulation::new(Setup { seed: 3, steps: 0, plant: Plant::Nothing });
+        simulation.config.slots = SlotPolicy::Identity { base: moved.start() };
+        simulation.config.region_pages = PageCount::new(64);
+        let mut engine = Engine::new(&simulation.config, 2);
+        let Simulation { memory, store, .. } = &mut simulation;
+        memory.finishing = true;
+        let vma = |range| crate::space::Vma { range, registered: true };
+        memory.spaces[0].vmas = vec![vma(moved), vma(known)];
+        let clock = || Nanos::new(0);
+        let mut io = Io { memory: &mut *memory, store: &mut *store, clock: &clock };
+        assert!(engine.adopt_range(&mut io, moved) && engine.adopt_range(&mut io, known));
+        let (page, version) = (PageIndex::new(0), Version::new(1));
+        engine.restore(moved.start(), page, version);
+        memory.spaces[0].vmas = if undone { Vec::new() } else { vec![vma(unknown)] };
+        memory.spaces[0].changing = 1;
+        let mut io = Io { memory: &mut *memory, store: &mut *store, clock: &clock };
+        engine.on_remap(&mut io, SpaceId::OWN, moved, unknown.start());
+        engine.on_unmap(&mut io, SpaceId::OWN, at(16, 8));
+        memory.spaces[0].changing = 0;
+        let mut io = Io { memory: &mut *memory, store: &mut *store, clock: &clock };
+        engine.catch_up(&mut io);
+        engine.on_fault(&mut io, SpaceId::OWN, unknown.start(), false, 1).unwrap();
+        engine.is_awaited()
+    }
+
+    #[test]
+    fn a_late_report_of_an_unmapping_does_not_concern_what_was_moved_there_since() {
+        assert!(asks_after_a_late_report(false));
+        assert!(!asks_after_a_late_report(true));
     }
 }
