@@ -58,6 +58,7 @@ impl Engine {
         }
         // What is reported from now on of memory that was moved away is news.
         self.changes.all_reported();
+        self.forget_past(SpaceId::OWN);
         self.adoption.next_scan = now.plus_micros(SCAN_PERIOD_MICROS);
         self.budget.reset_unexplained();
         self.adoption.unknown = false;

@@ -149,16 +149,6 @@ impl Changes {
         found.map(|at| self.moved_away.swap_remove(at)).is_some()
     }
 
-    /// Whether the change was perhaps made before a move that was heard of before it, to a part of its range.
-    fn may_be_older(&self, space: SpaceId, change: &Change) -> bool {
-        let Change::Unmap(range) = *change else {
-            return false;
-        };
-        let is_second = self.moved_away.contains(&(space, range));
-        !is_second
-            && self.past.iter().any(|past| past.target(space).is_some_and(|to| to.overlaps(range)))
-    }
-
     /// The parts of moves' targets that unmappings which wait are of, too, each such that every change that
     /// waits concerns all of it or nothing.
     fn moved_and_unmapped(&self, space: SpaceId) -> Vec<AddressRange> {
@@ -208,8 +198,7 @@ impl Engine {
             other == space && change.is_concerned_by(&waiting)
         };
         let heard = self.changes.hear(io.memory.readings());
-        let must_wait =
-            !self.is_possible(space, &change) || self.changes.may_be_older(space, &change);
+        let must_wait = !self.is_possible(space, &change) || self.may_be_older(space, &change);
         if must_wait || self.changes.waiting.iter().any(concerned) {
             self.changes.waiting.push_back((space, change, heard));
         } else {
@@ -288,6 +277,22 @@ impl Engine {
             }
             Change::Remove(_) | Change::Unmap(_) => true,
         }
+    }
+
+    /// Whether the change was perhaps made before a move that was heard of before it, to a part of its range. Who
+    /// unmaps nothing known but what was moved there has done so afterwards: else it would not be reported.
+    fn may_be_older(&self, space: SpaceId, change: &Change) -> bool {
+        let Change::Unmap(range) = *change else {
+            return false;
+        };
+        let mut targets = RangeSet::default();
+        let past = self.changes.past.iter().filter_map(|past| past.target(space));
+        past.filter(|to| to.overlaps(range)).for_each(|to| targets.insert(to));
+        if targets.is_empty() || self.changes.moved_away.contains(&(space, range)) {
+            return false;
+        }
+        let known = self.ranges(space).map(|ranges| ranges.inside(range)).unwrap_or_default();
+        known.into_iter().any(|part| targets.gaps(part).iter().any(|gap| !gap.is_empty()))
     }
 
     /// The space is gone: nothing more will be reported.

@@ -136,6 +136,7 @@ impl SimMemory {
             0 => self.drop_pages(thread),
             1 => self.unmap(thread),
             2 | 3 => self.map(),
+            4 if self.random.once_in(3) => self.grow(thread),
             4 => self.remap(thread),
             5 if !self.finishing => self.fork(thread),
             _ => self.access(thread),
@@ -410,6 +411,29 @@ impl SimMemory {
         self.spaces[space].changing += 2;
         let report = Report::Remap { from, to: to.start() };
         self.threads[thread].doing = Doing::Tell { report, then: Then::Unmap { from, to } };
+    }
+
+    /// A mapping becomes larger where it is: mremap does not report that.
+    fn grow(&mut self, thread: usize) {
+        let space = self.threads[thread].space;
+        let Some(vma) = self.some_page(space).and_then(|page| self.spaces[space].vma(page)) else {
+            return;
+        };
+        let more = AddressRange::pages_from(vma.range.end(), 1 + self.random.below(60));
+        let mapped: usize = self.spaces[space].vmas.iter().map(|vma| vma.range.pages()).sum();
+        let is_taken = self.spaces[space].vmas.iter().any(|vma| vma.range.overlaps(more));
+        let mut closed = self.locked.iter().chain(&self.loose);
+        let is_closed = closed.any(|&(other, range)| other == space && range.overlaps(more));
+        if mapped + more.pages() > PAGES_MAX || is_taken || is_closed {
+            return;
+        }
+        self.next_address = self.next_address.max(more.end());
+        self.freed.retain(|&(other, range)| other != space || !range.overlaps(more));
+        for at in &mut self.spaces[space].vmas {
+            if at.range == vma.range {
+                at.range = AddressRange::new(vma.range.start(), more.end());
+            }
+        }
     }
 
     /// The ranges of a space whose contents may go at any moment: a drop of them is announced.

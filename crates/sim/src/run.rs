@@ -378,9 +378,9 @@ mod tests {
     }
 
     /// What the engine asks of the store when a page is touched that was moved to where other memory had been
-    /// unmapped together with what was looked after, by a thread that reports that later. The move comes first,
-    /// or last and is `undone` by the unmapping.
-    fn asks_after_a_late_report(undone: bool) -> bool {
+    /// unmapped together with what was looked after, or not, by a thread that reports that later; and whether memory
+    /// `is_there` then.
+    fn asks_after_a_late_report(together: bool, is_there: bool) -> bool {
         let at = |page: usize, pages| AddressRange::pages_from(0x1000_0000 + (page << 12), pages);
         let (moved, known, unknown) = (at(0, 4), at(16, 4), at(20, 4));
         let mut simulation = Simulation::new(Setup { seed: 3, steps: 0, plant: Plant::Nothing });
@@ -396,11 +396,11 @@ mod tests {
         assert!(engine.adopt_range(&mut io, moved) && engine.adopt_range(&mut io, known));
         let (page, version) = (PageIndex::new(0), Version::new(1));
         engine.restore(moved.start(), page, version);
-        memory.spaces[0].vmas = if undone { Vec::new() } else { vec![vma(unknown)] };
+        memory.spaces[0].vmas = if is_there { vec![vma(unknown)] } else { Vec::new() };
         memory.spaces[0].changing = 1;
         let mut io = Io { memory: &mut *memory, store: &mut *store, clock: &clock };
         engine.on_remap(&mut io, SpaceId::OWN, moved, unknown.start());
-        engine.on_unmap(&mut io, SpaceId::OWN, at(16, 8));
+        engine.on_unmap(&mut io, SpaceId::OWN, if together { at(16, 8) } else { unknown });
         memory.spaces[0].changing = 0;
         let mut io = Io { memory: &mut *memory, store: &mut *store, clock: &clock };
         engine.catch_up(&mut io);
@@ -410,7 +410,9 @@ mod tests {
 
     #[test]
     fn a_late_report_of_an_unmapping_does_not_concern_what_was_moved_there_since() {
-        assert!(asks_after_a_late_report(false));
-        assert!(!asks_after_a_late_report(true));
+        assert!(asks_after_a_late_report(true, true));
+        assert!(!asks_after_a_late_report(true, false));
+        // Nothing else was unmapped: it is what was moved there, and what is there now is new.
+        assert!(!asks_after_a_late_report(false, true));
     }
 }
