@@ -150,7 +150,7 @@ impl Changes {
     }
 
     /// The parts of moves' targets that unmappings which wait are of, too, each such that every change that
-    /// waits concerns all of it or nothing.
+    /// waits, or was made lately, concerns all of it or nothing.
     fn moved_and_unmapped(&self, space: SpaceId) -> Vec<AddressRange> {
         let waiting =
             || self.waiting.iter().filter(|&&(other, ..)| other == space).map(|wait| wait.1);
@@ -161,7 +161,8 @@ impl Changes {
         let past = self.past.iter().filter_map(|past| past.target(space));
         let targets = past.chain(waiting().filter_map(Change::target));
         let both = targets.flat_map(|to| unmapped.iter().map(move |range| range.intersect(to)));
-        let edges: Vec<usize> = waiting().flat_map(Change::edges).collect();
+        let made = self.past.iter().filter_map(|past| past.change_in(space));
+        let edges: Vec<usize> = waiting().chain(made).flat_map(Change::edges).collect();
         let mut parts = Vec::new();
         for part in both.filter(|part| !part.is_empty()) {
             let inside =

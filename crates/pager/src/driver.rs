@@ -34,6 +34,9 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(1);
 /// For so long at most: then the program is stopped rather than left hanging.
 const SHORTAGE_NANOS_MAX: u64 = 10_000_000_000;
 
+/// It is another shortage if none was seen for so long.
+const SHORTAGE_GAP_NANOS: u64 = 1_000_000_000;
+
 /// What has become ready since the last turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready {
@@ -89,8 +92,8 @@ pub struct Pager<S> {
     /// The store has completed something in this turn.
     had_completions: bool,
     retries: Retries,
-    /// Since when there has been no descriptor for a forked child.
-    short_since: Option<Nanos>,
+    /// Since when there has been no descriptor for a forked child, and when that was seen last.
+    short: Option<(Nanos, Nanos)>,
 }
 
 /// When to try again.
@@ -136,7 +139,7 @@ impl<S: PageStore> Pager<S> {
             had_events: false,
             had_completions: false,
             retries: Retries::new(),
-            short_since: None,
+            short: None,
         }
     }
 
@@ -385,7 +388,7 @@ impl<S: PageStore> Pager<S> {
             Err(error) => return Err(error.into()),
         }
         if self.events.iter().any(|event| matches!(event, Event::Fork(_))) {
-            self.short_since = None;
+            self.short = None;
         }
         self.had_events = true;
         let Self { engine, memory, store, events, .. } = self;
@@ -409,8 +412,12 @@ impl<S: PageStore> Pager<S> {
 
     /// Makes room for a forked child's descriptor, whose parent waits.
     fn bear_shortage(&mut self, error: UffdError) -> Result<(), Fatal> {
-        let since = *self.short_since.get_or_insert_with(clock);
-        if clock().since(since) > SHORTAGE_NANOS_MAX {
+        let now = clock();
+        // Whoever wanted to fork may have been killed: then another one is short now.
+        let goes_on = self.short.filter(|(_, last)| now.since(*last) < SHORTAGE_GAP_NANOS);
+        let since = goes_on.map_or(now, |(since, _)| since);
+        self.short = Some((since, now));
+        if now.since(since) > SHORTAGE_NANOS_MAX {
             return Err(error.into());
         }
         self.drop_ended_children();

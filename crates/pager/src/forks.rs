@@ -27,6 +27,10 @@ use crate::ranges::RangeSet;
 use crate::streams::Streams;
 use crate::table::{Detached, Entry, PageTable, Place};
 
+/// Moves of the same memory, one after the other, that are followed back to find out whether a child was forked
+/// before them.
+const CHAIN_MAX: usize = 64;
+
 /// A fork that was reported.
 #[derive(Debug)]
 pub(crate) struct Fork {
@@ -305,6 +309,11 @@ impl Engine {
 }
 
 impl Past {
+    /// The change, if it was one of the space.
+    pub(crate) fn change_in(&self, space: SpaceId) -> Option<Change> {
+        (self.space == space).then_some(self.change)
+    }
+
     /// Where memory of the space was moved to.
     pub(crate) fn target(&self, space: SpaceId) -> Option<AddressRange> {
         self.change.target().filter(|_| self.space == space)
@@ -340,11 +349,13 @@ impl Inheritance {
                         && self.had_come(is_there, range, earlier)
             }
             Change::Remap { from, to } => {
-                let (before, after) = (is_there(&from), is_there(&to));
+                let before = is_there(&from);
                 // MREMAP_DONTUNMAP leaves a mapping at the old place.
-                let freed = earlier.iter().any(|past| past.has_freed(to));
-                let both = after && !freed && !past.vacated;
-                reused(from) || both || !before && self.had_come(is_there, from, earlier)
+                let mut both = || {
+                    let freed = || earlier.iter().any(|past| past.has_freed(to));
+                    !past.vacated && is_there(&to) && !freed()
+                };
+                reused(from) || both() || !before && self.had_come(is_there, from, earlier)
             }
         }
     }
@@ -356,9 +367,28 @@ impl Inheritance {
         range: AddressRange,
         earlier: &[&Past],
     ) -> bool {
-        let is_arrival = |past: &&Past| past.change.target().is_some_and(|to| to.overlaps(range));
-        let arrival = earlier.iter().rposition(is_arrival);
-        arrival.is_none_or(|at| self.had_seen(is_there, earlier[at], &earlier[..at]))
+        let mut range = range;
+        let mut earlier = earlier;
+        for _ in 0..CHAIN_MAX {
+            let is_arrival =
+                |past: &&Past| past.change.target().is_some_and(|to| to.overlaps(range));
+            let Some(at) = earlier.iter().rposition(is_arrival) else {
+                return true;
+            };
+            let arrival = earlier[at];
+            let Some(from) = arrival.change.moved().filter(|_| arrival.vacated) else {
+                // With MREMAP_DONTUNMAP that the old place is there says nothing.
+                return true;
+            };
+            if !self.moved_to.overlapping(from).is_empty() {
+                return true;
+            }
+            if is_there(&from) {
+                return false;
+            }
+            (range, earlier) = (from, &earlier[..at]);
+        }
+        true
     }
 
     /// Undoes a move. The old place `is_there` unless memory was moved there after the fork, too.
